@@ -1,0 +1,139 @@
+"""Make the schema what this code expects, and refuse to work on another.
+
+From ``outlast migrate`` and the roots to the alembic scripts: in the wheel they are
+``engine/_migrations``, in a checkout ``migrations/``.
+"""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateSchema
+
+from engine.core.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
+
+VERSION_TABLE = "schema_version"
+OLDEST_SERVER = 14
+
+T = TypeVar("T")
+
+# Alembic keeps the migration that runs in a module of its own (`alembic.op`), one per process.
+_alembic_in_use = threading.Lock()
+
+
+async def migrate(dsn: str, *, schema: str = "engine") -> None:
+    """Bring the schema to this code's revision, creating it if need be.
+
+    One transaction, under an advisory lock: any number of processes may call this at once, each
+    returns when the schema is as it should be, and a failure leaves it as it was.
+
+    Raises ``SchemaMismatch`` when the schema is newer than this code.
+    """
+    await asyncio.to_thread(_migrate_alone, dsn, schema)
+
+
+async def check(dsn: str, *, schema: str = "engine") -> None:
+    """Raise ``SchemaMismatch`` unless the schema is exactly this code's; needs SELECT only."""
+    found = await revision(dsn, schema=schema)
+    _refuse_unknown(found, schema)
+    if found is None:
+        raise SchemaMismatch(f"schema {schema!r} is not there yet: run 'outlast migrate'")
+    if found != head():
+        raise SchemaMismatch(
+            f"schema {schema!r} is at revision {found}, this code needs {head()}: "
+            "run 'outlast migrate'"
+        )
+
+
+async def revision(dsn: str, *, schema: str = "engine") -> str | None:
+    """The revision that the database's schema has, None when it has not been migrated."""
+    return await _with_connection(dsn, lambda connection: _revision(connection, schema))
+
+
+def head() -> str:
+    """The revision that this code needs."""
+    found = ScriptDirectory(str(scripts())).get_current_head()
+    if found is None:
+        raise ConfigurationError(f"no migrations in {scripts()}: install outlast again")
+    return found
+
+
+def migration_sql(*, schema: str = "engine") -> str:
+    """All of the migration as SQL for an empty schema, to be reviewed and run by hand."""
+    printed = io.StringIO()
+    with _alembic_in_use:
+        command.upgrade(_config(schema, output=printed), "head", sql=True)
+    return printed.getvalue()
+
+
+def scripts() -> Path:
+    """The directory of the migration scripts."""
+    package = Path(__file__).parents[1]
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.with_name("migrations")
+
+
+def _migrate_alone(dsn: str, schema: str) -> None:
+    with _alembic_in_use:
+        asyncio.run(_with_connection(dsn, lambda connection: _upgrade(connection, schema)))
+
+
+def _upgrade(connection: Connection, schema: str) -> None:
+    key = func.hashtextextended(f"outlast migrate {schema}", 0)
+    connection.execute(select(func.pg_advisory_xact_lock(key)))
+    _refuse_unknown(_revision(connection, schema), schema)
+    if not inspect(connection).has_schema(schema):  # asked, since IF NOT EXISTS needs the privilege
+        connection.execute(CreateSchema(schema))
+    command.upgrade(_config(schema, connection=connection), "head")
+
+
+def _revision(connection: Connection, schema: str) -> str | None:
+    options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _refuse_unknown(found: str | None, schema: str) -> None:
+    known = {script.revision for script in ScriptDirectory(str(scripts())).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaMismatch(
+            f"schema {schema!r} is at revision {found}, which this version of outlast does not "
+            f"know (its newest is {head()}): upgrade outlast"
+        )
+
+
+def _config(
+    schema: str, *, connection: Connection | None = None, output: io.StringIO | None = None
+) -> Config:
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    config.attributes.update(schema=schema, connection=connection)
+    return config
+
+
+async def _with_connection(dsn: str, work: Callable[[Connection], T]) -> T:
+    """Do the work in one transaction on a connection of its own."""
+    database = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn), poolclass=NullPool
+    )
+    try:
+        async with database.connect() as connection, connection.begin():
+            version = (connection.dialect.server_version_info or (0,))[0]
+            if int(version) < OLDEST_SERVER:
+                raise ConfigurationError(
+                    f"the server is PostgreSQL {version}: outlast needs {OLDEST_SERVER} or newer"
+                )
+            return await connection.run_sync(work)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
+        raise StorageUnavailable(f"cannot reach or migrate the database: {error}") from error

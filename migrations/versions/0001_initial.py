@@ -1,0 +1,232 @@
+"""initial
+
+Revision ID: 0001
+Revises:
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+TABLES = (
+    "shard_groups",
+    "shards",
+    "runners",
+    "runner_heartbeats",
+    "machine_ids",
+    "envelopes",
+    "inbox",
+    "dedup",
+    "replies",
+    "waiters",
+    "executions",
+    "journal",
+)
+
+QUEUE = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 2000,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+
+
+def upgrade() -> None:
+    schema = op.get_context().version_table_schema
+    make_cluster(schema)
+    make_messages(schema)
+    make_executions(schema)
+
+
+def downgrade() -> None:
+    schema = op.get_context().version_table_schema
+    for table in TABLES:
+        op.drop_table(table, schema=schema)
+
+
+def number(name: str, kind: type[sa.Integer], *, default: int | None = None) -> sa.Column[int]:
+    given = None if default is None else sa.text(str(default))
+    return sa.Column(name, kind(), autoincrement=False, nullable=False, server_default=given)
+
+
+def at(name: str, *, null: bool = False, default: bool = False) -> sa.Column[object]:
+    given = sa.text("clock_timestamp()") if default else None
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=null, server_default=given)
+
+
+def make_cluster(schema: str | None) -> None:
+    op.create_table(
+        "shard_groups",
+        sa.Column("name", sa.Text, primary_key=True),
+        number("group_id", sa.Integer),
+        number("shards", sa.Integer),
+        sa.UniqueConstraint("group_id", name="shard_groups_group_id_key"),
+        schema=schema,
+    )
+    op.create_table(
+        "shards",
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        number("epoch", sa.BigInteger, default=0),
+        sa.Column("runner_id", sa.Uuid),
+        at("acquired_at", null=True),
+        sa.PrimaryKeyConstraint("group_id", "shard"),
+        schema=schema,
+        postgresql_with={"fillfactor": 50},
+    )
+    op.create_table(
+        "runners",
+        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("groups", ARRAY(sa.Text), nullable=False),
+        sa.Column("weight", sa.Float, nullable=False, server_default=sa.text("1")),
+        sa.Column("host", sa.Text, nullable=False),
+        number("pid", sa.Integer),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("types", JSONB, nullable=False),
+        number("machine", sa.SmallInteger),
+        sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.text("false")),
+        at("started_at", default=True),
+        at("died_at", null=True),
+        at("buried_at", null=True),
+        schema=schema,
+    )
+    op.create_table(
+        "runner_heartbeats",
+        sa.Column("runner_id", sa.Uuid, primary_key=True),
+        at("beat_at"),
+        schema=schema,
+        prefixes=["UNLOGGED"],
+        postgresql_with={"fillfactor": 50},
+    )
+    op.create_table(
+        "machine_ids",
+        number("machine", sa.SmallInteger),
+        sa.Column("holder", sa.Uuid, nullable=False),
+        at("expires_at"),
+        sa.PrimaryKeyConstraint("machine"),
+        schema=schema,
+    )
+
+
+def make_messages(schema: str | None) -> None:
+    op.create_table(
+        "envelopes",
+        number("request_id", sa.BigInteger),
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        sa.Column("entity_type", sa.Text, nullable=False),
+        sa.Column("entity_id", sa.Text, nullable=False),
+        sa.Column("tag", sa.Text, nullable=False),
+        number("uninterruptible", sa.SmallInteger, default=0),
+        number("codec", sa.SmallInteger, default=0),
+        sa.Column("reply_execution", sa.BigInteger),
+        sa.Column("reply_group_id", sa.Integer),
+        sa.Column("reply_shard", sa.SmallInteger),
+        at("deliver_at", null=True),
+        sa.Column("key", sa.Text),
+        sa.Column("headers", sa.LargeBinary),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("request_id"),
+        schema=schema,
+    )
+    op.create_table(
+        "inbox",
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+        number("kind", sa.SmallInteger),
+        number("request_id", sa.BigInteger),
+        sa.Column("execution", sa.BigInteger),
+        at("due_at", null=True),
+        sa.PrimaryKeyConstraint("group_id", "shard", "seq"),
+        schema=schema,
+        postgresql_with=QUEUE,
+    )
+    op.create_index(
+        "inbox_due",
+        "inbox",
+        ["group_id", "shard", "due_at"],
+        schema=schema,
+        postgresql_where=sa.text("due_at is not null"),
+    )
+    op.create_table(
+        "dedup",
+        sa.Column("key", sa.Text(collation="C"), primary_key=True),
+        number("request_id", sa.BigInteger),
+        schema=schema,
+    )
+    op.create_table(
+        "replies",
+        number("request_id", sa.BigInteger),
+        number("sequence", sa.Integer),
+        number("kind", sa.SmallInteger),
+        number("codec", sa.SmallInteger, default=0),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("request_id", "sequence"),
+        schema=schema,
+    )
+    op.create_table(
+        "waiters",
+        number("request_id", sa.BigInteger),
+        sa.Column("channel", sa.Text(collation="C"), nullable=False),
+        sa.PrimaryKeyConstraint("request_id", "channel"),
+        schema=schema,
+        prefixes=["UNLOGGED"],
+        postgresql_with=QUEUE,
+    )
+
+
+def make_executions(schema: str | None) -> None:
+    op.create_table(
+        "executions",
+        number("request_id", sa.BigInteger),
+        sa.Column("workflow", sa.Text, nullable=False),
+        sa.Column("execution_id", sa.Text, nullable=False),
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        number("status", sa.SmallInteger),
+        number("run", sa.SmallInteger, default=1),
+        number("version", sa.Integer),
+        sa.Column("parent", sa.BigInteger),
+        at("created_at", default=True),
+        at("started_at", null=True),
+        at("finished_at", null=True),
+        at("wake_at", null=True),
+        sa.Column("waiting", sa.Text),
+        sa.Column("attributes", JSONB),
+        sa.PrimaryKeyConstraint("request_id"),
+        schema=schema,
+        postgresql_with={"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02},
+    )
+    op.create_index(
+        "executions_wake",
+        "executions",
+        ["group_id", "shard", "wake_at"],
+        schema=schema,
+        postgresql_where=sa.text("wake_at is not null"),
+    )
+    op.create_table(
+        "journal",
+        number("execution", sa.BigInteger),
+        number("run", sa.SmallInteger),
+        number("position", sa.Integer),
+        number("kind", sa.SmallInteger),
+        number("outcome", sa.SmallInteger),
+        number("attempt", sa.Integer),
+        number("ordinal", sa.Integer),
+        number("codec", sa.SmallInteger, default=0),
+        number("digest", sa.BigInteger),
+        sa.Column("source", sa.BigInteger),
+        at("at"),
+        at("started_at", null=True),
+        at("due_at", null=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("execution", "run", "position"),
+        schema=schema,
+    )

@@ -1,0 +1,120 @@
+"""The tests' databases.
+
+One server for the whole run: that of ``OUTLAST_TEST_DSN``, else an embedded one that all workers
+share. Each worker migrates a template once; each test that asks for ``dsn`` gets a clone of it.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+from pytest_postgresql import factories
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from engine.embedded import EmbeddedPostgres
+from engine.storage.migrate import migrate
+
+PREFIX = "outlast_test"
+CLONES = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where the test server is, in the words of pytest-postgresql."""
+
+    host: str
+    port: int
+    user: str
+    password: str | None
+    maintenance_dbname: str
+    options: str = ""
+    template_dbname: str | None = None
+
+    @classmethod
+    def at(cls, dsn: str) -> "Server":
+        parts = urlsplit(dsn)
+        return cls(
+            host=parts.hostname or "127.0.0.1",
+            port=parts.port or 5432,
+            user=unquote(parts.username or "postgres"),
+            password=unquote(parts.password) if parts.password else None,
+            maintenance_dbname=parts.path.lstrip("/") or "postgres",
+        )
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The server that this run uses."""
+    if dsn := os.environ.get("OUTLAST_TEST_DSN"):
+        yield Server.at(dsn)
+    else:
+        with EmbeddedPostgres(Path(__file__).parents[1], durable=False) as embedded:
+            yield Server.at(embedded.dsn)
+
+
+@pytest.fixture(scope="session")
+def server_dsn(server: Server) -> str:
+    """The server's maintenance database, for tests that end sessions or watch statistics."""
+    return _dsn(server, server.maintenance_dbname)
+
+
+def _load_schema(
+    *, host: str, port: int, user: str, dbname: str, password: str, **_: object
+) -> None:
+    server = Server(host=host, port=port, user=user, password=password, maintenance_dbname=dbname)
+    asyncio.run(migrate(_dsn(server, dbname)))
+
+
+template = factories.postgresql_noproc(
+    depends_on="server", dbname=f"{PREFIX}_{os.getpid()}_", load=[_load_schema]
+)
+
+
+@pytest.fixture
+def dsn(template: NoopExecutor) -> Iterator[str]:
+    """A database of this test's own, migrated (schema ``engine``) and empty."""
+    yield from _database(template, template.template_dbname)
+
+
+@pytest.fixture
+def empty_dsn(server: Server) -> Iterator[str]:
+    """A database of this test's own without the engine's schema."""
+    yield from _database(server, None)
+
+
+def _database(server: Server | NoopExecutor, template: str | None) -> Iterator[str]:
+    name = f"{PREFIX}_{os.getpid()}_{next(CLONES)}"
+    janitor = DatabaseJanitor(
+        user=server.user,
+        host=server.host,
+        port=server.port,
+        password=server.password,
+        dbname=name,
+        template_dbname=template,
+        maintenance_dbname=server.maintenance_dbname,
+    )
+    with janitor:
+        yield _dsn(server, name)
+
+
+def _dsn(server: Server | NoopExecutor, database: str) -> str:
+    login = quote(server.user)
+    if server.password:
+        login += f":{quote(server.password)}"
+    return f"postgresql://{login}@{server.host}:{server.port}/{database}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_settings_of_the_shell() -> Iterator[None]:
+    """Tests say what they mean: no ``OUTLAST_…`` or ``PG…`` variable of the developer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("OUTLAST_", "PG"))]:
+            if name not in {"OUTLAST_TEST_DSN", "OUTLAST_PG_BIN"}:
+                patch.delenv(name)
+        yield
