@@ -1,0 +1,218 @@
+"""Which shards this runner ought to own, and the steps from there to owning them.
+
+Follows the views of ``membership`` through ``assignment``; moves shards through a ``ShardHost``
+(``delivery``), whose locks decide: this loop only ever asks.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+from engine.cluster.assignment import Candidate, assign
+from engine.cluster.backoff import Backoff
+from engine.cluster.view import Electorate, View
+from engine.core.ids import ShardId
+
+logger = logging.getLogger(__name__)
+
+
+class ShardHost(Protocol):
+    """Who serves the shards: holds their locks, reads their inboxes, runs their entities."""
+
+    def owned(self) -> frozenset[ShardId]:
+        """The shards whose locks are held here now, also while they are being released."""
+        ...
+
+    async def acquire(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        """Take those that are free: lock, bump the epoch, read the inbox; which they were."""
+        ...
+
+    async def release(self, shards: Collection[ShardId]) -> None:
+        """Stop intake, drain, flush, unlock. Shards not owned (any more) are passed over."""
+        ...
+
+
+class Views(Protocol):
+    """What this loop needs of ``Membership``."""
+
+    @property
+    def view(self) -> View | None: ...
+    @property
+    def accepting(self) -> bool: ...
+    def watch(self, watcher: Callable[[View], None]) -> None: ...
+    def refresh(self) -> None: ...
+
+
+class Ownership:
+    """Brings the owned shards to the wanted ones: its share of each group, by the latest view.
+
+    A shard is acquired as soon as it is wanted, and asked for again while somebody else holds its
+    lock: at once when topology rings, else after ``retry`` doubling up to ``poll``. A shard is
+    released when two views, one after the other, have the same electorate and neither gives it to
+    this runner. While ``views.accepting`` is false nothing moves. Leaving the context releases all
+    that ``host`` still owns.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: ShardHost,
+        views: Views,
+        groups: Sequence[str],
+        shards_in: Callable[[str], int],
+        ring_topology: Callable[[], None],
+        retry: timedelta = timedelta(milliseconds=50),
+        poll: timedelta = timedelta(seconds=5),
+    ) -> None:
+        self._host = host
+        self._views = views
+        self._share = _Share(groups=groups, shards_in=shards_in)
+        self._ring_topology = ring_topology
+        self._acquiring = Backoff(initial=retry, maximum=poll)
+        self._handing_over = Backoff(initial=retry, maximum=poll)
+        self._group = asyncio.TaskGroup()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._failing = False
+        self._electorate: Electorate | None = None
+        self._settled = False
+        self._moving: frozenset[ShardId] = frozenset()
+
+    @property
+    def wanted(self) -> frozenset[ShardId]:
+        """What the latest view gives to this runner."""
+        return self._share.shards
+
+    def poke(self) -> None:
+        """Look again now: shards were lost with their lane, or may have become free."""
+        self._acquiring.reset()
+        self._wake.set()
+
+    def topology_rung(self) -> None:
+        """Runners came or went, or shards were released: look again, and get a newer view."""
+        self._views.refresh()
+        self.poke()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._views.watch(self._viewed)
+        if self._views.view is not None:
+            self._viewed(self._views.view)
+        self._group.create_task(self._follow())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = True
+        self._wake.set()
+        await self._group.__aexit__(None, None, None)
+
+    def _viewed(self, view: View) -> None:
+        self._settled = view.electorate == self._electorate
+        self._electorate = view.electorate
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        while not self._stopping:
+            delay: float | None
+            try:
+                delay = await self._reconcile()
+                self._failing = False
+            except Exception as error:
+                if not self._failing:
+                    logger.warning("shards cannot be moved now; trying again", exc_info=error)
+                self._failing = True
+                self._acquiring.failed()
+                delay = self._acquiring.wait
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            self._wake.clear()
+        await self._hand_over(self._host.owned() - self._moving)
+
+    async def _reconcile(self) -> float | None:
+        """One step towards the wanted shards; seconds until the next, None when nothing is open."""
+        view = self._views.view
+        if view is None or not self._views.accepting or not view.serving:
+            return None
+        if self._share.follow(view):
+            self._acquiring.reset()
+        delays = [self._give_away(self._share.shards), await self._take(self._share.shards)]
+        return min((delay for delay in delays if delay is not None), default=None)
+
+    def _give_away(self, wanted: frozenset[ShardId]) -> float | None:
+        surplus = self._host.owned() - wanted - self._moving
+        if not surplus:
+            return None
+        if not self._settled:
+            self._views.refresh()
+            return None
+        if self._handing_over.wait > 0:
+            return self._handing_over.wait
+        # In a task of its own: a shard is given away when its running steps have ended, and others
+        # are to be acquired meanwhile.
+        self._moving |= surplus
+        self._group.create_task(self._hand_over(surplus))
+        return None
+
+    async def _take(self, wanted: frozenset[ShardId]) -> float | None:
+        missing = wanted - self._host.owned() - self._moving
+        if not missing:
+            self._acquiring.reset()
+            return None
+        if self._acquiring.wait > 0:
+            return self._acquiring.wait
+        # Before the statement, so that a ring that comes during it is not forgotten.
+        self._acquiring.failed()
+        got = await self._host.acquire(missing)
+        if got:
+            logger.info("acquired shards", extra={"acquired": len(got), "asked": len(missing)})
+        return self._acquiring.wait if missing - got else None
+
+    async def _hand_over(self, shards: frozenset[ShardId]) -> None:
+        if not shards:
+            return
+        self._moving |= shards
+        try:
+            await self._host.release(shards)
+            logger.info("released shards", extra={"released": len(shards)})
+            self._handing_over.reset()
+        except Exception as error:
+            logger.warning("shards could not be released", exc_info=error)
+            self._handing_over.failed()
+        finally:
+            self._moving -= shards
+            self._ring_topology()
+            self._wake.set()
+
+
+class _Share:
+    """One runner's share of every group it serves, assigned anew when the electorate changes."""
+
+    def __init__(self, *, groups: Sequence[str], shards_in: Callable[[str], int]) -> None:
+        self._groups = groups
+        self._shards_in = shards_in
+        self._electorate: Electorate | None = None
+        self.shards: frozenset[ShardId] = frozenset()
+
+    def follow(self, view: View) -> bool:
+        """Take over a view; whether the share is another now."""
+        if view.electorate == self._electorate:
+            return False
+        before = self.shards
+        self._electorate = view.electorate
+        self.shards = frozenset[ShardId]().union(*(self._of(view, group) for group in self._groups))
+        return self.shards != before
+
+    def _of(self, view: View, group: str) -> set[ShardId]:
+        candidates = [Candidate(id=row.id, weight=row.weight) for row in view.candidates(group)]
+        shards = [ShardId(group, number) for number in range(1, self._shards_in(group) + 1)]
+        return {shard for shard, owner in assign(shards, candidates).items() if owner == view.me}

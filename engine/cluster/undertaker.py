@@ -1,0 +1,122 @@
+"""Bury dead peers in the order that a takeover demands, and finish what another burier left.
+
+Works for ``heartbeat``, on its thread and its ``Registry``, between two beats. What it tells lets
+``membership`` ring the topology, so that the peers acquire the freed shards at once.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from engine.cluster.backoff import Backoff
+from engine.cluster.judge import Judge
+from engine.cluster.view import View
+from engine.core.clock import monotonic
+from engine.core.ids import RunnerId
+from engine.storage.protocol import Registry
+
+logger = logging.getLogger(__name__)
+
+
+class Undertaker:
+    """Marks a condemned peer dead, which one peer wins; then ends its sessions until none is left.
+
+    Every peer also looks for takeovers that somebody began and did not finish: at its own start,
+    soon after a runner has gone from its view, and now and then. Two that finish the same one do
+    no harm.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: RunnerId,
+        taken_over: Callable[[RunnerId], None],
+        interval: timedelta,
+        ttl: timedelta,
+    ) -> None:
+        self._me = me
+        self._taken_over = taken_over
+        self._interval = interval.total_seconds()
+        self._ttl = ttl
+        self._judge = Judge(interval=interval, ttl=ttl)
+        self._takeovers: dict[RunnerId, _Takeover] = {}
+        self._known: frozenset[RunnerId] = frozenset()
+        self._audit_due = 0.0
+
+    @property
+    def wait(self) -> float:
+        """Seconds until ``proceed`` has something to do."""
+        waits = (takeover.pace.wait for takeover in self._takeovers.values())
+        return min(waits, default=float("inf"))
+
+    async def look(self, registry: Registry, view: View, *, server_up: timedelta) -> None:
+        """Judge the peers by a fresh view, bury the condemned, and audit when it is time to."""
+        for peer in self._judge.condemn(view, server_up=server_up):
+            if await registry.bury(peer, by=self._me, ttl=self._ttl):
+                logger.warning(
+                    "a runner gave no sign of life and was declared dead", extra=self._extra(peer)
+                )
+                self._begin(peer)
+        if self._audit_is_due(view):
+            for dead in await registry.unburied():
+                self._begin(dead)
+
+    async def proceed(self, registry: Registry) -> bool:
+        """End sessions of the dead; whether the last session of one has ended."""
+        freed = False
+        for dead, takeover in list(self._takeovers.items()):
+            if takeover.pace.wait > 0:
+                continue
+            left = await registry.end_sessions(dead)
+            if left == 0:
+                # INVARIANT takeover-order: marked dead, then no session left, only then rung.
+                del self._takeovers[dead]
+                self._taken_over(dead)
+                freed = True
+            else:
+                takeover.pace.failed()
+                self._complain(dead, takeover, left)
+        return freed
+
+    def _audit_is_due(self, view: View) -> bool:
+        present = frozenset(row.id for row in view.runners)
+        if self._known - present:
+            # Whoever buried it gets an interval to finish by himself.
+            self._audit_due = min(self._audit_due, view.received + self._interval)
+        self._known = present
+        if view.received < self._audit_due:
+            return False
+        self._audit_due = view.received + self._ttl.total_seconds() * random.uniform(1.0, 1.5)
+        return True
+
+    def _begin(self, dead: RunnerId) -> None:
+        if dead not in self._takeovers and dead != self._me:
+            self._takeovers[dead] = _Takeover()
+
+    def _complain(self, dead: RunnerId, takeover: "_Takeover", left: int) -> None:
+        if takeover.reported or monotonic() - takeover.since < self._ttl.total_seconds():
+            return
+        takeover.reported = True
+        logger.error(
+            "the sessions of a dead runner do not end, so its shards stay without an owner;"
+            " runners must share a login role, or be members of pg_signal_backend",
+            extra=self._extra(dead) | {"sessions": left},
+        )
+
+    def _extra(self, peer: RunnerId) -> dict[str, object]:
+        return {"runner": str(self._me), "peer": str(peer)}
+
+
+@dataclass(slots=True)
+class _Takeover:
+    """A dead runner whose sessions have not been seen to end."""
+
+    since: float = field(default_factory=monotonic)
+    pace: Backoff = field(
+        default_factory=lambda: Backoff(
+            initial=timedelta(milliseconds=10), maximum=timedelta(seconds=1)
+        )
+    )
+    reported: bool = False
