@@ -8,11 +8,13 @@ import asyncio
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
+from psycopg.sql import SQL, Identifier
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -55,7 +57,33 @@ def server() -> Iterator[Server]:
         yield Server.at(dsn)
     else:
         with EmbeddedPostgres(Path(__file__).parents[1], durable=False) as embedded:
-            yield Server.at(embedded.dsn)
+            found = Server.at(embedded.dsn)
+            _drop_what_killed_runs_left(found)
+            yield found
+
+
+def _drop_what_killed_runs_left(server: Server) -> None:
+    """Databases carry the process id of their run; on our own server we know which have ended."""
+    with psycopg.connect(_dsn(server, "postgres"), autocommit=True) as connection:
+        names = connection.execute(
+            "select datname from pg_database where datname like %s", [f"{PREFIX}%"]
+        ).fetchall()
+        for (name,) in names:
+            if not _is_alive(int(name.removeprefix(PREFIX).split("_")[1])):
+                quoted = Identifier(name)
+                with suppress(psycopg.errors.Error):  # another worker drops it as well
+                    connection.execute(SQL("alter database {} is_template false").format(quoted))
+                    connection.execute(SQL("drop database {} with (force)").format(quoted))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @pytest.fixture(scope="session")
