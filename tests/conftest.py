@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 from pytest_postgresql import factories
