@@ -17,15 +17,17 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, inspect, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-from engine.core.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
+from engine.core.errors import ConfigurationError, SchemaMismatch
+from engine.storage.outage import Address, unavailable
 
 VERSION_TABLE = "schema_version"
 OLDEST_SERVER = 14
+CONNECT_SECONDS = 10
 
 T = TypeVar("T")
 
@@ -39,7 +41,8 @@ async def migrate(dsn: str, *, schema: str = "engine") -> None:
     One transaction, under an advisory lock: any number of processes may call this at once, each
     returns when the schema is as it should be, and a failure leaves it as it was.
 
-    Raises ``SchemaMismatch`` when the schema is newer than this code.
+    Raises ``SchemaMismatch`` when the schema is newer than this code, ``ConfigurationError`` when
+    the DSN or the server cannot work, ``StorageUnavailable`` when it cannot be reached.
     """
     await asyncio.to_thread(_migrate_alone, dsn, schema)
 
@@ -124,16 +127,28 @@ def _config(
 
 async def _with_connection(dsn: str, work: Callable[[Connection], T]) -> T:
     """Do the work in one transaction on a connection of its own."""
+    address = Address.of(dsn)
     database = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn), poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda: _connect(dsn, address), poolclass=NullPool
     )
     try:
-        async with database.connect() as connection, connection.begin():
+        async with database.begin() as connection:
             version = (connection.dialect.server_version_info or (0,))[0]
             if int(version) < OLDEST_SERVER:
                 raise ConfigurationError(
-                    f"the server is PostgreSQL {version}: outlast needs {OLDEST_SERVER} or newer"
+                    f"the server at {address} is PostgreSQL {version}:"
+                    f" outlast needs {OLDEST_SERVER} or newer"
                 )
             return await connection.run_sync(work)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
-        raise StorageUnavailable(f"cannot reach or migrate the database: {error}") from error
+    except DBAPIError as error:
+        cause = error.orig.__cause__ if error.orig else None
+        raise unavailable(cause or error, address) from error
+
+
+async def _connect(dsn: str, address: Address) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        raise ConfigurationError(f"the DSN cannot be read: {error}") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise unavailable(error, address) from error

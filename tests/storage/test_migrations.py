@@ -1,6 +1,7 @@
 """The migrations make exactly the tables, once, whoever runs them."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from engine.core.errors import SchemaMismatch, StorageUnavailable
+from engine.core.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from engine.storage.migrate import VERSION_TABLE, check, head, migrate, migration_sql, revision
 from engine.storage.tables import metadata_for
 
@@ -164,6 +165,23 @@ async def test_a_migrated_schema_passes(dsn: str) -> None:
     assert await revision(dsn) == head()
 
 
+async def test_a_dsn_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="DSN"):
+        await migrate("postgresql://postgres@127.0.0.1:port/postgres")
+
+
+async def test_a_login_that_may_not_create_the_schema_is_told_so(empty_dsn: str) -> None:
+    role = f"mere_client_{os.getpid()}"
+    connection = await asyncpg.connect(empty_dsn)
+    await connection.execute(f"create role {role} login")
+    try:
+        with pytest.raises(StorageUnavailable, match="may not do this"):
+            await migrate(empty_dsn.replace("//postgres@", f"//{role}@"))
+    finally:
+        await connection.execute(f"drop role {role}")
+        await connection.close()
+
+
 async def test_a_server_that_is_down_is_named() -> None:
-    with pytest.raises(StorageUnavailable, match="cannot reach"):
+    with pytest.raises(StorageUnavailable, match=r"127\.0\.0\.1:1/postgres cannot be reached"):
         await migrate("postgresql://postgres@127.0.0.1:1/postgres")
