@@ -1,0 +1,114 @@
+"""The doorbell of the in-memory storage: hints between processes that share an event loop.
+
+Rung by ``client`` and ``cluster`` after their commits; heard by the listeners of the process that
+owns the shard or waits for the reply, never within the call that rings.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from engine.core.ids import ShardId, Snowflake
+from engine.storage.memory_database import Hearer, MemoryDatabase
+from engine.storage.memory_lane import MemoryLane
+from engine.storage.protocol import DoorbellListener
+
+
+class MemoryDoorbell:
+    """One process's doorbell. Without ``notifications`` it neither rings nor hears anything."""
+
+    def __init__(self, database: MemoryDatabase, *, notifications: bool) -> None:
+        self._database = database
+        self._notifications = notifications
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[DoorbellListener] = []
+        self._shards: set[ShardId] = set()
+        self._replies: set[Snowflake] = set()
+        self._topology = False
+        self._sending = False
+
+    @property
+    def healthy(self) -> bool:
+        return self._notifications and self._loop is not None and self._database.available
+
+    def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._notifications:
+            self._database.hearers[self] = None
+
+    def close(self) -> None:
+        self._database.forget(self)
+        self._loop = None
+
+    def watch(self, requests: Iterable[Snowflake]) -> None:
+        if self._notifications and self._loop is not None:
+            self._database.watch(requests, self)
+
+    def listen(self, listener: DoorbellListener) -> None:
+        self._listeners.append(listener)
+
+    # --- ringing --------------------------------------------------------------------------------
+
+    def ring_shards(self, shards: Iterable[ShardId]) -> None:
+        self._shards.update(shards)
+        self._send_soon()
+
+    def ring_replies(self, requests: Iterable[Snowflake]) -> None:
+        self._replies.update(requests)
+        self._send_soon()
+
+    def ring_topology(self) -> None:
+        self._topology = True
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        if self._loop is not None and not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        shards, self._shards = self._shards, set()
+        replies, self._replies = self._replies, set()
+        topology, self._topology = self._topology, False
+        self._sending = False
+        if not self.healthy:
+            return
+        owned: defaultdict[Hearer, list[ShardId]] = defaultdict(list)
+        for shard in sorted(shards & self._database.shards.keys()):
+            holder = self._database.shards[shard].holder
+            if isinstance(holder, MemoryLane):
+                owned[holder.doorbell].append(shard)
+        for hearer, rung in owned.items():
+            hearer.hear_shards(rung)
+        for hearer, ended in self._database.waiters(replies).items():
+            hearer.hear_replies(ended)
+        if topology:
+            for hearer in list(self._database.hearers):
+                hearer.hear_topology()
+
+    # --- hearing --------------------------------------------------------------------------------
+
+    def hear_shards(self, shards: Sequence[ShardId]) -> None:
+        if self.healthy:
+            for listener in self._listeners:
+                listener.shards_rung(shards)
+
+    def hear_replies(self, requests: Sequence[Snowflake]) -> None:
+        if self.healthy:
+            for listener in self._listeners:
+                listener.replies_rung(requests)
+
+    def hear_topology(self) -> None:
+        if self.healthy:
+            for listener in self._listeners:
+                listener.topology_rung()
+
+    def hear_restored(self) -> None:
+        """Told by the database, from wherever it was broken: pass it on in a turn of its own."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon(self._restored)
+
+    def _restored(self) -> None:
+        if self.healthy:
+            for listener in self._listeners:
+                listener.doorbell_restored()

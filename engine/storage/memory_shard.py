@@ -1,0 +1,111 @@
+"""One shard of the in-memory database: who owns it, what it has to deliver, who sleeps on it.
+
+Changed by ``memory_database`` and locked by ``memory_lane``. Rows and sleepers are kept in the
+order they are asked for, so that a sweep looks at what it returns and at nothing else.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.storage.protocol import InboxKind
+
+_LAST = Snowflake(1 << 63)
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRow:
+    """A row of the table ``inbox``."""
+
+    shard: ShardId
+    seq: int
+    kind: InboxKind
+    request_id: Snowflake
+    execution: Snowflake | None
+    due_at: datetime | None
+
+
+class MemoryShard:
+    """A row of ``shards`` with its part of ``inbox`` and of the index on ``executions.wake_at``.
+
+    ``holder`` has the shard's lock. ``fences`` counts the user transactions that hold its row: as
+    long as there are any, nobody else can take the shard.
+    """
+
+    __slots__ = (
+        "_later",
+        "_ready",
+        "_rows",
+        "_wakes",
+        "acquired_at",
+        "epoch",
+        "fences",
+        "holder",
+        "id",
+        "runner",
+    )
+
+    def __init__(self, id: ShardId) -> None:
+        self.id = id
+        self.epoch = 0
+        self.runner: RunnerId | None = None
+        self.acquired_at: datetime | None = None
+        self.holder: object | None = None
+        self.fences = 0
+        self._rows: dict[int, MemoryRow] = {}
+        self._ready: dict[int, MemoryRow] = {}
+        self._later: list[tuple[datetime, int]] = []
+        self._wakes: list[tuple[datetime, Snowflake]] = []
+
+    def add(self, row: MemoryRow) -> None:
+        self._rows[row.seq] = row
+        if row.due_at is None:
+            self._ready[row.seq] = row
+        else:
+            insort(self._later, (row.due_at, row.seq))
+
+    def remove(self, seq: int) -> MemoryRow | None:
+        """Delete a row; None when it is not there."""
+        row = self._rows.pop(seq, None)
+        if row is not None and self._ready.pop(seq, None) is None and row.due_at is not None:
+            del self._later[bisect_left(self._later, (row.due_at, seq))]
+        return row
+
+    def ready(self, now: datetime, in_flight: Collection[int]) -> Iterator[MemoryRow]:
+        """The rows due by now that are not in flight, in order of ``seq``."""
+        self._promote(now)
+        return (row for seq, row in self._ready.items() if seq not in in_flight)
+
+    def sleep(self, execution: Snowflake, wake_at: datetime) -> None:
+        insort(self._wakes, (wake_at, execution))
+
+    def wake(self, execution: Snowflake, wake_at: datetime) -> None:
+        """Forget what ``sleep`` was told."""
+        del self._wakes[bisect_left(self._wakes, (wake_at, execution))]
+
+    def due(
+        self, until: datetime, resident: Collection[Snowflake]
+    ) -> Iterator[tuple[datetime, Snowflake]]:
+        """Who is to be woken by then and is not resident, the longest overdue first."""
+        end = bisect_right(self._wakes, (until, _LAST))
+        return (wake for wake in self._wakes[:end] if wake[1] not in resident)
+
+    def next_due(self, until: datetime, resident: Collection[Snowflake]) -> datetime:
+        """When the first row not due yet, or sleeper to be woken after ``until``, will be due."""
+        row = self._later[0][0] if self._later else NEVER
+        for position in range(bisect_right(self._wakes, (until, _LAST)), len(self._wakes)):
+            wake_at, execution = self._wakes[position]
+            if execution not in resident:
+                return min(row, wake_at)
+        return row
+
+    def _promote(self, now: datetime) -> None:
+        """Move the rows that have become due among those that are ready."""
+        end = bisect_right(self._later, (now, _LAST))
+        if end:
+            self._ready.update((seq, self._rows[seq]) for _, seq in self._later[:end])
+            self._ready = dict(sorted(self._ready.items()))
+            del self._later[:end]
