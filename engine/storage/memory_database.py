@@ -119,6 +119,12 @@ class MemoryDatabase:
             ids = [ShardId(name, number) for number in range(1, shards + 1)]
             self.shards.update((each, MemoryShard(each)) for each in ids)
 
+    def disown(self, runner: RunnerId) -> None:
+        """Say that the shards of a runner that is gone are nobody's."""
+        for shard in self.shards.values():
+            if shard.runner == runner:
+                shard.runner = None
+
     # --- the doorbell ---------------------------------------------------------------------------
 
     def watch(self, requests: Iterable[Snowflake], hearer: Hearer) -> None:
@@ -131,14 +137,10 @@ class MemoryDatabase:
             del self._waiters[request_id][hearer]
 
     def waiters(self, requests: Iterable[Snowflake]) -> Mapping[Hearer, list[Snowflake]]:
-        """Who waits for which of these. Those who wait for a request that has ended are told now,
-        for the last time."""
+        """Who waits for which of these. To be told again, they have to register again."""
         found: defaultdict[Hearer, list[Snowflake]] = defaultdict(list)
         for request_id in sorted(requests):
-            hearers = self._waiters.get(request_id, {})
-            if self.rows.ended(request_id):
-                self._waiters.pop(request_id, None)
-            for hearer in hearers:
+            for hearer in self._waiters.pop(request_id, {}):
                 found[hearer].append(request_id)
         return found
 

@@ -126,10 +126,11 @@ class MemoryLane:
         self.terminate()
 
     def _free(self, shard_id: ShardId) -> bool:
-        """Whether it can be taken: unlocked, and no user transaction of its last owner is open."""
+        """Whether it can be taken: by a runner that lives, unlocked, and without an open user
+        transaction of its last owner."""
         shard = self._database.shards.get(shard_id)
         me = self._database.runners.get(self.runner)
-        alive = me is None or me.died_at is None
+        alive = me is not None and me.died_at is None
         return alive and shard is not None and shard.holder is None and not shard.fences
 
     def _take(self, shard_id: ShardId) -> int:

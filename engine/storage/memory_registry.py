@@ -62,6 +62,7 @@ class MemoryRegistry:
             if me is not None and me.died_at is None:
                 now = self._database.clock.now()
                 self._database.runners[runner] = replace(me, died_at=now)
+                self._database.disown(runner)
 
     async def bury(self, runner: RunnerId, *, by: RunnerId, ttl: timedelta) -> bool:
         await self._travel()
@@ -89,6 +90,7 @@ class MemoryRegistry:
                 return sum(session.runner == runner for session in self._database.sessions)
             self._database.end_sessions(runner)
             self._database.unburied.discard(runner)
+            self._database.disown(runner)
             return 0
 
     async def close(self) -> None:

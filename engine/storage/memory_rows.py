@@ -256,7 +256,7 @@ class MemoryRows:
         due = heapq.merge(*(shard.due(until, resident) for shard in swept))
         rows = list(islice(ready, limit + 1))
         wakes = list(islice(due, limit + 1))
-        next_due = min((each.next_due(until, resident) for each in swept), default=NEVER)
+        next_due = min((each.next_due(until) for each in swept), default=NEVER)
         return Sweep(
             rows=[self._inbox_row(row) for row in rows[:limit]],
             due=[execution for _, execution in wakes[:limit]],

@@ -93,14 +93,11 @@ class MemoryShard:
         end = bisect_right(self._wakes, (until, _LAST))
         return (wake for wake in self._wakes[:end] if wake[1] not in resident)
 
-    def next_due(self, until: datetime, resident: Collection[Snowflake]) -> datetime:
+    def next_due(self, until: datetime) -> datetime:
         """When the first row not due yet, or sleeper to be woken after ``until``, will be due."""
         row = self._later[0][0] if self._later else NEVER
-        for position in range(bisect_right(self._wakes, (until, _LAST)), len(self._wakes)):
-            wake_at, execution = self._wakes[position]
-            if execution not in resident:
-                return min(row, wake_at)
-        return row
+        next_wake = bisect_right(self._wakes, (until, _LAST))
+        return min(row, self._wakes[next_wake][0]) if next_wake < len(self._wakes) else row
 
     def _promote(self, now: datetime) -> None:
         """Move the rows that have become due among those that are ready."""
