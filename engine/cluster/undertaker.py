@@ -14,6 +14,7 @@ from engine.cluster.backoff import Backoff
 from engine.cluster.judge import Judge
 from engine.cluster.view import View
 from engine.core.clock import monotonic
+from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry
 
@@ -69,15 +70,19 @@ class Undertaker:
         for dead, takeover in list(self._takeovers.items()):
             if takeover.pace.wait > 0:
                 continue
-            left = await registry.end_sessions(dead)
-            if left == 0:
-                # INVARIANT takeover-order: marked dead, then no session left, only then rung.
-                del self._takeovers[dead]
-                self._taken_over(dead)
-                freed = True
-            else:
-                takeover.pace.failed()
-                self._complain(dead, takeover, left)
+            takeover.pace.failed()
+            try:
+                left = await registry.end_sessions(dead)
+            except StorageUnavailable as error:  # a heartbeat that fails too will say so itself
+                self._complain(dead, takeover, error)
+                continue
+            if left:
+                self._complain(dead, takeover, f"{left} sessions are left")
+                continue
+            # INVARIANT takeover-order: marked dead, then no session left, only then rung.
+            del self._takeovers[dead]
+            self._taken_over(dead)
+            freed = True
         return freed
 
     def _audit_is_due(self, view: View) -> bool:
@@ -95,14 +100,15 @@ class Undertaker:
         if dead not in self._takeovers and dead != self._me:
             self._takeovers[dead] = _Takeover()
 
-    def _complain(self, dead: RunnerId, takeover: "_Takeover", left: int) -> None:
+    def _complain(self, dead: RunnerId, takeover: "_Takeover", why: object) -> None:
         if takeover.reported or monotonic() - takeover.since < self._ttl.total_seconds():
             return
         takeover.reported = True
         logger.error(
-            "the sessions of a dead runner do not end, so its shards stay without an owner;"
+            "the sessions of a dead runner do not end, so its shards stay without an owner (%s);"
             " runners must share a login role, or be members of pg_signal_backend",
-            extra=self._extra(dead) | {"sessions": left},
+            why,
+            extra=self._extra(dead),
         )
 
     def _extra(self, peer: RunnerId) -> dict[str, object]:
