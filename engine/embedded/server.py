@@ -27,6 +27,7 @@ from engine.embedded.account import Account
 START_SECONDS = 60.0
 ATTENTION_SECONDS = 0.5
 LONGEST_SOCKET_DIRECTORY = 80
+LARGE_LOG = 1_000_000
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +131,12 @@ class _Server:
             return 0
 
     def _wait_until_ready(self) -> None:
-        launched = self._launch_unless_kept()
         deadline = time.monotonic() + START_SECONDS
+        launches = int(self._launch_unless_kept())
         while not self._accepts():
             time.sleep(0.05)
-            vacant = not self._is_kept()
-            if vacant and not launched:
-                launched = self._launch_unless_kept()
-            elif vacant or time.monotonic() > deadline:
+            launches += self._launch_unless_kept()
+            if launches > 1 or time.monotonic() > deadline:
                 raise StorageUnavailable(
                     "the embedded PostgreSQL did not start; set OUTLAST_DSN to use a server of "
                     f"your own, or see {self.home / 'server.log'}:\n{self._last_words()}"
@@ -151,13 +150,6 @@ class _Server:
             except (OSError, StorageUnavailable) as error:
                 log.warning("embedded server not restarted", extra={"reason": str(error)})
 
-    def _is_kept(self) -> bool:
-        lock = self._account.open(self.home / "keeper")
-        try:
-            return not keeper.locked_exclusively(lock)
-        finally:
-            os.close(lock)
-
     def _launch_unless_kept(self) -> bool:
         """Start a keeper if there is none, and hand it the lock that says that there is one."""
         lock = self._account.open(self.home / "keeper")
@@ -167,9 +159,7 @@ class _Server:
             keeper.stop_leftover(self.home / "data")
             programs = binaries.reachable(self._programs, account=self._account, store=self._store)
             self._create_data(programs)
-            log_file = self._account.open(self.home / "server.log")
-            os.truncate(log_file, 0)
-            os.close(log_file)
+            self._prepare_log()
             order = keeper.Order(
                 home=str(self.home),
                 postgres=str(programs / "postgres"),
@@ -200,6 +190,12 @@ class _Server:
             options += [] if self._durable else ["--no-sync"]
             self._run(programs / "initdb", f"--pgdata={draft}", *options)
             draft.rename(data)
+
+    def _prepare_log(self) -> None:
+        descriptor = self._account.open(self.home / "server.log")
+        if os.fstat(descriptor).st_size > LARGE_LOG:
+            os.truncate(descriptor, 0)
+        os.close(descriptor)
 
     def _settings(self) -> dict[str, str]:
         fits = len(os.fsencode(self.home)) <= LONGEST_SOCKET_DIRECTORY

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from engine.core.errors import ConfigurationError
+from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.embedded import EmbeddedPostgres, account, binaries
 from tests.eventually import eventually
 
@@ -326,6 +326,17 @@ def test_a_wrong_directory_of_binaries_is_named(
 
     with pytest.raises(ConfigurationError, match=f"OUTLAST_PG_BIN names {tmp_path}"):
         EmbeddedPostgres(tmp_path).start()
+
+
+async def test_a_server_that_cannot_start_says_why(project: Project) -> None:
+    user = project.user()
+    dsn, home = user.joined()
+    user.leave()
+    await eventually(lambda: stopped(dsn) and not (home / "data" / "postmaster.pid").exists())
+    (home / "data" / "global" / "pg_control").unlink()
+
+    with pytest.raises(StorageUnavailable, match=r"OUTLAST_DSN[\s\S]*pg_control"):
+        EmbeddedPostgres(project.path, durable=False).start()
 
 
 def test_outside_its_block_it_has_no_address(tmp_path: Path) -> None:
