@@ -1,0 +1,1 @@
+"""Who handles a message: shards and their owners, delivery, mailboxes, entities."""

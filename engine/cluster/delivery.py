@@ -1,0 +1,285 @@
+"""From a lane's inbox to whoever handles the message, and from a commit to whoever waits for it.
+
+A sweep's rows come in from ``storage.lane``; they go to the host of their execution or of their
+entity type. After a commit, what it finished and what it sent goes on from here: to futures and
+shards of this process directly, to all others by the doorbell.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from engine.cluster.shard import OwnedShard
+from engine.core.clock import Alarm, Clock
+from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.core.reply import ReplyKind
+from engine.storage.lane import Lane
+from engine.storage.protocol import (
+    Commit,
+    Doorbell,
+    Flushed,
+    InboxKind,
+    InboxRow,
+    SaveOutcome,
+    SaveRequest,
+    Sweep,
+)
+
+log = logging.getLogger(__name__)
+
+
+class MessageHost(Protocol):
+    """Handles the messages of one entity type, or of all executions.
+
+    ``deliver`` must not block. ``drop`` cancels all of a shard's work at once, since the shard is
+    lost; ``drain`` lets running work end for a while, then cancels it, since the shard is being
+    given away. Afterwards nothing of the shard is left in the host.
+    """
+
+    def deliver(self, shard: OwnedShard, row: InboxRow) -> None: ...
+    def drop(self, shard: OwnedShard) -> None: ...
+    async def drain(self, shard: OwnedShard) -> None: ...
+
+
+class ExecutionsHost(MessageHost, Protocol):
+    """The host of executions can also be told that a suspended one is due."""
+
+    def wake(self, executions: Sequence[Snowflake]) -> None: ...
+    def resident(self, shard: OwnedShard) -> Collection[Snowflake]: ...
+
+
+class Delivery:
+    """The shards this runner owns, over all its lanes."""
+
+    def __init__(
+        self,
+        *,
+        runner: RunnerId,
+        clock: Clock,
+        doorbell: Doorbell,
+        finished: Callable[[Snowflake, ReplyKind, bytes], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.lanes: list[Lane] = []
+        self.shards: dict[ShardId, OwnedShard] = {}
+        self._runner = runner
+        self._clock = clock
+        self._doorbell = doorbell
+        self._finished = finished
+        self._lost = lost
+        self._hosts: dict[str, MessageHost] = {}
+        self._executions: ExecutionsHost | None = None
+        self._parked: dict[str, dict[int, OwnedShard]] = defaultdict(dict)
+        self._alarm: Alarm | None = None
+        self._alarm_at: datetime | None = None
+
+    # --- registration -------------------------------------------------------------------------
+
+    def serve_executions(self, host: ExecutionsHost) -> None:
+        self._executions = host
+
+    def serve_entity(self, entity_type: str, host: MessageHost) -> None:
+        """Route the type's messages to ``host``, those that waited for it too."""
+        self._hosts[entity_type] = host
+        self.unpark(entity_type)
+
+    def unpark(self, name: str) -> None:
+        """Read again what waited for an entity type or workflow that is served from now on."""
+        parked = self._parked.pop(name, {})
+        for seq, shard in parked.items():
+            shard.in_flight.discard(seq)
+        self.ring({shard.id for shard in parked.values()})
+
+    # --- ownership (the ShardHost of cluster.ownership) ---------------------------------------
+
+    def owned(self) -> frozenset[ShardId]:
+        return frozenset(self.shards)
+
+    async def acquire(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        """Lock, bump the epochs, then read the inboxes; gives those acquired."""
+        by_lane: dict[Lane, list[ShardId]] = defaultdict(list)
+        for shard in shards:
+            if shard not in self.shards:
+                by_lane[self.lanes[shard.number % len(self.lanes)]].append(shard)
+        gotten = await asyncio.gather(*(self._acquire(lane, ids) for lane, ids in by_lane.items()))
+        return frozenset().union(*gotten)
+
+    async def _acquire(self, lane: Lane, shards: Sequence[ShardId]) -> Collection[ShardId]:
+        epochs = await lane.acquire(shards)
+        taken = {id: epoch for id, epoch in epochs.items() if lane.shards.get(id) == epoch}
+        for id, epoch in taken.items():
+            self.shards[id] = OwnedShard(id=id, epoch=epoch, lane=lane, runner=self._runner)
+        lane.ring(taken.keys())
+        return taken.keys()
+
+    async def release(self, shards: Collection[ShardId]) -> None:
+        """Stop intake, drain, flush, unlock."""
+        owned = [self.shards[id] for id in shards if id in self.shards]
+        for shard in owned:
+            shard.accepting = False
+        await asyncio.gather(
+            *(host.drain(shard) for shard in owned for host in self._all_hosts())
+        )
+        by_lane: dict[Lane, list[OwnedShard]] = defaultdict(list)
+        for shard in owned:
+            if shard.alive:
+                by_lane[shard.lane].append(shard)
+        await asyncio.gather(
+            *(lane.release([s.id for s in held]) for lane, held in by_lane.items())
+        )
+        for shard in owned:
+            self._forget(shard)
+
+    def drop_all(self) -> None:
+        """This runner was declared dead: nothing of it may go on."""
+        for lane in self.lanes:
+            lane.terminate()
+        for shard in list(self.shards.values()):
+            self._drop(shard)
+
+    # --- the lanes' sink ------------------------------------------------------------------------
+
+    def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]:
+        return [seq for id in shards if (s := self.shards.get(id)) for seq in s.in_flight]
+
+    def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]:
+        host = self._executions
+        if host is None:
+            return []
+        return [e for id in shards if (s := self.shards.get(id)) for e in host.resident(s)]
+
+    def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
+        for row in sweep.rows:
+            self.deliver(row)
+        if sweep.due and self._executions is not None:
+            self._executions.wake(sweep.due)
+        if sweep.next_due is not None:
+            self.due_at(sweep.next_due)
+
+    def lane_lost(self, lane: Lane) -> None:
+        lost = [s for s in self.shards.values() if s.lane is lane]
+        for shard in lost:
+            self._drop(shard)
+        if lost:
+            log.warning(
+                "lost a lane; its shards' work stops here",
+                extra={"lane": lane.index, "shards": len(lost), "runner": str(self._runner)},
+            )
+        self._lost()
+
+    # --- rows in --------------------------------------------------------------------------------
+
+    def deliver(self, row: InboxRow) -> None:
+        """Hand a row to its host, unless it is in hand already or not for this runner now."""
+        shard = self.shards.get(row.shard)
+        if shard is None or not shard.accepting or row.seq in shard.in_flight:
+            return
+        shard.in_flight.add(row.seq)
+        if row.execution is not None and self._executions is not None:
+            self._executions.deliver(shard, row)
+            return
+        entity_type = row.envelope.address.entity_type
+        host = self._hosts.get(entity_type) if row.execution is None else None
+        if host is None:
+            self.park(entity_type, shard, row.seq)
+        else:
+            host.deliver(shard, row)
+
+    def park(self, entity_type: str, shard: OwnedShard, seq: int) -> None:
+        """Keep a row whose type nobody serves here: it waits for a registration or an owner."""
+        parked = self._parked[entity_type]
+        if not parked:
+            log.warning(
+                "messages wait for a type that is not registered here",
+                extra={"entity_type": entity_type, "runner": str(self._runner)},
+            )
+        parked[seq] = shard
+
+    def due_at(self, when: datetime) -> None:
+        """Something of an owned shard is due then: sweep at that time."""
+        if self._alarm_at is not None and self._alarm_at <= when:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._clock.call_at(when, self._due)
+
+    def _due(self) -> None:
+        self._alarm = self._alarm_at = None
+        for lane in self.lanes:
+            lane.ring_all()
+
+    def ring(self, shards: Collection[ShardId]) -> Collection[ShardId]:
+        """Sweep those of the shards that are owned here; gives the others."""
+        others: list[ShardId] = []
+        for id in shards:
+            shard = self.shards.get(id)
+            if shard is None:
+                others.append(id)
+            else:
+                shard.lane.ring((id,))
+        return others
+
+    # --- commits out ----------------------------------------------------------------------------
+
+    def committed(self, shard: OwnedShard, commit: Commit, flushed: Flushed) -> None:
+        """After a flush: forget what it settled, wake who waits, hand on what it sent."""
+        shard.in_flight.difference_update(commit.settled)
+        exits = [r for r in commit.replies if r.kind is not ReplyKind.CHUNK]
+        elsewhere: list[ShardId] = []
+        for reply in exits:
+            self._finished(reply.request_id, reply.kind, reply.payload)
+            seq = flushed.replies.get(reply.request_id)
+            if reply.reply_to is not None and seq is not None:
+                elsewhere.extend(self.ring((reply.reply_to.shard,)))
+        if exits:
+            self._doorbell.ring_replies([reply.request_id for reply in exits])
+        for request in commit.requests:
+            saved = flushed.requests[request.envelope.request_id]
+            if saved.outcome is SaveOutcome.CREATED and saved.seq is not None:
+                self._hand_on(shard, request, saved.seq, elsewhere)
+        if elsewhere:
+            self._doorbell.ring_shards(elsewhere)
+
+    def _hand_on(
+        self, sender: OwnedShard, request: SaveRequest, seq: int, elsewhere: list[ShardId]
+    ) -> None:
+        """Deliver from memory what the same lane wrote; another lane may have swept the row, and
+        even settled it, before this commit was noticed here, so that one is asked to sweep."""
+        target = self.shards.get(request.envelope.address.shard)
+        plain = request.execution is None and request.target is None
+        if target is not None and target.lane is sender.lane and plain:
+            if request.envelope.deliver_at is None:
+                self.deliver(
+                    InboxRow(
+                        seq=seq,
+                        kind=InboxKind.REQUEST,
+                        shard=target.id,
+                        envelope=request.envelope,
+                    )
+                )
+            else:
+                self.due_at(request.envelope.deliver_at)
+        else:
+            elsewhere.extend(self.ring((request.envelope.address.shard,)))
+
+    def _all_hosts(self) -> list[MessageHost]:
+        hosts: list[MessageHost] = list(self._hosts.values())
+        return hosts if self._executions is None else [*hosts, self._executions]
+
+    def _drop(self, shard: OwnedShard) -> None:
+        self._forget(shard)
+        for host in self._all_hosts():
+            host.drop(shard)
+
+    def _forget(self, shard: OwnedShard) -> None:
+        shard.alive = False
+        shard.accepting = False
+        if self.shards.get(shard.id) is shard:
+            del self.shards[shard.id]
+        for parked in self._parked.values():
+            for seq in [seq for seq, owner in parked.items() if owner is shard]:
+                del parked[seq]

@@ -1,0 +1,167 @@
+"""Entity handles: typed as the entity, but every call becomes a message.
+
+Made by clients and by workflow bodies, which differ only in the ``Caller`` behind the handle.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from engine.cluster.entity import Entity
+from engine.cluster.rpc import HANDLE, RpcDefinition, rpc_of
+from engine.core.envelope import EnvelopeRequest, ReplyTo, dedup_key
+from engine.core.errors import ConfigurationError, NotRegistered
+from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
+from engine.core.names import entity_id
+
+E = TypeVar("E", bound=Entity)
+_KEY_LIMIT = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntityCall:
+    """One call on a handle, before it has a request id."""
+
+    entity: type[Entity]
+    id: str
+    rpc: RpcDefinition
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    deliver_at: datetime | None = None
+    key: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.entity.name}.{self.rpc.name}"
+
+    def envelope(
+        self,
+        request_id: Snowflake,
+        *,
+        shards_in: Callable[[str], int],
+        payload: bytes,
+        reply_to: ReplyTo | None = None,
+    ) -> EnvelopeRequest:
+        """The request to store; ``payload`` is the encoded arguments."""
+        group = self.entity.shard_group
+        return EnvelopeRequest(
+            request_id=request_id,
+            address=EntityAddress(
+                shard_of(group, shards_in(group), self.entity.name, self.id),
+                EntityType(self.entity.name),
+                EntityId(self.id),
+            ),
+            tag=self.rpc.name,
+            payload=payload,
+            uninterruptible=self.rpc.uninterruptible,
+            deliver_at=self.deliver_at,
+            key=self._dedup_key(),
+            reply_to=reply_to,
+        )
+
+    def _dedup_key(self) -> str | None:
+        key = self.key
+        if key is None and self.rpc.key is not None:
+            key = self.rpc.key(*self.args, **self.kwargs)
+        if key is None:
+            return None
+        text = f"{len(self.id)}.{self.id}/{key}"
+        if len(text) > 2 * _KEY_LIMIT:
+            text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        return dedup_key("rpc", self.name, text)
+
+
+Caller = Callable[[EntityCall], Coroutine[Any, Any, Any]]
+
+
+class Handle:
+    """What stands behind a handle object: where it points, its options, and who sends."""
+
+    __slots__ = ("_caller", "_entity", "deliver_at", "id", "key")
+
+    def __init__(
+        self,
+        entity: type[Entity],
+        id: str,
+        caller: Caller,
+        *,
+        deliver_at: datetime | None = None,
+        key: str | None = None,
+    ) -> None:
+        self._entity = entity
+        self.id = entity_id(id, what=f"the id of a {entity.name}")
+        self._caller = caller
+        self.deliver_at = deliver_at
+        self.key = key
+
+    def prepare(
+        self, rpc: RpcDefinition, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> EntityCall:
+        return EntityCall(
+            entity=self._entity,
+            id=self.id,
+            rpc=rpc,
+            args=args,
+            kwargs=kwargs,
+            deliver_at=self.deliver_at,
+            key=self.key,
+        )
+
+    def call(
+        self, rpc: RpcDefinition, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Coroutine[Any, Any, Any]:
+        return self._caller(self.prepare(rpc, args, kwargs))
+
+
+def entity_handle(
+    entity: type[E],
+    id: str,
+    caller: Caller,
+    *,
+    deliver_at: datetime | None = None,
+    key: str | None = None,
+) -> E:
+    """An object typed as the entity whose handlers send instead of run."""
+    handle = Handle(entity, id, caller, deliver_at=deliver_at, key=key)
+    stand_in = object.__new__(_handle_class(entity))
+    stand_in.__dict__[HANDLE] = handle
+    return cast(E, stand_in)
+
+
+def call_on_handle(
+    method: Callable[..., Awaitable[object]], args: tuple[object, ...], kwargs: dict[str, object]
+) -> EntityCall:
+    """The call that a handle's bound method would make, for ``tell`` and its like."""
+    owner = getattr(method, "__self__", None)
+    rpc = rpc_of(method)
+    handle = None if owner is None else owner.__dict__.get(HANDLE)
+    if rpc is None or not isinstance(handle, Handle):
+        raise ConfigurationError(
+            f"{method!r} is not a handler of an entity handle;"
+            " pass a bound method, as in client.tell(client.entity(Stock, 'sku-1').release, ...)"
+        )
+    return handle.prepare(rpc, args, kwargs)
+
+
+@lru_cache(maxsize=1024)
+def _handle_class(entity: type[Entity]) -> type[Entity]:
+    if not (isinstance(entity, type) and issubclass(entity, Entity)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"{entity!r} is not an Entity class; define it as class X(Entity)")
+
+    def guarded(self: Any, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("__") or rpc_of(value) is not None:
+            return value
+        raise NotRegistered(
+            f"{entity.__name__}.{name} is not marked @rpc, so it cannot be reached from outside;"
+            " mark the method @rpc, or add a handler that returns what you need"
+        )
+
+    return type(entity)(
+        f"{entity.__name__}Handle",
+        (entity,),
+        {"name": entity.name, "__module__": entity.__module__, "__getattribute__": guarded},
+    )

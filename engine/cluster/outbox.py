@@ -1,0 +1,116 @@
+"""Requests on their way out of a process, batched as they come.
+
+From clients and from ``sharding``; on to ``Storage.save`` and, after the commit, the doorbell. One
+save is in flight at most; what is asked meanwhile is the next batch.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from engine.core.errors import StorageUnavailable
+from engine.core.ids import Snowflake, SnowflakeGenerator
+from engine.storage.protocol import Saved, SaveOutcome, SaveRequest, Storage
+
+_BATCH = 500
+
+
+class Outbox:
+    """Saves requests in their senders' order and rings the owners of their shards.
+
+    ``ring`` is told of each stored request after its commit.
+    """
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        ids: SnowflakeGenerator,
+        ring: Callable[[SaveRequest], None] | None = None,
+    ) -> None:
+        self._storage = storage
+        self._ids = ids
+        self._ring = ring or (lambda request: storage.doorbell.ring_shards([request.envelope.address.shard]))
+        self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
+        self._wake = asyncio.Event()
+        self._group = asyncio.TaskGroup()
+        self._leasing = asyncio.Lock()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._group.create_task(self._run(), name="outbox")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._closing = True
+        self._wake.set()
+        await self._group.__aexit__(None, None, None)
+        if self._ids.lease is not None:
+            try:
+                await self._storage.release_machine(self._ids.lease)
+            except (StorageUnavailable, TimeoutError, OSError):
+                return  # the lease runs out by itself
+
+    async def next_id(self) -> Snowflake:
+        """A request id, leasing a machine id when there is none or little is left of it."""
+        try:
+            return self._ids.next()
+        except StorageUnavailable:
+            async with self._leasing:
+                self._ids.renew(await self._storage.lease_machine(self._ids.lease))
+            return self._ids.next()
+
+    async def save(self, request: SaveRequest) -> Saved:
+        """Store one request; returns after its commit. A caller that is cancelled meanwhile does
+        not know whether it was stored."""
+        if self._closing:
+            raise StorageUnavailable("this client is closed; open a new one")
+        answer: asyncio.Future[Saved] = asyncio.get_running_loop().create_future()
+        self._queue.append((request, answer))
+        self._wake.set()
+        return await answer
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+            await self._save(batch)
+
+    async def _save(self, batch: list[tuple[SaveRequest, asyncio.Future[Saved]]]) -> None:
+        try:
+            saved = await self._storage.save([request for request, _ in batch])
+        except Exception as error:  # the callers get it, the loop goes on
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (request, answer), outcome in zip(batch, saved, strict=True):
+            if outcome.outcome is SaveOutcome.BLOCKED:
+                self._group.create_task(self._save_patiently(request, answer))
+            else:
+                self._answer(request, answer, outcome)
+
+    async def _save_patiently(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> None:
+        try:
+            (outcome,) = await self._storage.save([request], patient=True)
+        except Exception as error:
+            if not answer.done():
+                answer.set_exception(error)
+            return
+        self._answer(request, answer, outcome)
+
+    def _answer(self, request: SaveRequest, answer: asyncio.Future[Saved], saved: Saved) -> None:
+        if saved.outcome is SaveOutcome.CREATED:
+            self._ring(request)
+        if not answer.done():
+            answer.set_result(saved)
+
+
+Send = Callable[[SaveRequest], Awaitable[Saved]]

@@ -1,0 +1,51 @@
+"""The only place that reads the system's clocks.
+
+``SystemClock`` follows the database's time (``align``) on a monotonic base, so that a step of the
+machine's clock moves nothing; ``storage`` aligns it with each heartbeat. Everything above takes a
+``Clock``; tests hand in a virtual one.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Alarm(Protocol):
+    """A callback that waits for its time."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time as the engine sees it. ``now`` is aware UTC; ``call_at`` runs on the host loop."""
+
+    def now(self) -> datetime: ...
+
+    def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm: ...
+
+
+class SystemClock:
+    """The database's time, carried on by the monotonic clock between two alignments."""
+
+    __slots__ = ("_base",)
+
+    def __init__(self) -> None:
+        self._base = datetime.now(UTC) - timedelta(seconds=time.monotonic())
+
+    def now(self) -> datetime:
+        return self._base + timedelta(seconds=time.monotonic())
+
+    def align(self, *, database: datetime, sent: float, received: float) -> None:
+        """Take over the database's time, read between two readings of ``monotonic`` (seconds)."""
+        self._base = database - timedelta(seconds=(sent + received) / 2)
+
+    def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm:
+        delay = max(0.0, (when - self.now()).total_seconds())
+        return asyncio.get_running_loop().call_later(delay, callback)
+
+
+def monotonic() -> float:
+    """Seconds of the process's monotonic clock, for measuring durations."""
+    return time.monotonic()

@@ -1,0 +1,207 @@
+"""User values to bytes and back: JSON by pydantic, one cached adapter per type and signature.
+
+Above this module values have types; below it, in ``storage``, they are bytes. Nothing in stored
+data ever names a class to load.
+"""
+
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Generic, NotRequired, Required, TypeVar
+
+from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+from typing_extensions import TypedDict
+
+from engine.core.errors import ConfigurationError, InvalidPayload
+
+T = TypeVar("T")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class ValueCodec(Generic[T]):
+    """Encodes and decodes values of one annotated type. ``what`` names it in errors."""
+
+    __slots__ = ("_adapter", "_plain", "what")
+
+    def __init__(self, annotation: object, *, what: str) -> None:
+        self.what = what
+        self._adapter = _adapter(annotation, what)
+        self._plain = annotation if annotation in _PLAIN else type(None)
+
+    def encode(self, value: T) -> bytes:
+        """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
+        try:
+            return self._adapter.dump_json(value, warnings="error")
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(
+                f"{self.what} cannot be encoded: {_first_line(error)};"
+                " annotate it with the type it has, or return plain JSON or a pydantic model"
+            ) from error
+
+    def decode(self, payload: bytes) -> T:
+        """The value; ``InvalidPayload`` naming the field when the bytes do not validate."""
+        try:
+            return self._adapter.validate_json(payload)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
+
+    def validate(self, value: object) -> T:
+        """The value as its type; ``InvalidPayload`` naming the field when it does not fit."""
+        try:
+            return self._adapter.validate_python(value)
+        except (ValidationError, RecursionError) as error:
+            raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
+
+    def settle(self, value: T) -> tuple[bytes, T]:
+        """Encode a value and give back what a replay will decode, so that both runs see the same."""
+        payload = self.encode(value)
+        if value is None or type(value) is self._plain:
+            return payload, value
+        return payload, self.decode(payload)
+
+
+class Signature:
+    """The parameters of a step or handler, encoded as one JSON object by name.
+
+    ``skip`` leading parameters (``self``, a transaction) are not part of it.
+    """
+
+    __slots__ = ("_adapter", "_bind", "_names", "_spread", "_words", "result", "what")
+
+    def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
+        self.what = what
+        hints = _hints(function, what)
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+        self._bind = inspect.Signature(parameters)
+        self._spread = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+        self._words = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+        simple = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+        self._names = [p.name for p in parameters] if simple else None
+        fields = {p.name: _field(p, hints.get(p.name, Any)) for p in parameters}
+        shape = TypedDict("Arguments", fields)  # type: ignore[operator]
+        shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
+        self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
+        returned = hints.get("return", Any)
+        self.result: ValueCodec[Any] = ValueCodec(
+            _item(returned) if inspect.isasyncgenfunction(function) else returned,
+            what=f"the result of {what}",
+        )
+
+    def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
+        """Arguments by name, defaults left out; ``TypeError`` as Python's own call would raise."""
+        names = self._names
+        if names is not None and not kwargs and len(args) == len(names):
+            return dict(zip(names, args, strict=True))
+        return dict(self._bind.bind(*args, **kwargs).arguments)
+
+    def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
+        """The call as JSON bytes, not validated; ``InvalidPayload`` when it has no JSON form."""
+        try:
+            return self._adapter.dump_json(self.bind(args, kwargs), warnings=False)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(
+                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
+            ) from error
+
+    def validated(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
+        """As ``encode``, after validating each argument; errors name the argument."""
+        try:
+            bound = self._adapter.validate_python(self.bind(args, kwargs))
+        except (ValidationError, RecursionError) as error:
+            raise InvalidPayload(
+                f"the arguments of {self.what} do not validate: {_fields(error)}"
+            ) from error
+        try:
+            return self._adapter.dump_json(bound, warnings=False)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(
+                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
+            ) from error
+
+    def decode(self, payload: bytes) -> tuple[list[object], dict[str, object]]:
+        """Positional and keyword arguments for the call; ``InvalidPayload`` naming the field."""
+        try:
+            named = self._adapter.validate_json(payload)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(
+                f"the arguments of {self.what} do not validate: {_fields(error)}"
+            ) from error
+        if not self._spread and not self._words:
+            return [], named
+        bound = inspect.BoundArguments(self._bind, named)  # type: ignore[arg-type]
+        return list(bound.args), dict(bound.kwargs)
+
+
+def digest(payload: bytes) -> int:
+    """64 bits of a payload, as a signed integer: enough to notice that arguments changed."""
+    return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest(), "big", signed=True)
+
+
+def same_json(one: bytes, other: bytes) -> bool:
+    """Whether two payloads say the same, whatever their key order and spacing."""
+    if one == other:
+        return True
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _field(parameter: inspect.Parameter, annotation: Any) -> Any:
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return NotRequired[list[annotation]]
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return NotRequired[dict[str, annotation]]
+    if parameter.default is parameter.empty:
+        return Required[annotation]
+    return NotRequired[annotation]
+
+
+def _item(annotation: Any) -> Any:
+    items = typing.get_args(annotation)
+    return items[0] if items else Any
+
+
+def _hints(function: Callable[..., object], what: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigurationError(
+            f"the annotations of {what} cannot be resolved: {error};"
+            " import the types it names at the top of its module, not under TYPE_CHECKING"
+        ) from error
+
+
+@lru_cache(maxsize=4096)
+def _hashable_adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def _adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
+    try:
+        try:
+            return _hashable_adapter(annotation)
+        except TypeError:
+            return TypeAdapter(annotation)
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
+        raise ConfigurationError(
+            f"{what} has a type that JSON cannot carry: {_first_line(error)};"
+            " use plain JSON types, dataclasses, TypedDicts or pydantic models"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _fields(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return _first_line(error)
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc']) or 'value'}: {each['msg']}" for each in found[:5]
+    )

@@ -1,0 +1,160 @@
+"""Every error the engine raises on purpose. Each message says what to do.
+
+    EngineError
+    ├── ConfigurationError        a setting, definition or registration that cannot work
+    ├── SchemaMismatch            the database's schema is missing, older or newer than this code
+    ├── NotRegistered             nothing serves that workflow, entity or method
+    ├── NotFound                  no such execution, request or runner
+    ├── InvalidPayload            a value that cannot be encoded or does not validate
+    ├── PayloadConflict           the same key with another payload
+    ├── FailureError              something that ran elsewhere ended with an error: ``.error``
+    │   ├── ExecutionFailed       … an execution that was joined
+    │   ├── RequestFailed         … an entity's handler that was called
+    │   └── StepFailed            … a step, inside a workflow's body
+    │       └── StepTimedOut      … because its time ran out (also a ``TimeoutError``)
+    ├── ExecutionInterrupted      the execution was interrupted: ``.reason``
+    ├── ExecutionTerminated       the execution was terminated: ``.reason``
+    ├── UpdateRejected            an update's validator refused it
+    ├── NonDeterminism            a replay met code that asks for something else
+    ├── MailboxFull               a volatile message met a full mailbox
+    ├── OwnershipLost             a write of an earlier owner, refused
+    └── StorageUnavailable        the database cannot be reached or refused the work
+
+Time-outs are the built-in ``TimeoutError``.
+"""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDetails:
+    """An exception as it is stored: what a joiner in another process gets to see."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    details: object = None
+    cause: "ErrorDetails | None" = None
+
+    @classmethod
+    def of(cls, error: BaseException, depth: int = 8) -> Self:
+        """Describe an exception and, ``depth`` deep, what caused it."""
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if isinstance(error, FailureError) and cause is None:
+            inner: ErrorDetails | None = error.error
+        else:
+            inner = cls.of(cause, depth - 1) if cause is not None and depth > 0 else None
+        return cls(
+            type=type(error).__qualname__,
+            message=str(error),
+            traceback="".join(traceback.format_tb(error.__traceback__)),
+            details=getattr(error, "details", None),
+            cause=inner,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class EngineError(Exception):
+    """The root of the engine's own errors."""
+
+
+class ConfigurationError(EngineError):
+    """A setting, definition or registration that cannot work; the message names the fix."""
+
+
+class SchemaMismatch(EngineError):
+    """The database's schema does not fit this code."""
+
+
+class NotRegistered(EngineError):
+    """No runner serves that workflow, entity or method."""
+
+
+class NotFound(EngineError):
+    """No such execution, request or runner."""
+
+
+class InvalidPayload(EngineError):
+    """A value that cannot be encoded, or stored bytes that do not validate."""
+
+
+class PayloadConflict(EngineError):
+    """A key that is taken was used again with another payload."""
+
+
+class FailureError(EngineError):
+    """Work that ran elsewhere ended with an exception."""
+
+    def __init__(self, message: str, error: ErrorDetails) -> None:
+        super().__init__(message)
+        self.error = error
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str, ErrorDetails]]:
+        return type(self), (str(self), self.error)
+
+
+class ExecutionFailed(FailureError):
+    """The execution that was joined ended with an exception."""
+
+
+class RequestFailed(FailureError):
+    """The entity's handler that was called ended with an exception."""
+
+
+class StepFailed(FailureError):
+    """A step of this workflow ended with an exception, after all its attempts."""
+
+
+class StepTimedOut(StepFailed, TimeoutError):
+    """A step of this workflow ran out of time, after all its attempts."""
+
+
+class ExecutionInterrupted(EngineError):
+    """The execution was interrupted before it had a result."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the execution was interrupted")
+        self.reason = reason
+
+
+class ExecutionTerminated(EngineError):
+    """The execution was terminated before it had a result."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the execution was terminated")
+        self.reason = reason
+
+
+class UpdateRejected(EngineError):
+    """The update's validator refused it; nothing of it was recorded."""
+
+
+class NonDeterminism(EngineError):
+    """A replay met code that asks for something else than its journal holds."""
+
+    def __init__(self, *, expected: str, found: str, where: str) -> None:
+        super().__init__(
+            f"the journal holds {expected}, but the code now {found} ({where});"
+            " restore the code this execution began with, or guard the change with"
+            " self.patched(...): it goes on by itself on a runner whose code fits"
+        )
+        self.expected = expected
+        self.found = found
+        self.where = where
+
+
+class MailboxFull(EngineError):
+    """A volatile message met a full mailbox."""
+
+
+class OwnershipLost(EngineError):
+    """A late write of an owner whose session is gone: refused, never sent again."""
+
+
+class StorageUnavailable(EngineError):
+    """The database cannot be reached, or refused the work for a reason of its own."""

@@ -1,0 +1,61 @@
+"""One row of an execution's journal: something that happened to its body, in the order it saw it.
+
+Written by ``workflow.execution`` through the owner's lane; read by replay and by people.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from engine.core.ids import Snowflake
+
+
+class JournalKind(IntEnum):
+    """What happened."""
+
+    STEP = 1
+    """An activity, transaction or call ended: the body got its result or error."""
+    ATTEMPT = 2
+    """An attempt of a step failed and another follows at ``due_at``; the body saw nothing."""
+    TIMER = 3
+    """A timer fired; ``due_at`` is its deadline."""
+    RESOLVED = 4
+    """A deferred was resolved or rejected from outside."""
+    CALL = 5
+    """A request to an entity left; ``source`` is its request id. Its reply is a STEP."""
+    INTERRUPT = 6
+    """Somebody asked the execution to end early; the payload is the reason."""
+
+
+class Outcome(IntEnum):
+    """How it ended."""
+
+    OK = 0
+    FAILED = 1
+    CANCELLED = 2
+    TIMED_OUT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRow:
+    """One event. (execution, run, position) is its key; positions grow, with gaps allowed.
+
+    ``name`` and ``ordinal`` say which step, timer or deferred of the body it belongs to, ``digest``
+    what that was called with. ``at`` is the workflow's clock from this event on; ``started_at``
+    when the step's first attempt began. ``source`` is the request it came from or went out as.
+    """
+
+    execution: Snowflake
+    run: int
+    position: int
+    kind: JournalKind
+    name: str
+    ordinal: int
+    at: datetime
+    attempt: int = 1
+    outcome: Outcome = Outcome.OK
+    digest: int = 0
+    started_at: datetime | None = None
+    due_at: datetime | None = None
+    source: Snowflake | None = None
+    payload: bytes = b""

@@ -1,0 +1,150 @@
+"""An answer as it travels: chunks of a stream, and the one exit that ends a request.
+
+Made by ``cluster`` and ``workflow``; stored by ``storage``; awaited by clients.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import assert_never
+
+from engine.core.errors import ErrorDetails, InvalidPayload
+from engine.core.ids import Snowflake
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """The handler returned; ``value`` is its encoded result."""
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The handler raised."""
+
+    error: ErrorDetails
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The request was interrupted (or, for an execution, terminated) before it had a result."""
+
+    reason: str = ""
+    terminated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """The request could not be handled at all: undecodable, or delivered in vain too often."""
+
+    error: ErrorDetails
+
+
+Exit = Success | Failure | Interrupted | Defect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyChunk:
+    """One element of a stream. Sequences start at 0 and have no gaps."""
+
+    request_id: Snowflake
+    sequence: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyWithExit:
+    """The end of a request."""
+
+    request_id: Snowflake
+    exit: Exit
+
+
+Reply = ReplyChunk | ReplyWithExit
+
+
+class ReplyKind(IntEnum):
+    """How a stored reply is to be read."""
+
+    CHUNK = 0
+    SUCCESS = 1
+    FAILURE = 2
+    INTERRUPTED = 3
+    TERMINATED = 4
+    DEFECT = 5
+
+
+def encode_exit(exit: Exit) -> tuple[ReplyKind, bytes]:
+    """The kind and bytes an exit is stored as."""
+    match exit:
+        case Success(value):
+            return ReplyKind.SUCCESS, value
+        case Failure(error):
+            return ReplyKind.FAILURE, encode_error(error)
+        case Interrupted(reason, terminated):
+            kind = ReplyKind.TERMINATED if terminated else ReplyKind.INTERRUPTED
+            return kind, json.dumps(reason).encode()
+        case Defect(error):
+            return ReplyKind.DEFECT, encode_error(error)
+        case _:
+            assert_never(exit)
+
+
+def decode_exit(kind: ReplyKind, payload: bytes) -> Exit:
+    """The exit that was stored; ``InvalidPayload`` when the bytes are not of its kind."""
+    match kind:
+        case ReplyKind.SUCCESS:
+            return Success(payload)
+        case ReplyKind.FAILURE:
+            return Failure(decode_error(payload))
+        case ReplyKind.INTERRUPTED | ReplyKind.TERMINATED:
+            return Interrupted(_text(payload), terminated=kind is ReplyKind.TERMINATED)
+        case ReplyKind.DEFECT:
+            return Defect(decode_error(payload))
+        case ReplyKind.CHUNK:
+            raise InvalidPayload("a stored chunk was read as an exit; the replies table is damaged")
+        case _:
+            assert_never(kind)
+
+
+def encode_error(error: ErrorDetails) -> bytes:
+    """An error as JSON bytes; details that JSON has no form for are stored as their ``repr``."""
+    return json.dumps(_error_tree(error), default=repr).encode()
+
+
+def decode_error(payload: bytes) -> ErrorDetails:
+    """The stored error; ``InvalidPayload`` when the bytes are not one."""
+    try:
+        return _error_from(json.loads(payload))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidPayload(f"a stored error cannot be read: {error}") from error
+
+
+def _error_tree(error: ErrorDetails) -> dict[str, object]:
+    cause = None if error.cause is None else _error_tree(error.cause)
+    return {
+        "type": error.type,
+        "message": error.message,
+        "traceback": error.traceback,
+        "details": error.details,
+        "cause": cause,
+    }
+
+
+def _error_from(tree: dict[str, object]) -> ErrorDetails:
+    cause = tree.get("cause")
+    return ErrorDetails(
+        type=str(tree["type"]),
+        message=str(tree["message"]),
+        traceback=str(tree.get("traceback") or ""),
+        details=tree.get("details"),
+        cause=_error_from(cause) if isinstance(cause, dict) else None,  # pyright: ignore[reportUnknownArgumentType]
+    )
+
+
+def _text(payload: bytes) -> str:
+    try:
+        return str(json.loads(payload))
+    except ValueError as error:
+        raise InvalidPayload(f"a stored interrupt cannot be read: {error}") from error

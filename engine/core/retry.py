@@ -1,0 +1,48 @@
+"""How often a failed step is tried again, and when."""
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+from engine.core.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Exponential back-off: ``initial * factor ** (attempt - 1)``, at most ``maximum``.
+
+    ``attempts`` counts the first try; 0 means without end. ``jitter`` is the share of the delay
+    that is drawn at random (0.1: up to 10 % less). An error is retried when it is of a type in
+    ``retry_on`` and of none in ``give_up_on``. Attempts and their times are durable: after a crash
+    attempt 4 follows attempt 3.
+    """
+
+    attempts: int = 5
+    initial: timedelta = timedelta(milliseconds=200)
+    factor: float = 2.0
+    maximum: timedelta = timedelta(minutes=1)
+    jitter: float = 0.1
+    retry_on: tuple[type[Exception], ...] = (Exception,)
+    give_up_on: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts < 0:
+            raise ConfigurationError("RetryPolicy.attempts must be 0 (without end) or more")
+        if self.initial < timedelta(0) or self.maximum < self.initial:
+            raise ConfigurationError("RetryPolicy needs 0 <= initial <= maximum")
+        if self.factor < 1 or not 0 <= self.jitter <= 1:
+            raise ConfigurationError("RetryPolicy needs factor >= 1 and jitter between 0 and 1")
+
+    def retries(self, error: BaseException, attempt: int) -> bool:
+        """Whether attempt number ``attempt``, which failed with ``error``, is followed by another."""
+        if self.attempts and attempt >= self.attempts:
+            return False
+        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+
+    def delay(self, attempt: int, draw: random.Random) -> timedelta:
+        """How long to wait after failed attempt number ``attempt``."""
+        exponent = min(attempt - 1, 64)
+        seconds = min(
+            self.initial.total_seconds() * self.factor**exponent, self.maximum.total_seconds()
+        )
+        return timedelta(seconds=seconds * (1 - self.jitter * draw.random()))

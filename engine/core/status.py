@@ -1,0 +1,24 @@
+"""The states of an execution, as stored and as shown."""
+
+from enum import Enum
+
+
+class Status(Enum):
+    """Where an execution stands. The value is the stored number, the name in lower case the word."""
+
+    SCHEDULED = 0
+    RUNNING = 1
+    SUSPENDED = 2
+    BLOCKED = 3
+    PAUSED = 4
+    SUCCEEDED = 5
+    FAILED = 6
+    INTERRUPTED = 7
+    TERMINATED = 8
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+    @property
+    def finished(self) -> bool:
+        return self.value >= Status.SUCCEEDED.value

@@ -1,0 +1,493 @@
+"""What the engine asks of a storage: narrow, encoded, and the same for PostgreSQL and memory.
+
+A process opens one ``Storage``. Any process may save requests, read replies and ring the doorbell.
+A runner also opens lanes: each ``LaneSession`` is one session that holds the advisory locks of its
+shards, and every durable write of their owner goes through it. ``storage.lane`` batches on top.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, IntEnum
+from typing import Protocol
+
+from engine.core.envelope import EnvelopeRequest, ReplyTo
+from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
+from engine.core.journal import JournalRow
+from engine.core.reply import ReplyKind
+from engine.core.status import Status
+from engine.storage.transaction import Transaction
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionStart:
+    """What a request that starts an execution stores besides its envelope."""
+
+    version: int
+    attributes: bytes | None = None
+    parent: Snowflake | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveRequest:
+    """A request to store, at most once by its envelope's key (without one: by its request id).
+
+    ``execution`` makes it the start of an execution. ``target`` makes it an event of the live
+    execution whose run request has that dedup key. ``wait`` registers this process as a waiter
+    for its reply in the same transaction.
+    """
+
+    envelope: EnvelopeRequest
+    execution: ExecutionStart | None = None
+    target: str | None = None
+    wait: bool = False
+
+
+class SaveOutcome(Enum):
+    CREATED = "created"
+    EXISTS = "exists"
+    """The key is taken: ``request_id`` and ``payload`` are those of the stored request."""
+    NO_TARGET = "no target"
+    """There is no execution with the target's key."""
+    TARGET_FINISHED = "target finished"
+    BLOCKED = "blocked"
+    """Its key is held by somebody's open transaction: save it again by itself, with patience."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What became of one ``SaveRequest``; ``seq`` is its inbox row when it was created."""
+
+    outcome: SaveOutcome
+    request_id: Snowflake
+    seq: int | None = None
+    payload: bytes | None = None
+
+
+# --- replies ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReply:
+    """One row of ``replies``: a chunk, or the exit (which has the highest sequence)."""
+
+    request_id: Snowflake
+    sequence: int
+    kind: ReplyKind
+    payload: bytes
+
+
+# --- executions -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredExecution:
+    """One row of ``executions``, with the runner that owns its shard now."""
+
+    request_id: Snowflake
+    workflow: str
+    execution_id: str
+    shard: ShardId
+    status: Status
+    run: int
+    version: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    wake_at: datetime | None = None
+    waiting: str | None = None
+    parent: Snowflake | None = None
+    attributes: bytes | None = None
+    runner: RunnerId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedExecution:
+    """All an owner needs to replay an execution. The journal is that of its current run."""
+
+    execution: StoredExecution
+    envelope: EnvelopeRequest
+    journal: Sequence[JournalRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionUpdate:
+    """The new state of an execution. ``started_at`` is kept once it is set; ``wake_at`` and
+    ``waiting`` are replaced, also by null."""
+
+    request_id: Snowflake
+    run: int
+    status: Status
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    wake_at: datetime | None = None
+    waiting: str | None = None
+
+
+# --- the owner's side -------------------------------------------------------------------------
+
+
+class InboxKind(IntEnum):
+    REQUEST = 0
+    REPLY = 1
+    """The exit of a request that an execution had sent (``ReplyTo``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboxRow:
+    """Something to deliver. ``seq`` orders a shard's rows and names the row.
+
+    ``execution`` is the execution it is for (its own run request, or an event of it), with
+    ``state`` its row at the time of reading; both are None for an entity's request. For a REPLY
+    ``envelope`` is the request that was answered and ``reply`` its exit.
+    """
+
+    seq: int
+    kind: InboxKind
+    shard: ShardId
+    envelope: EnvelopeRequest
+    execution: Snowflake | None = None
+    state: StoredExecution | None = None
+    reply: StoredReply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What a lane found: rows to deliver in order of ``seq``, and suspended executions now due.
+
+    ``more``: the limit was reached, sweep again. ``next_due``: when the next row or execution that
+    is not due yet will be. ``now`` is the database's clock.
+    """
+
+    rows: Sequence[InboxRow]
+    due: Sequence[Snowflake]
+    next_due: datetime | None
+    more: bool
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewReply:
+    """A reply to store. An exit is stored at most once per request: the first insert decides.
+
+    With ``reply_to``, an exit also puts a REPLY row into that execution's inbox.
+    """
+
+    request_id: Snowflake
+    sequence: int
+    kind: ReplyKind
+    payload: bytes
+    reply_to: ReplyTo | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Commit:
+    """What one owner writes for one shard, all of it or nothing.
+
+    ``settled`` are the inbox rows (``seq``) this deletes. Executions appear at most once a batch.
+    """
+
+    shard: ShardId
+    journal: list[JournalRow] = field(default_factory=list[JournalRow])
+    replies: list[NewReply] = field(default_factory=list[NewReply])
+    requests: list[SaveRequest] = field(default_factory=list[SaveRequest])
+    settled: list[int] = field(default_factory=list[int])
+    execution: ExecutionUpdate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flushed:
+    """What a flush made. ``requests``: by the request id that was asked for, what became of it.
+    ``replies``: the seq of the REPLY inbox row, by the answered request id."""
+
+    requests: Mapping[Snowflake, Saved]
+    replies: Mapping[Snowflake, int]
+
+
+class LaneSession(Protocol):
+    """One session: the locks it holds and the writes it makes live and die together.
+
+    One call at a time; the caller queues. A call that raises ``StorageUnavailable``, or a time-out,
+    leaves the session unusable: its outcome is unknown, the session is ended. ``BadBatch`` means
+    that nothing was written and the session is fine.
+    """
+
+    @property
+    def closed(self) -> bool: ...
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back on the host loop, once, as soon as the session is known to have ended."""
+        ...
+
+    async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
+        """Take what locks are free, bump those shards' epochs, and give the epochs taken."""
+        ...
+
+    async def release(self, shards: Sequence[ShardId]) -> None:
+        """Clear ``runner_id`` of the shards and unlock them."""
+        ...
+
+    async def flush(self, commits: Sequence[Commit]) -> Flushed:
+        """Write all commits in one statement."""
+        ...
+
+    async def sweep(
+        self,
+        shards: Sequence[ShardId],
+        *,
+        in_flight: Sequence[int],
+        resident: Sequence[Snowflake],
+        limit: int,
+        horizon: timedelta,
+    ) -> Sweep:
+        """Read what these shards have to deliver and is not in flight here, oldest first.
+
+        ``due`` lists executions whose ``wake_at`` has come or comes within the horizon and that
+        are not resident here; ``rows`` only such as are due now.
+        """
+        ...
+
+    def terminate(self) -> None:
+        """End the session at once, whatever it is doing."""
+        ...
+
+    async def close(self) -> None:
+        """End the session in good order; its locks go with it."""
+        ...
+
+
+class BadBatch(Exception):
+    """A flush was refused for what it holds (or for a lock it met): nothing of it was written.
+
+    ``transient``: a lock time-out, deadlock or serialization failure; the same may pass later.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+# --- runners ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerRow:
+    """A runner as others see it. ``types`` maps the names it serves to their kind."""
+
+    id: RunnerId
+    groups: Sequence[str]
+    weight: float = 1.0
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    types: Mapping[str, str] = field(default_factory=dict[str, str])
+    machine: int = 0
+    draining: bool = False
+    started_at: datetime | None = None
+    beat_at: datetime | None = None
+    """When it last gave a sign of life; None when that is not known (not a sign of death)."""
+    died_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """The answer to a heartbeat, by the database's clock."""
+
+    alive: bool
+    """False: this runner has been declared dead and must stop everything at once."""
+    now: datetime
+    server_started: datetime
+    runners: Sequence[RunnerRow]
+    """All that are not dead, this one included."""
+
+
+class Registry(Protocol):
+    """The runners' register, on a connection of its own so that a busy lane delays no heartbeat."""
+
+    async def register(self, runner: RunnerRow) -> None: ...
+    async def beat(self, runner: RunnerId) -> Beat: ...
+    async def drain(self, runner: RunnerId) -> None:
+        """Say that the runner takes no shards any more."""
+        ...
+
+    async def leave(self, runner: RunnerId) -> None: ...
+    async def bury(self, runner: RunnerId, *, by: RunnerId, ttl: timedelta) -> bool:
+        """Mark it dead if its heartbeat is older than ``ttl`` and ``by`` is alive; one peer wins."""
+        ...
+
+    async def unburied(self) -> Sequence[RunnerId]:
+        """Runners marked dead whose sessions have not been seen to end."""
+        ...
+
+    async def end_sessions(self, runner: RunnerId) -> int:
+        """Signal every session of a dead runner; how many are left. 0 makes it buried."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# --- shards as people see them ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRow:
+    shard: ShardId
+    epoch: int
+    runner: RunnerId | None
+    acquired_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """What a user transaction must find unchanged to commit: the owner and the epoch it began in."""
+
+    shard: ShardId
+    epoch: int
+    runner: RunnerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionFilter:
+    workflow: str | None = None
+    execution_id: str | None = None
+    statuses: Sequence[Status] = ()
+    attributes: Mapping[str, object] = field(default_factory=dict[str, object])
+    started_after: datetime | None = None
+    parent: Snowflake | None = None
+    after: Snowflake | None = None
+    """Only executions older than this one: the last of the page before."""
+
+
+# --- the doorbell -----------------------------------------------------------------------------
+
+
+class DoorbellListener(Protocol):
+    """Who wants to hear the doorbell. Called on the host loop; must not block."""
+
+    def shards_rung(self, shards: Sequence[ShardId]) -> None: ...
+    def replies_rung(self, requests: Sequence[Snowflake]) -> None: ...
+    def topology_rung(self) -> None:
+        """Runners came or went, or shards were released."""
+        ...
+
+    def doorbell_restored(self) -> None:
+        """The doorbell listens again after an outage: anything may have been missed, and this
+        process's waiters must be registered again."""
+        ...
+
+
+class Doorbell(Protocol):
+    """Hints, never promises. Ringing returns at once; rings are coalesced and sent after the
+    commits they speak of, so ring only after the commit."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether rings arrive here now. Poll fast while they do not."""
+        ...
+
+    def ring_shards(self, shards: Iterable[ShardId]) -> None:
+        """Wake the runners that own these shards now."""
+        ...
+
+    def ring_replies(self, requests: Iterable[Snowflake]) -> None:
+        """Wake the processes that wait for replies of these requests."""
+        ...
+
+    def ring_topology(self) -> None: ...
+    def listen(self, listener: DoorbellListener) -> None: ...
+
+
+# --- the storage ------------------------------------------------------------------------------
+
+
+class Storage(Protocol):
+    """Everything a process asks of the database. Open it once per process, as a context manager."""
+
+    async def open(self) -> None:
+        """Check server and schema; ``SchemaMismatch``, ``ConfigurationError`` or
+        ``StorageUnavailable`` say what is wrong and what to do."""
+        ...
+
+    async def close(self) -> None: ...
+
+    @property
+    def doorbell(self) -> Doorbell: ...
+
+    def shards_in(self, group: str) -> int:
+        """How many shards the group has; fixed when the group is created."""
+        ...
+
+    async def ensure_groups(self, groups: Sequence[str]) -> None:
+        """Create the groups that do not exist, and learn all that do."""
+        ...
+
+    async def lease_machine(self, lease: MachineLease | None) -> MachineLease:
+        """Take a machine id no live process holds, or prolong the one held."""
+        ...
+
+    async def release_machine(self, lease: MachineLease) -> None: ...
+
+    async def save(
+        self, requests: Sequence[SaveRequest], *, patient: bool = False
+    ) -> Sequence[Saved]:
+        """Store requests, each with its inbox row; answers in the order asked. Run again,
+        unchanged, after an unknown outcome: keys and ids make that harmless. A key that somebody's
+        open transaction holds makes that one request BLOCKED, unless ``patient``: then it waits on
+        a connection of its own."""
+        ...
+
+    async def save_on(self, connection: object, request: SaveRequest) -> Saved:
+        """Store one request in the caller's own transaction: an asyncpg connection or a SQLAlchemy
+        ``AsyncSession``/``AsyncConnection`` over asyncpg. No ring: the caller's commit is his."""
+        ...
+
+    async def watch(self, requests: Sequence[Snowflake]) -> None:
+        """Register this process as a waiter. Read ``replies`` after this, then wait."""
+        ...
+
+    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
+        """All stored replies of the requests, by request and sequence."""
+        ...
+
+    async def request(self, request_id: Snowflake) -> EnvelopeRequest | None: ...
+
+    async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
+        """Executions with envelope and journal, for the owner to replay."""
+        ...
+
+    async def transact(
+        self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]
+    ) -> None:
+        """Run ``work`` in a transaction with the fence checked first and its journal row inserted
+        last. Returns once it is known to have committed. Raises ``OwnershipLost`` when the fence
+        does not hold, what ``work`` raised after rolling back, and ``StorageUnavailable`` when it
+        is known not to have committed because the connection was lost."""
+        ...
+
+    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None: ...
+    async def executions(
+        self, filter: ExecutionFilter, *, limit: int
+    ) -> Sequence[StoredExecution]:
+        """A page, youngest first."""
+        ...
+
+    async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
+        """All journal rows of the execution, run by run, in order."""
+        ...
+
+    async def shards(self) -> Sequence[ShardRow]: ...
+    async def runners(self) -> Sequence[RunnerRow]:
+        """Live runners, and those that ended within the last day."""
+        ...
+
+    async def waiting_rows(self, execution: Snowflake) -> int:
+        """How many inbox rows wait for the execution."""
+        ...
+
+    async def open_registry(self, runner: RunnerId) -> Registry:
+        """A register on a connection of its own, bound to the event loop that calls this."""
+        ...
+
+    async def open_lane(self, runner: RunnerId, index: int) -> LaneSession: ...

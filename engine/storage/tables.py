@@ -1,0 +1,201 @@
+"""The schema as it should be. Migrations make it, a test compares; nothing queries through it but
+inspection filters. Runtime SQL is in ``sql/``.
+
+Shards are stored as (group_id, shard): ``group_id`` is the group's random int4, which is also the
+first key of its advisory locks. Hot tables have no foreign keys and no index on what changes often.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+_QUEUE = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 2000,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+_UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
+
+
+def metadata_for(schema: str) -> MetaData:
+    """The tables of one engine schema."""
+    metadata = MetaData(schema=schema)
+
+    def at(name: str, *, null: bool = False, default: bool = False) -> Column[object]:
+        server_default = text("clock_timestamp()") if default else None
+        return Column(name, DateTime(timezone=True), nullable=null, server_default=server_default)
+
+    Table(
+        "shard_groups",
+        metadata,
+        Column("name", Text, primary_key=True),
+        Column("group_id", Integer, nullable=False),
+        Column("shards", Integer, nullable=False),
+        UniqueConstraint("group_id", name="shard_groups_group_id_key"),
+    )
+    Table(
+        "shards",
+        metadata,
+        Column("group_id", Integer, primary_key=True, autoincrement=False),
+        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+        Column("runner_id", Uuid),
+        at("acquired_at", null=True),
+        postgresql_with={"fillfactor": 50},
+    )
+    Table(
+        "runners",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("groups", ARRAY(Text), nullable=False),
+        Column("weight", Float, nullable=False, server_default=text("1")),
+        Column("host", Text, nullable=False),
+        Column("pid", Integer, nullable=False),
+        Column("version", Text, nullable=False),
+        Column("types", JSONB, nullable=False),
+        Column("machine", SmallInteger, nullable=False),
+        Column("draining", Boolean, nullable=False, server_default=text("false")),
+        at("started_at", default=True),
+        at("died_at", null=True),
+        at("buried_at", null=True),
+    )
+    Table(
+        "runner_heartbeats",
+        metadata,
+        Column("runner_id", Uuid, primary_key=True),
+        at("beat_at"),
+        prefixes=["UNLOGGED"],
+        postgresql_with={"fillfactor": 50},
+    )
+    Table(
+        "machine_ids",
+        metadata,
+        Column("machine", SmallInteger, primary_key=True, autoincrement=False),
+        Column("holder", Uuid, nullable=False),
+        at("expires_at"),
+    )
+    Table(
+        "envelopes",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("entity_type", Text, nullable=False),
+        Column("entity_id", Text, nullable=False),
+        Column("tag", Text, nullable=False),
+        Column("uninterruptible", SmallInteger, nullable=False, server_default=text("0")),
+        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        Column("reply_execution", BigInteger),
+        Column("reply_group_id", Integer),
+        Column("reply_shard", SmallInteger),
+        at("deliver_at", null=True),
+        Column("key", Text),
+        Column("headers", LargeBinary),
+        Column("payload", LargeBinary, nullable=False),
+    )
+    inbox = Table(
+        "inbox",
+        metadata,
+        Column("group_id", Integer, primary_key=True, autoincrement=False),
+        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("seq", BigInteger, Identity(always=True), primary_key=True),
+        Column("kind", SmallInteger, nullable=False),
+        Column("request_id", BigInteger, nullable=False),
+        Column("execution", BigInteger),
+        at("due_at", null=True),
+        postgresql_with=_QUEUE,
+    )
+    Index(
+        "inbox_due",
+        inbox.c.group_id,
+        inbox.c.shard,
+        inbox.c.due_at,
+        postgresql_where=inbox.c.due_at.is_not(None),
+    )
+    Table(
+        "dedup",
+        metadata,
+        Column("key", Text(collation="C"), primary_key=True),
+        Column("request_id", BigInteger, nullable=False),
+    )
+    Table(
+        "replies",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("sequence", Integer, primary_key=True, autoincrement=False),
+        Column("kind", SmallInteger, nullable=False),
+        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        Column("payload", LargeBinary, nullable=False),
+    )
+    Table(
+        "waiters",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("channel", Text(collation="C"), primary_key=True),
+        prefixes=["UNLOGGED"],
+        postgresql_with=_QUEUE,
+    )
+    executions = Table(
+        "executions",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("workflow", Text, nullable=False),
+        Column("execution_id", Text, nullable=False),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("status", SmallInteger, nullable=False),
+        Column("run", SmallInteger, nullable=False, server_default=text("1")),
+        Column("version", Integer, nullable=False),
+        Column("parent", BigInteger),
+        at("created_at", default=True),
+        at("started_at", null=True),
+        at("finished_at", null=True),
+        at("wake_at", null=True),
+        Column("waiting", Text),
+        Column("attributes", JSONB),
+        postgresql_with=_UPDATED,
+    )
+    Index(
+        "executions_wake",
+        executions.c.group_id,
+        executions.c.shard,
+        executions.c.wake_at,
+        postgresql_where=executions.c.wake_at.is_not(None),
+    )
+    Table(
+        "journal",
+        metadata,
+        Column("execution", BigInteger, primary_key=True, autoincrement=False),
+        Column("run", SmallInteger, primary_key=True, autoincrement=False),
+        Column("position", Integer, primary_key=True, autoincrement=False),
+        Column("kind", SmallInteger, nullable=False),
+        Column("outcome", SmallInteger, nullable=False),
+        Column("attempt", Integer, nullable=False),
+        Column("ordinal", Integer, nullable=False),
+        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        Column("digest", BigInteger, nullable=False),
+        Column("source", BigInteger),
+        at("at"),
+        at("started_at", null=True),
+        at("due_at", null=True),
+        Column("name", Text, nullable=False),
+        Column("payload", LargeBinary, nullable=False),
+    )
+    return metadata

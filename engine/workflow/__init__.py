@@ -1,0 +1,1 @@
+"""What durable code is: definitions, the deterministic loop, executions, steps."""

@@ -1,0 +1,212 @@
+"""``@activity`` and ``@transaction``: mark the methods of a workflow that are durable steps.
+
+In the body a call of one goes to ``workflow.body``; ``workflow.steps`` runs it on the host.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+
+from engine.core.codec import Signature
+from engine.core.errors import ConfigurationError
+from engine.core.names import definition_name
+from engine.core.retry import RetryPolicy
+from engine.storage.transaction import Transaction
+
+S = TypeVar("S")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BODY = "_outlast_body"
+_DEFINITION = "__outlast_step__"
+
+
+class StepKind(Enum):
+    ACTIVITY = "activity"
+    TRANSACTION = "transaction"
+
+
+class StepDefinition:
+    """One kind of step of a workflow class."""
+
+    __slots__ = ("_signature", "function", "key", "kind", "name", "retry", "sync", "timeout")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        kind: StepKind,
+        name: str | None,
+        retry: RetryPolicy,
+        timeout: timedelta | None,
+        key: Callable[..., str] | None,
+    ) -> None:
+        what = f"step {function.__qualname__}"
+        self.function = function
+        self.kind = kind
+        self.name = definition_name(name or function.__name__, what=what)
+        self.retry = retry
+        self.timeout = timeout
+        self.key = key
+        self.sync = not inspect.iscoroutinefunction(function)
+        self._signature: Signature | None = None
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(f"{what} is a generator; return its results as one value")
+        if kind is StepKind.TRANSACTION and self.sync:
+            raise ConfigurationError(f"{what} must be 'async def': it awaits its transaction")
+        if timeout is not None and timeout <= timedelta(0):
+            raise ConfigurationError(f"{what} has a timeout that is not above zero")
+
+    @property
+    def signature(self) -> Signature:
+        if self._signature is None:
+            skip = 2 if self.kind is StepKind.TRANSACTION else 1
+            self._signature = Signature(self.function, what=self.function.__qualname__, skip=skip)
+        return self._signature
+
+    @property
+    def line(self) -> str:
+        """Where the step is defined."""
+        code = self.function.__code__
+        return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+class StepDecorator(Protocol):
+    """``@activity(...)`` with options: the step is awaited, also when its method is not async."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, P], R], /
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+
+
+class TransactionDecorator(Protocol):
+    """``@transaction(...)`` with options: callers do not pass the transaction."""
+
+    def __call__(
+        self, function: Callable[Concatenate[S, Transaction, P], Coroutine[Any, Any, R]], /
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+
+
+@overload
+def activity(
+    function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+@overload
+def activity(
+    function: Callable[Concatenate[S, P], R], /
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+@overload
+def activity(
+    *,
+    retry: RetryPolicy = ...,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+    key: Callable[..., str] | None = None,
+) -> StepDecorator: ...
+def activity(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    retry: RetryPolicy | None = None,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+    key: Callable[..., str] | None = None,
+) -> Any:
+    """A step that may reach outside: it runs at least once, and never again once its result is
+    stored.
+
+    A method without ``async`` runs in a thread. ``retry``: how often a failed attempt is followed
+    by another (default: ``RetryPolicy()``, five attempts). ``timeout`` is that of one attempt.
+    ``name`` is the name in the journal; keep it when you rename the method. ``key`` computes a text
+    from the call's arguments that tells calls of one step apart, instead of their order.
+    ``self.idempotency_key`` is the same on every attempt: hand it to what you call.
+    """
+    return _step(function, kind=StepKind.ACTIVITY, retry=retry, timeout=timeout, name=name, key=key)
+
+
+@overload
+def transaction(
+    function: Callable[Concatenate[S, Transaction, P], Coroutine[Any, Any, R]], /
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+@overload
+def transaction(
+    *,
+    retry: RetryPolicy = ...,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+    key: Callable[..., str] | None = None,
+) -> TransactionDecorator: ...
+def transaction(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    retry: RetryPolicy | None = None,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+    key: Callable[..., str] | None = None,
+) -> Any:
+    """A step whose SQL and whose journal row commit together: it takes effect exactly once.
+
+    Its first parameter is the ``Transaction``, which callers do not pass. Options as for
+    ``activity``.
+    """
+    return _step(
+        function, kind=StepKind.TRANSACTION, retry=retry, timeout=timeout, name=name, key=key
+    )
+
+
+def _step(
+    function: Callable[..., Any] | None,
+    *,
+    kind: StepKind,
+    retry: RetryPolicy | None,
+    timeout: timedelta | None,
+    name: str | None,
+    key: Callable[..., str] | None,
+) -> Any:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        definition = StepDefinition(
+            function, kind=kind, name=name, retry=retry or RetryPolicy(), timeout=timeout, key=key
+        )
+
+        @functools.wraps(function)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            body = cast("StepRunner | None", self.__dict__.get(BODY))
+            if body is None:
+                return _direct(function, (self, *args), kwargs)
+            return body.run_step(definition, args, kwargs)
+
+        setattr(call, _DEFINITION, definition)
+        return call
+
+    return decorate if function is None else decorate(function)
+
+
+async def _direct(
+    function: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Any:
+    """A step called outside a body, as in a unit test: a plain call."""
+    result = function(*args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+class StepRunner(Protocol):
+    """The body of an execution, as its steps see it."""
+
+    def run_step(
+        self, step: StepDefinition, args: tuple[object, ...], kwargs: dict[str, object], /
+    ) -> Coroutine[Any, Any, Any]: ...
+
+
+def step_of(method: object) -> StepDefinition | None:
+    """The definition behind a decorated method, or None."""
+    found = getattr(method, _DEFINITION, None)
+    return found if isinstance(found, StepDefinition) else None

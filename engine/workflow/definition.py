@@ -1,0 +1,199 @@
+"""``Workflow``: the class people write, and what the engine reads off it."""
+
+import hashlib
+import random
+import typing
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+from engine.cluster.entity import Entity
+from engine.cluster.handle import entity_handle
+from engine.core.codec import ValueCodec
+from engine.core.errors import ConfigurationError
+from engine.core.names import definition_name, refuse_reserved
+from engine.workflow.activity import BODY, StepDefinition, step_of
+from engine.workflow.deferred import Deferred
+from engine.workflow.step_context import current_step
+
+if TYPE_CHECKING:
+    from engine.workflow.body import Body
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+E = TypeVar("E", bound=Entity)
+P = ParamSpec("P")
+
+
+class Workflow(Generic[In, Out]):
+    """Base class of workflows: ``execute`` is the durable body, its steps are marked methods.
+
+    The object you register is a prototype: each execution gets a shallow copy, so ``self.x`` is
+    the execution's own and is rebuilt by replay. The body may use plain asyncio (gather,
+    TaskGroup, timeout, Event, …); time, random numbers and everything outside come through steps
+    and the methods below, so that a replay sees the same again.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    shard_group: ClassVar[str] = "default"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_reserved(cls, _RESERVED, _OVERRIDABLE)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        definition_name(cls.name, what=f"workflow {cls.__qualname__}")
+
+    @classmethod
+    def key(cls, request: In) -> str:
+        """The execution's id for a request: one key, one execution. Default: the request's digest."""
+        return hashlib.blake2b(definition_of(cls).request.encode(request), digest_size=16).hexdigest()
+
+    async def execute(self, request: In) -> Out:
+        """The body. Override it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define execute()")
+
+    @property
+    def execution_id(self) -> str:
+        """The id of this execution: the key it was started under."""
+        step = current_step.get()
+        return step.execution_id if step is not None else self._body("execution_id").execution_id
+
+    @property
+    def idempotency_key(self) -> str:
+        """Inside a step: a text that is the same on every attempt of it, and of no other."""
+        return _in_step("idempotency_key").idempotency_key
+
+    @property
+    def attempt(self) -> int:
+        """Inside a step: 1 on the first attempt, 2 on the next, …"""
+        return _in_step("attempt").attempt
+
+    @property
+    def suspending(self) -> bool:
+        """True in ``finally`` blocks that run because the body leaves memory, not because it ends."""
+        return self._body("suspending").suspending
+
+    async def sleep(self, duration: timedelta) -> None:
+        """Sleep durably; the same as ``asyncio.sleep`` here."""
+        await self._body("sleep()").sleep(duration)
+
+    async def sleep_until(self, when: datetime) -> None:
+        """Sleep durably until a time (aware)."""
+        await self._body("sleep_until()").sleep_until(when)
+
+    def now(self) -> datetime:
+        """The execution's clock, in UTC: the time of the last event it saw, the same on replay."""
+        return self._body("now()").now()
+
+    def random(self) -> random.Random:
+        """A generator that draws the same numbers on replay."""
+        return self._body("random()").random
+
+    def uuid(self) -> UUID:
+        """A random UUID that is the same on replay."""
+        return self._body("uuid()").uuid()
+
+    def entity(self, entity: type[E], id: str) -> E:
+        """A handle on an entity; its calls are durable steps of this execution."""
+        return entity_handle(entity, id, self._body("entity()").call_entity)
+
+    def compensate(
+        self, undo: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Run ``undo`` if this execution fails or is interrupted, last registered first."""
+        self._body("compensate()").compensate(lambda: undo(*args, **kwargs))
+
+    def _body(self, what: str) -> "Body":
+        body = cast("Body | None", self.__dict__.get(BODY))
+        if body is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}.{what} exists in the workflow's body only:"
+                " call it in execute(), and hand its value to the step as an argument"
+            )
+        return body
+
+
+_OVERRIDABLE = frozenset({"name", "version", "shard_group", "key", "execute"})
+_RESERVED = frozenset(
+    name for name in vars(Workflow) if not name.startswith("__")
+) | frozenset({"name"})
+
+
+def _in_step(what: str) -> Any:
+    step = current_step.get()
+    if step is None:
+        raise ConfigurationError(f"self.{what} exists inside a step only; read it there")
+    return step
+
+
+class WorkflowDefinition:
+    """What the engine reads off a workflow class, once."""
+
+    __slots__ = ("cls", "deferreds", "group", "name", "request", "result", "steps", "version")
+
+    def __init__(self, cls: type[Workflow[Any, Any]]) -> None:
+        self.cls = cls
+        self.name = cls.name
+        self.version = cls.version
+        self.group = cls.shard_group
+        request, result = _types(cls)
+        self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
+        self.result: ValueCodec[Any] = ValueCodec(result, what=f"the result of {cls.name}")
+        self.steps: dict[str, StepDefinition] = {}
+        self.deferreds: dict[str, Deferred[Any]] = {}
+        for attribute in dir(cls):
+            value: object = getattr(cls, attribute, None)
+            step = step_of(value)
+            if step is not None and self.steps.setdefault(step.name, step) is not step:
+                raise ConfigurationError(
+                    f"{cls.__qualname__} has two steps named {step.name!r};"
+                    " give one of them another name= in its decorator"
+                )
+            if isinstance(value, Deferred):
+                self.deferreds[attribute] = cast("Deferred[Any]", value)
+
+    def check(self) -> None:
+        """Build every codec now, so that a type that cannot be stored is refused at registration."""
+        for step in self.steps.values():
+            _ = step.signature
+        for deferred in self.deferreds.values():
+            _ = deferred.codec
+
+
+@lru_cache(maxsize=4096)
+def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:
+    """The definition of a workflow class."""
+    if not (isinstance(cls, type) and issubclass(cls, Workflow)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"{cls!r} is not a Workflow class; define it as class X(Workflow)")
+    return WorkflowDefinition(cls)
+
+
+def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
+    """Request and result type, from the annotations of ``execute`` or of the base class."""
+    try:
+        hints = typing.get_type_hints(cls.execute, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigurationError(
+            f"the annotations of {cls.__qualname__}.execute cannot be resolved: {error};"
+            " import the types it names at the top of its module, not under TYPE_CHECKING"
+        ) from error
+    result = hints.pop("return", Any)
+    request = next(iter(hints.values()), Any)
+    declared = next(
+        (
+            typing.get_args(base)
+            for each in cls.__mro__
+            for base in getattr(each, "__orig_bases__", ())
+            if typing.get_origin(base) is Workflow
+        ),
+        (),
+    )
+    types = [
+        declared[i] if isinstance(found, TypeVar) and i < len(declared) else found
+        for i, found in enumerate((request, result))
+    ]
+    return types[0], types[1]

@@ -1,0 +1,264 @@
+"""The executions of a runner: which are in memory, which are being loaded, which may leave it.
+
+Rows come from ``cluster.delivery``. A fresh execution begins at once; one with a past is loaded
+with its journal and replayed; an idle one is suspended.
+"""
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any
+
+from engine.cluster.delivery import Delivery
+from engine.cluster.shard import OwnedShard
+from engine.core.clock import Alarm, Clock
+from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
+from engine.core.ids import Snowflake, SnowflakeGenerator
+from engine.core.reply import Exit
+from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, LoadedExecution, Storage
+from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
+from engine.workflow.resident import ResidentExecution, Services
+
+log = logging.getLogger(__name__)
+_LOAD = 200
+
+
+class ExecutionHost:
+    """Runs the executions of the shards owned here (an ``ExecutionsHost`` of delivery).
+
+    ``suspend_after``: how long an execution may wait in memory with nothing to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        delivery: Delivery,
+        storage: Storage,
+        clock: Clock,
+        ids: SnowflakeGenerator,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        await_exit: Callable[[Snowflake], Awaitable[Exit]],
+        suspend_after: timedelta,
+        grace: timedelta,
+    ) -> None:
+        self._delivery = delivery
+        self._storage = storage
+        self._clock = clock
+        self._spawn = spawn
+        self._suspend_after = suspend_after
+        self._grace = grace
+        self._services = Services(
+            clock=clock,
+            delivery=delivery,
+            storage=storage,
+            ids=ids,
+            spawn=spawn,
+            call_soon=asyncio.get_running_loop().call_soon,
+            await_exit=await_exit,
+        )
+        self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
+        self._residents: dict[Snowflake, ResidentExecution] = {}
+        self._by_shard: dict[OwnedShard, set[ResidentExecution]] = defaultdict(set)
+        self._loading: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
+        self._to_load: list[Snowflake] = []
+        self._loader: asyncio.Task[None] | None = None
+        # ids the sweep must not call due: in memory with a wake_at, being loaded, or not served here
+        self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
+        self._idle: dict[ResidentExecution, float] = {}
+        self._idle_alarm: Alarm | None = None
+
+    def register(self, prototype: Workflow[Any, Any]) -> None:
+        """Serve a workflow; executions that waited for it go on."""
+        definition = definition_of(type(prototype))
+        definition.check()
+        if definition.name in self._workflows:
+            raise ConfigurationError(
+                f"two workflows are registered as {definition.name!r}; give one another name"
+            )
+        self._workflows[definition.name] = (definition, prototype)
+        self._not_due.clear()
+        self._delivery.unpark(definition.name)
+
+    def __len__(self) -> int:
+        return len(self._residents)
+
+    # --- the delivery's side ---------------------------------------------------------------------
+
+    def deliver(self, shard: OwnedShard, row: InboxRow) -> None:
+        id = row.execution
+        assert id is not None
+        resident = self._residents.get(id)
+        if resident is not None:
+            resident.arrive(row)
+            return
+        loading = self._loading.get(id)
+        if loading is not None:
+            loading.append((shard, row))
+            return
+        state = row.state
+        if state is None or state.status.finished:
+            self.settle(shard, [row.seq])
+        elif state.workflow not in self._workflows:
+            self._delivery.park(state.workflow, shard, row.seq)
+        elif state.started_at is None and row.envelope.request_id == id:
+            fresh = LoadedExecution(execution=state, envelope=row.envelope, journal=())
+            self._begin(shard, fresh, [row])
+        else:
+            self._load(id, [(shard, row)])
+
+    def wake(self, executions: Sequence[Snowflake]) -> None:
+        for id in executions:
+            if id not in self._residents and id not in self._loading:
+                self._load(id, [])
+
+    def resident(self, shard: OwnedShard) -> Collection[Snowflake]:
+        return self._not_due.get(shard, ())
+
+    def drop(self, shard: OwnedShard) -> None:
+        for resident in list(self._by_shard.pop(shard, ())):
+            resident.drop()
+        self._forget_shard(shard)
+
+    async def drain(self, shard: OwnedShard) -> None:
+        residents = list(self._by_shard.get(shard, ()))
+        await asyncio.gather(*(resident.drain(self._grace) for resident in residents))
+        self._by_shard.pop(shard, None)
+        self._forget_shard(shard)
+
+    def _forget_shard(self, shard: OwnedShard) -> None:
+        self._not_due.pop(shard, None)
+        for id, rows in self._loading.items():
+            self._loading[id] = [each for each in rows if each[0] is not shard]
+
+    # --- the residents' side ------------------------------------------------------------------------
+
+    def forget(self, execution: ResidentExecution) -> None:
+        if self._residents.get(execution.id) is execution:
+            del self._residents[execution.id]
+        self._by_shard[execution.shard].discard(execution)
+        self._not_due[execution.shard].discard(execution.id)
+        self._idle.pop(execution, None)
+
+    def idle(self, execution: ResidentExecution) -> None:
+        self._idle.setdefault(execution, asyncio.get_running_loop().time())
+        if self._idle_alarm is None:
+            self._idle_alarm = self._clock.call_at(
+                self._clock.now() + self._suspend_after, self._suspend_idle
+            )
+
+    def busy(self, execution: ResidentExecution) -> None:
+        self._idle.pop(execution, None)
+
+    def due_again(self, execution: ResidentExecution) -> None:
+        self._not_due[execution.shard].add(execution.id)
+
+    def settle(self, shard: OwnedShard, seqs: Sequence[int]) -> None:
+        try:
+            shard.submit(_Settle(self._delivery, shard, seqs))
+        except OwnershipLost:
+            return
+
+    def _suspend_idle(self) -> None:
+        self._idle_alarm = None
+        before = asyncio.get_running_loop().time() - self._suspend_after.total_seconds() * 0.9
+        ripe = [execution for execution, since in self._idle.items() if since <= before]
+        for execution in ripe:
+            del self._idle[execution]
+            execution.suspend()
+        if self._idle:
+            self._idle_alarm = self._clock.call_at(
+                self._clock.now() + self._suspend_after / 4, self._suspend_idle
+            )
+
+    # --- loading ----------------------------------------------------------------------------------------
+
+    def _begin(
+        self, shard: OwnedShard, loaded: LoadedExecution, rows: Sequence[InboxRow]
+    ) -> None:
+        definition, prototype = self._workflows[loaded.execution.workflow]
+        resident = ResidentExecution(
+            definition=definition,
+            prototype=prototype,
+            shard=shard,
+            envelope=loaded.envelope,
+            state=loaded.execution,
+            journal=loaded.journal,
+            services=self._services,
+            residents=self,
+        )
+        self._residents[loaded.execution.request_id] = resident
+        self._by_shard[shard].add(resident)
+        if loaded.execution.wake_at is not None:
+            self._not_due[shard].add(resident.id)
+        for row in rows:
+            resident.arrive(row)
+        resident.begin()
+
+    def _load(self, id: Snowflake, rows: list[tuple[OwnedShard, InboxRow]]) -> None:
+        self._loading[id] = rows
+        self._to_load.append(id)
+        if self._loader is None:
+            self._loader = self._spawn(self._load_all())
+
+    async def _load_all(self) -> None:
+        failures = 0
+        try:
+            while self._to_load:
+                ids, self._to_load = self._to_load[:_LOAD], self._to_load[_LOAD:]
+                try:
+                    loaded = await self._storage.load(ids)
+                    failures = 0
+                except (StorageUnavailable, TimeoutError, OSError) as error:
+                    failures += 1
+                    if failures == 1:
+                        log.warning("cannot load executions, trying again", extra={"error": str(error)})
+                    self._to_load = ids + self._to_load
+                    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                    continue
+                found = {each.execution.request_id: each for each in loaded}
+                for id in ids:
+                    self._loaded(id, found.get(id))
+        finally:
+            self._loader = None
+
+    def _loaded(self, id: Snowflake, loaded: LoadedExecution | None) -> None:
+        rows = self._loading.pop(id, [])
+        if loaded is None:
+            for shard, row in rows:
+                self.settle(shard, [row.seq])
+            return
+        shard = self._delivery.shards.get(loaded.execution.shard)
+        if shard is None or not shard.accepting:
+            return
+        mine = [row for owner, row in rows if owner is shard]
+        if loaded.execution.status.finished:
+            self.settle(shard, [row.seq for row in mine])
+        elif loaded.execution.workflow not in self._workflows:
+            self._not_due[shard].add(id)
+            for row in mine:
+                self._delivery.park(loaded.execution.workflow, shard, row.seq)
+        elif mine or loaded.execution.wake_at is not None:
+            self._begin(shard, loaded, mine)
+
+
+class _Settle:
+    """Inbox rows to delete, and nothing else."""
+
+    __slots__ = ("_commit", "_delivery", "_shard")
+
+    def __init__(self, delivery: Delivery, shard: OwnedShard, seqs: Sequence[int]) -> None:
+        self._delivery = delivery
+        self._shard = shard
+        self._commit = Commit(shard=shard.id, settled=list(seqs))
+
+    def collect(self) -> Commit:
+        return self._commit
+
+    def committed(self, flushed: Flushed) -> None:
+        self._delivery.committed(self._shard, self._commit, flushed)
+
+    def refused(self, error: BadBatch) -> None:
+        log.error("rows could not be settled", extra={"shard": str(self._shard.id), "error": str(error)})

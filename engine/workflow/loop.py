@@ -1,0 +1,294 @@
+"""The event loop a workflow's body runs on: the same program, the same order, every time.
+
+``workflow.execution`` feeds it one event after the other and drains it in between, from a callback
+of the host's loop. Plain asyncio works on it: tasks, gather, TaskGroup, timeout, Event, Queue.
+Its clock is the time of the last event, and its timers are durable. Everything that would reach
+outside is refused with an error that says where it belongs.
+"""
+
+import asyncio
+import contextvars
+import heapq
+import sys
+import weakref
+from asyncio import events
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from typing_extensions import TypeVarTuple, Unpack
+
+from engine.core.errors import ConfigurationError
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_DRAIN_BUDGET = 5000
+_CLOSE_TRIES = 50
+
+
+class DurableTimer(asyncio.TimerHandle):
+    """A timer by its ordinal in the execution; it fires when its event is delivered."""
+
+    __slots__ = ("ordinal",)
+    ordinal: int
+
+    @property
+    def deadline(self) -> float:
+        return self.when()
+
+
+class DeterministicLoop(asyncio.AbstractEventLoop):
+    """A ready queue and a list of timers; nothing in it knows the real time.
+
+    ``observed`` is called when code on it reads the clock. ``fatal`` is the first SystemExit or
+    KeyboardInterrupt raised on it: it is contained here and fails the execution.
+    """
+
+    def __init__(self, *, observed: Callable[[], None]) -> None:
+        self.now = 0.0
+        self.dead = False
+        self.fatal: BaseException | None = None
+        self.timers: dict[int, DurableTimer] = {}
+        self._observed = observed
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers_made = 0
+        self._schedule: list[tuple[float, int]] = []
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
+
+    # --- driven by the execution ----------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        return not self._ready
+
+    def drain(self) -> bool:
+        """Run what is ready, at most a turn's worth; True when nothing is left.
+
+        Call only from a callback of the host's loop, with no task of it current.
+        """
+        ready = self._ready
+        with self._running():
+            for _ in range(_DRAIN_BUDGET):
+                if not ready:
+                    return True
+                handle = ready.popleft()
+                if not handle.cancelled():
+                    try:
+                        handle._run()
+                    except (SystemExit, KeyboardInterrupt) as error:
+                        self.fatal = self.fatal or error
+        return not ready
+
+    def fire(self, ordinal: int) -> None:
+        """Run a timer's callback at the next drain."""
+        timer = self.timers.pop(ordinal)
+        self._ready.append(timer)
+
+    def next_timer(self) -> DurableTimer | None:
+        """The pending timer with the earliest deadline."""
+        schedule = self._schedule
+        while schedule:
+            timer = self.timers.get(schedule[0][1])
+            if timer is not None:
+                return timer
+            heapq.heappop(schedule)
+        return None
+
+    def close_body(self) -> None:
+        """Take everything on this loop out of memory without running any of it on.
+
+        Nothing is thrown into the body but what closing a coroutine throws; ``finally`` blocks
+        run here and now, on the host's thread, and whatever they ask of the loop goes nowhere.
+        """
+        self.dead = True
+        with self._running():
+            for task in list(self._tasks):
+                if task.done():
+                    continue
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                _close(task.get_coro())
+            for generator in list(self._generators):
+                _close_generator(generator)
+        for timer in self.timers.values():
+            timer.cancel()
+        self.timers.clear()
+        self._ready.clear()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        host = events._get_running_loop()
+        hooks = sys.get_asyncgen_hooks()
+        events._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self._generators.add, finalizer=self._finalize)
+        try:
+            yield
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            events._set_running_loop(host)
+
+    def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators.discard(generator)
+        if not self.dead:
+            self.create_task(generator.aclose())  # type: ignore[arg-type]
+
+    # --- what asyncio asks of a loop --------------------------------------------------------------
+
+    def time(self) -> float:
+        self._observed()
+        return self.now
+
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        if not self.dead:
+            self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self._observed()
+        timer = DurableTimer(when, callback, args, self, context)
+        if not self.dead:
+            timer.ordinal = self._timers_made
+            timer._scheduled = True  # type: ignore[attr-defined]
+            self._timers_made += 1
+            self.timers[timer.ordinal] = timer
+            heapq.heappush(self._schedule, (when, timer.ordinal))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if isinstance(handle, DurableTimer):
+            self.timers.pop(handle.ordinal, None)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+        **options: Any,
+    ) -> asyncio.Task[T]:
+        task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
+        self._tasks.add(task)
+        return task
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Errors nobody retrieved are the body's own affair: its result decides."""
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """See ``call_exception_handler``."""
+
+
+def _close(coroutine: Any) -> None:
+    """Close a coroutine, also one whose ``finally`` blocks await again and again."""
+    for _ in range(_CLOSE_TRIES):
+        try:
+            coroutine.close()
+        except RuntimeError as error:
+            if "ignored GeneratorExit" in str(error):
+                continue
+            return
+        except BaseException:
+            return
+        return
+
+
+def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
+    step = generator.aclose()
+    try:
+        step.send(None)  # type: ignore[attr-defined]
+    except BaseException:
+        return
+    _close(step)
+
+
+def _refuse(name: str) -> Callable[..., NoReturn]:
+    def refused(self: DeterministicLoop, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigurationError(
+            f"a workflow's body cannot use {_REFUSED[name]} ({name}): a replay could not repeat it."
+            " Do this in an activity: move it to a method marked @activity and await that"
+        )
+
+    return refused
+
+
+_REFUSED = {
+    **dict.fromkeys(
+        (
+            "create_connection",
+            "create_server",
+            "create_unix_connection",
+            "create_unix_server",
+            "create_datagram_endpoint",
+            "connect_accepted_socket",
+            "start_tls",
+            "sock_recv",
+            "sock_recv_into",
+            "sock_recvfrom",
+            "sock_recvfrom_into",
+            "sock_sendall",
+            "sock_sendto",
+            "sock_connect",
+            "sock_accept",
+            "sock_sendfile",
+            "sendfile",
+            "getaddrinfo",
+            "getnameinfo",
+        ),
+        "the network",
+    ),
+    **dict.fromkeys(
+        ("run_in_executor", "set_default_executor", "call_soon_threadsafe"), "threads"
+    ),
+    **dict.fromkeys(
+        ("subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe"),
+        "subprocesses and pipes",
+    ),
+    **dict.fromkeys(
+        ("add_reader", "remove_reader", "add_writer", "remove_writer"), "file descriptors"
+    ),
+    **dict.fromkeys(("add_signal_handler", "remove_signal_handler"), "signals"),
+    **dict.fromkeys(
+        ("run_forever", "run_until_complete", "stop", "close", "shutdown_asyncgens"),
+        "the loop's own controls",
+    ),
+}
+
+for _name in _REFUSED:
+    setattr(DeterministicLoop, _name, _refuse(_name))

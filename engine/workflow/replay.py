@@ -1,0 +1,147 @@
+"""Match a journal's rows against what the body asks for, one after the other.
+
+From ``workflow.resident``, which reads the journal; a row that fits goes into ``workflow.body``
+exactly as the event did the first time. One that does not is ``NonDeterminism``.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from engine.core.errors import NonDeterminism
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import decode_error
+from engine.workflow.body import Body, Step
+from engine.workflow.tags import decode_text
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def apply(body: Body, row: JournalRow) -> None:
+    """Deliver one row. The body's loop is drained before and after, by the caller."""
+    match row.kind:
+        case JournalKind.STEP:
+            _apply_step(body, row)
+        case JournalKind.ATTEMPT:
+            step = _expect(body, row)
+            step.attempt = row.attempt + 1
+            step.retry_at = row.due_at
+            step.started_at = row.started_at
+        case JournalKind.CALL:
+            step = _expect(body, row)
+            step.request_id = row.source
+            step.started_at = row.at
+        case JournalKind.TIMER:
+            _apply_timer(body, row)
+        case JournalKind.RESOLVED:
+            body.set_time(row.at)
+            if row.outcome is Outcome.OK:
+                body.resolve(row.name, row.payload)
+            else:
+                body.reject(row.name, decode_error(row.payload))
+        case JournalKind.INTERRUPT:
+            body.set_time(row.at)
+            body.interrupt(decode_text(row.payload))
+
+
+def result_of(step: Step, row: JournalRow) -> object:
+    """What the body got from a step: its decoded result, or the details of its error."""
+    if row.outcome is not Outcome.OK:
+        return decode_error(row.payload)
+    signature = step.call.rpc.signature if step.call is not None else step.definition.signature  # type: ignore[union-attr]
+    return signature.result.decode(row.payload)
+
+
+def describe(row: JournalRow) -> str:
+    """A journal row in words, for errors and people."""
+    match row.kind:
+        case JournalKind.STEP | JournalKind.ATTEMPT:
+            return f"step {row.name}#{row.ordinal + 1}"
+        case JournalKind.CALL:
+            return f"call {row.name}#{row.ordinal + 1}"
+        case JournalKind.TIMER:
+            until = "" if row.due_at is None else f" until {row.due_at.isoformat()}"
+            return f"timer #{row.ordinal + 1}{until}"
+        case JournalKind.RESOLVED:
+            return f"deferred {row.name}"
+        case JournalKind.INTERRUPT:
+            return "an interrupt"
+
+
+def leftover(body: Body, row: JournalRow) -> NonDeterminism:
+    """The body has ended, but its journal goes on."""
+    return NonDeterminism(
+        expected=f"{describe(row)} at position {row.position}",
+        found="ends before it",
+        where=_line_of(body),
+    )
+
+
+def deadline_of(when: float) -> datetime:
+    """A timer's deadline as it is stored, to the microsecond."""
+    return _EPOCH + timedelta(seconds=when)
+
+
+def _apply_step(body: Body, row: JournalRow) -> None:
+    key = (row.name, row.ordinal)
+    if row.outcome is Outcome.CANCELLED:
+        if body.cancelled.pop(key, None) is None:
+            raise _mismatch(body, row, found_suffix=" and does not cancel it")
+        body.steps.pop(key, None)
+        return
+    step = _expect(body, row)
+    step.attempt = row.attempt
+    body.set_time(row.at)
+    body.end_step(step, row.outcome, result_of(step, row))
+
+
+def _apply_timer(body: Body, row: JournalRow) -> None:
+    timer = body.loop.timers.get(row.ordinal)
+    if timer is None:
+        raise _mismatch(body, row)
+    deadline = deadline_of(timer.deadline)
+    if deadline != row.due_at:
+        raise NonDeterminism(
+            expected=f"{describe(row)} at position {row.position}",
+            found=f"waits until {deadline.isoformat()}",
+            where=_line_of(body),
+        )
+    body.set_time(row.at)
+    body.loop.fire(row.ordinal)
+
+
+def _expect(body: Body, row: JournalRow) -> Step:
+    step = body.steps.get((row.name, row.ordinal))
+    if step is None or step.future.done():
+        raise _mismatch(body, row)
+    if step.digest != row.digest:
+        raise NonDeterminism(
+            expected=f"{describe(row)} at position {row.position} with other arguments",
+            found=f"calls it with {step.payload[:200].decode(errors='replace')}",
+            where=step.line,
+        )
+    return step
+
+
+def _mismatch(body: Body, row: JournalRow, found_suffix: str = "") -> NonDeterminism:
+    asked = [step for step in body.steps.values() if not step.future.done()]
+    if asked:
+        found = "asks for " + ", ".join(str(step) for step in asked[:5]) + found_suffix
+        where = asked[0].line
+    elif body.loop.timers:
+        found, where = "waits for a timer", _line_of(body)
+    elif body.waiting_for:
+        found, where = "waits for " + ", ".join(body.waiting_for[:5]), _line_of(body)
+    else:
+        found, where = "asks for nothing" + found_suffix, _line_of(body)
+    return NonDeterminism(
+        expected=f"{describe(row)} at position {row.position}", found=found, where=where
+    )
+
+
+def _line_of(body: Body) -> str:
+    """Where the body's main task stands now, or where its code begins."""
+    frames = body.task.get_stack(limit=50)
+    for frame in reversed(frames):
+        if "/engine/workflow/" not in frame.f_code.co_filename:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+    code = type(body.instance).execute.__code__
+    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_qualname}"

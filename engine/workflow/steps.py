@@ -1,0 +1,141 @@
+"""Run one attempt of a step on the host: an activity in a task or thread, a transaction on its own
+connection.
+
+From ``workflow.resident``, which starts attempts whose command may leave; the outcome goes back
+there as an event.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.errors import ErrorDetails, OwnershipLost, StorageUnavailable
+from engine.core.journal import JournalRow, Outcome
+from engine.storage.protocol import Fence, Storage
+from engine.storage.transaction import Transaction
+from engine.workflow.activity import StepDefinition, StepKind
+from engine.workflow.body import Step, copy_of
+from engine.workflow.definition import Workflow
+from engine.workflow.step_context import StepContext, current_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that succeeded: its stored form and what the body gets."""
+
+    payload: bytes
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Errored:
+    """An attempt that failed."""
+
+    error: BaseException
+    details: ErrorDetails
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The database could not be asked: the same attempt again, later; it does not count."""
+
+    error: Exception
+
+
+class StepDropped(BaseException):
+    """The body cancelled a transaction before its journal row had a position: roll back."""
+
+
+async def run_activity(
+    prototype: Workflow[Any, Any], step: Step, definition: StepDefinition, context: StepContext
+) -> Ended | Errored:
+    """One attempt. Cancellation is passed on; everything else comes back as a value."""
+    current_step.set(context)
+    instance = copy_of(prototype)
+    try:
+        if definition.timeout is None:
+            result = await _call(definition, instance, step)
+        else:
+            async with asyncio.timeout(definition.timeout.total_seconds()):
+                result = await _call(definition, instance, step)
+        return Ended(*definition.signature.result.settle(result))
+    except (Exception, SystemExit) as error:
+        return failed(error, definition)
+
+
+async def run_transaction(
+    prototype: Workflow[Any, Any],
+    step: Step,
+    definition: StepDefinition,
+    context: StepContext,
+    *,
+    storage: Storage,
+    fence: Fence,
+    position: Callable[[Step, bytes], "asyncio.Future[JournalRow]"],
+) -> Ended | Errored | Unavailable:
+    """One attempt in a transaction of its own, its journal row included."""
+    current_step.set(context)
+    instance = copy_of(prototype)
+    ended: Ended | None = None
+    own: Exception | None = None
+
+    async def work(transaction: Transaction) -> JournalRow:
+        nonlocal ended, own
+        try:
+            if definition.timeout is None:
+                result = await definition.function(
+                    instance, transaction, *step.args, **step.kwargs
+                )
+            else:
+                async with asyncio.timeout(definition.timeout.total_seconds()):
+                    result = await definition.function(
+                        instance, transaction, *step.args, **step.kwargs
+                    )
+            ended = Ended(*definition.signature.result.settle(result))
+        except Exception as error:
+            own = error
+            raise
+        return await position(step, ended.payload)
+
+    try:
+        await storage.transact(fence, work)
+    except OwnershipLost:
+        raise
+    except (StorageUnavailable, OSError) as error:
+        return failed(error, definition) if error is own else Unavailable(error)
+    except Exception as error:
+        return failed(error, definition)
+    assert ended is not None
+    return ended
+
+
+def failed(error: BaseException, definition: StepDefinition) -> Errored:
+    timed_out = isinstance(error, TimeoutError) and definition.timeout is not None
+    outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
+    details = ErrorDetails.of(error)
+    if timed_out and not details.message:
+        seconds = definition.timeout.total_seconds() if definition.timeout else 0
+        details = ErrorDetails(
+            details.type, f"no result within {seconds:g} s", details.traceback, None, details.cause
+        )
+    return Errored(error, details, outcome)
+
+
+async def _call(definition: StepDefinition, instance: Workflow[Any, Any], step: Step) -> Any:
+    if not definition.sync:
+        return await definition.function(instance, *step.args, **step.kwargs)
+    run = copy_context().run
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(
+        None, lambda: run(definition.function, instance, *step.args, **step.kwargs)
+    )
+
+
+def is_transaction(step: Step) -> bool:
+    return step.definition is not None and step.definition.kind is StepKind.TRANSACTION
