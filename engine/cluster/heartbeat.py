@@ -18,7 +18,7 @@ from engine.cluster.undertaker import Undertaker
 from engine.cluster.view import View
 from engine.cluster.watchdog import Watchdog
 from engine.core.clock import monotonic
-from engine.core.errors import EngineError, StorageUnavailable
+from engine.core.errors import EngineError, OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry, RunnerRow
 
@@ -171,6 +171,8 @@ class Heartbeat:
         try:
             async with asyncio.timeout(self._patience):
                 await self._turn(self._registry or await self._dial())
+        except OwnershipLost:
+            self._die()
         except Exception as error:
             fatal = isinstance(error, EngineError) and not isinstance(error, StorageUnavailable)
             if fatal and not self._registered:
@@ -212,8 +214,7 @@ class Heartbeat:
         self._due = sent + self._interval * random.uniform(0.9, 1.0)
         beat = await registry.beat(self._runner.id)
         if not beat.alive:
-            self._dead = True
-            self._tell(DeclaredDead())
+            self._die()
             return
         view = View(
             me=self._runner.id,
@@ -224,6 +225,10 @@ class Heartbeat:
         )
         self._tell(view)
         await self._undertaker.look(registry, view, server_up=beat.now - beat.server_started)
+
+    def _die(self) -> None:
+        self._dead = True
+        self._tell(DeclaredDead())
 
     async def _depart(self) -> None:
         if not self._registered:

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 class Membership:
     """One incarnation: from its registration to its leave, or to the moment it is ``lost``.
 
-    Entering returns once the runner is registered and has its first view, however long the
-    database takes. ``open_registry`` is called on the heartbeat's thread and loop. When peers have
-    declared the runner dead, ``declared_dead`` is called on the host loop at once and ``lost`` is
-    set: drop everything, leave this context, and come back as a new ``RunnerRow`` with a new id
-    and a new machine id.
+    Entering returns once the runner is registered and has its first view (or is lost already),
+    however long the database takes. ``open_registry`` is called on the heartbeat's thread and
+    loop. When peers have declared the runner dead, ``declared_dead`` is called on the host loop at
+    once and ``lost`` is set: drop everything, leave this context, and come back as a new
+    ``RunnerRow`` with a new id, new sessions and a new machine id.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Membership:
 
     @property
     def view(self) -> View | None:
-        """The latest view; None only before the context is entered."""
+        """The latest view; None before the first."""
         return self._view
 
     @property
