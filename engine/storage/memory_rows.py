@@ -37,6 +37,7 @@ from engine.storage.protocol import (
     StoredReply,
     Sweep,
 )
+from engine.storage.storable import check_storable
 
 
 class MemoryRows:
@@ -59,9 +60,10 @@ class MemoryRows:
     # --- writing ------------------------------------------------------------------------------
 
     def save(self, requests: Sequence[SaveRequest]) -> list[Saved]:
-        """Store the requests in order, each at most once; ``ConfigurationError`` for an unknown
-        shard, with nothing stored."""
+        """Store the requests in order, each at most once. ``InvalidPayload`` for one that
+        PostgreSQL would not take, ``ConfigurationError`` for an unknown shard: nothing is stored."""
         for request in requests:
+            check_storable(request)
             self._known(request.envelope.address.shard)
         return [self._save(request) for request in requests]
 
@@ -220,7 +222,8 @@ class MemoryRows:
             raise BadBatch("the batch updates one execution twice")
         for commit in commits:
             for shard in self._targets(commit):
-                self._known(shard)
+                if shard not in self._shards:
+                    raise BadBatch(f"there is no shard {shard}")
 
     def _targets(self, commit: Commit) -> Iterator[ShardId]:
         yield commit.shard
