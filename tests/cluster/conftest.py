@@ -2,24 +2,23 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from functools import partial
 
 import pytest
 
 from engine.core.clock import SystemClock
 from engine.storage.memory import MemoryDatabase, MemoryStorage
+from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import Storage
-from tests.cluster.peers import GROUP
+from tests.cluster.peers import GROUP, SHARDS
 
-SHARDS = 30
+NewStorage = Callable[[], AbstractAsyncContextManager[Storage]]
 
 
 class Cluster:
     """Opens the storages of processes, and closes them when the test is over."""
 
-    def __init__(
-        self, stack: AsyncExitStack, storage: Callable[[], AbstractAsyncContextManager[Storage]]
-    ) -> None:
+    def __init__(self, stack: AsyncExitStack, storage: NewStorage) -> None:
         self.shards = SHARDS
         self._stack = stack
         self._storage = storage
@@ -31,8 +30,15 @@ class Cluster:
         return storage
 
 
-@pytest.fixture(params=["memory"])
-async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+@pytest.fixture(params=["memory", "postgres"])
+def new_storage(request: pytest.FixtureRequest) -> NewStorage:
+    """How a process of this test's cluster gets at its database."""
+    if request.param == "postgres":
+        return partial(PostgresStorage, request.getfixturevalue("dsn"), shards_per_group=SHARDS)
+    return partial(MemoryStorage, MemoryDatabase(SystemClock()), shards_per_group=SHARDS)
+
+
+@pytest.fixture
+async def cluster(new_storage: NewStorage) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
-        database = MemoryDatabase(SystemClock())
-        yield Cluster(stack, lambda: MemoryStorage(database, shards_per_group=SHARDS))
+        yield Cluster(stack, new_storage)

@@ -22,6 +22,7 @@ from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.storage.protocol import Beat, LaneSession, Registry, RunnerRow, Storage
 
 GROUP = "default"
+SHARDS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class LaneHost:
         self.lane: LaneSession | None = None
         self.dropped = False
         self.lost: Callable[[], None] = lambda: None
-        self.before_release: Callable[[], Awaitable[None]] | None = None
+        self.changed: Callable[[], None] = lambda: None
         self.acquisitions = 0
 
     def owned(self) -> frozenset[ShardId]:
@@ -91,17 +92,17 @@ class LaneHost:
                 return frozenset()
             self._ledger.take(got, self._runner)
             self._held |= got
+            self.changed()
             return got
 
     async def release(self, shards: Collection[ShardId]) -> None:
-        if self.before_release is not None:
-            await self.before_release()
         async with self._turn:
             held = self._held & frozenset(shards)
             if held and self.lane is not None:
                 self._ledger.give(held)
                 self._held -= held
                 await self.lane.release(sorted(held))
+                self.changed()
 
     def drop(self) -> None:
         """Declared dead: own nothing any more, at once."""
@@ -122,6 +123,7 @@ class LaneHost:
     def _forget(self) -> None:
         self._ledger.give(self._held)
         self._held.clear()
+        self.changed()
 
 
 class Wire:
@@ -226,9 +228,10 @@ async def joined(
     pace: Pace | None = None,
     **row: Any,
 ) -> AsyncIterator[Peer]:
-    """A peer from its registration to its leave."""
+    """A peer from its registration to its leave; its id is that of the storage's sessions."""
     pace = pace or Pace()
-    runner = RunnerRow(**{"id": RunnerId(uuid4()), "groups": (GROUP,), "pid": os.getpid()} | row)
+    id = RunnerId(getattr(storage, "identity", None) or uuid4())
+    runner = RunnerRow(**{"id": id, "groups": (GROUP,), "pid": os.getpid()} | row)
     host = LaneHost(
         runner=runner.id,
         open_lane=lambda: storage.open_lane(runner.id, 0),

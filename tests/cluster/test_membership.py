@@ -55,14 +55,17 @@ class Stranger:
         self.lane.terminate()
 
 
+async def none_left(registry: Registry, runner: RunnerId) -> bool:
+    return await registry.end_sessions(runner) == 0
+
+
 async def declare_dead(storage: Storage, runner: RunnerId) -> None:
     """Bury a living runner, as a peer would that had not heard of it."""
     stranger = RunnerId(uuid4())
     registry = await storage.open_registry(stranger)
     await registry.register(RunnerRow(id=stranger, groups=()))
     await eventually(lambda: registry.bury(runner, by=stranger, ttl=timedelta(0)))
-    while await registry.end_sessions(runner):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: none_left(registry, runner))
     await registry.leave(stranger)
     await registry.close()
 
@@ -220,12 +223,11 @@ async def test_a_runner_declared_dead_drops_everything_at_once(cluster: Cluster)
 
 
 async def test_a_runner_declared_dead_comes_back_under_a_new_id(cluster: Cluster) -> None:
-    storage = await cluster.process()
-    async with joined(storage) as before:
+    async with joined(await cluster.process()) as before:
         await eventually(lambda: len(before.owned) == cluster.shards)
         await declare_dead(await cluster.process(), before.id)
         await asyncio.wait_for(before.membership.lost.wait(), 10)
-    async with joined(storage) as after:
+    async with joined(await cluster.process()) as after:
         await eventually(lambda: len(after.owned) == cluster.shards)
         assert sees(after) == {after.id}
         assert after.id != before.id
