@@ -1,0 +1,152 @@
+"""Open connections to PostgreSQL with everything the engine needs of a session.
+
+From ``postgres``, which knows the DSNs; on to the pool, the lanes, the doorbell and the registry.
+Settings are made by a statement after connecting, since poolers refuse most of them at start-up.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+
+from engine.core.errors import ConfigurationError
+from engine.storage.outage import Address, unavailable
+from engine.storage.queries import Queries
+from engine.storage.session import Session
+
+OLDEST_SERVER = 14
+OUR_PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""For sessions that run the engine's own queries. They are all by index, and a table that was empty
+when a statement was planned may be full when it runs; planning or compiling again costs more than
+the query."""
+_CHECK_INTERVAL = "client_connection_check_interval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connector:
+    """Opens sessions named ``outlast:<identity>:<role>``: by that name a takeover ends them.
+
+    With ``pooled`` the DSN may lead to a transaction pooler: nothing is prepared or set there, and
+    each transaction must set its own time-outs.
+    """
+
+    dsn: str = field(repr=False)
+    queries: Queries
+    statement_timeout: timedelta
+    connect_timeout: timedelta
+    pooled: bool = False
+
+    @property
+    def address(self) -> Address:
+        return Address.of(self.dsn)
+
+    async def open(
+        self, identity: UUID, role: str, settings: Mapping[str, str] | None = None
+    ) -> Session:
+        """A new session. ``StorageUnavailable`` when the server cannot be reached or refuses,
+        ``ConfigurationError`` when the DSN or the server cannot work at all."""
+        session: Session | None = None
+        try:
+            async with asyncio.timeout(self.connect_timeout.total_seconds()):
+                session = await self._connect(f"outlast:{identity}:{role}")
+                session.keep_alive()
+                self._check_version(session)
+                if not self.pooled:
+                    await self.settle(session, settings or {})
+        except BaseException as error:
+            if session is not None:
+                session.terminate()
+            if isinstance(error, (asyncpg.ClientConfigurationError, ValueError)):
+                raise ConfigurationError(
+                    "the DSN cannot be read: it must look like postgresql://user@host:5432/database"
+                ) from None  # what the driver says may quote the password
+            if isinstance(error, Exception) and not isinstance(error, ConfigurationError):
+                raise unavailable(error, self.address) from error
+            raise
+        return session
+
+    async def settle(self, session: Session, settings: Mapping[str, str]) -> None:
+        """Make the session's settings, also anew after a ``reset``."""
+        values = _settings(self.statement_timeout) | dict(settings)
+        query = self.queries["settle_session"]
+        try:
+            await session.fetch(query, list(values), list(values.values()), False)
+        except asyncpg.InvalidParameterValueError:
+            # Servers on some systems cannot watch their client's socket; keepalives remain.
+            del values[_CHECK_INTERVAL]
+            await session.fetch(query, list(values), list(values.values()), False)
+
+    async def refuse_transaction_pooler(self, session: Session, identity: UUID) -> None:
+        """``ConfigurationError`` when the session's statements reach different server processes.
+
+        A direct connection is told its server process when it connects, so it costs one statement.
+        Otherwise another session opens a transaction: a transaction pooler either lends it the
+        first one's server, or moves the first to another.
+        """
+        first = await self._pid(session)
+        if first == session.get_server_pid():
+            return
+        other = await self.open(identity, "probe")
+        try:
+            async with other.transaction():
+                second = await self._pid(other)
+                again = await self._pid(session)
+        finally:
+            await other.close(timeout=1)
+        if second == first or again != first:
+            raise ConfigurationError(
+                f"{self.address} is a transaction pooler: a runner's locks and LISTEN need direct"
+                " connections (or a pooler in session mode); set the DSN to the server itself and"
+                " keep the pooler for the pool's DSN"
+            )
+
+    async def _pid(self, session: Session) -> int:
+        rows = await session.ask(self.queries["backend"], within=self.statement_timeout)
+        return int(rows[0]["pid"])
+
+    async def _connect(self, name: str) -> Session:
+        return await asyncpg.connect(
+            self.dsn,
+            connection_class=Session,
+            timeout=self.connect_timeout.total_seconds(),
+            statement_cache_size=0 if self.pooled else 100,
+            max_cached_statement_lifetime=0,
+            server_settings={"application_name": name},
+        )
+
+    def _check_version(self, session: Session) -> None:
+        version = session.get_server_version()
+        if version.major < OLDEST_SERVER:
+            raise ConfigurationError(
+                f"the server at {self.address} is PostgreSQL {version.major}:"
+                f" the engine needs {OLDEST_SERVER} or newer"
+            )
+
+
+def _settings(statement_timeout: timedelta) -> dict[str, str]:
+    """What every direct session sets."""
+    values = {
+        "statement_timeout": milliseconds(statement_timeout),
+        "idle_in_transaction_session_timeout": milliseconds(max(statement_timeout * 6, _MINUTE)),
+        "default_transaction_isolation": "read committed",
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "20000",
+        _CHECK_INTERVAL: "5000",
+    }
+    if sys.platform == "win32":
+        del values["tcp_user_timeout"]
+    return values
+
+
+_MINUTE = timedelta(minutes=1)
+
+
+def milliseconds(duration: timedelta) -> str:
+    """A duration as PostgreSQL's settings take it."""
+    return str(max(1, round(duration.total_seconds() * 1000)))

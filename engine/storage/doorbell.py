@@ -1,0 +1,219 @@
+"""NOTIFY as a hint: two connections of their own, one that rings and one that listens.
+
+From whoever has committed something others wait for; on to the ``DoorbellListener`` of each process
+it concerns. A process hears on ``outlast_<its id>``, all of a schema on ``outlast_all_<schema>``.
+Everything here may be lost: the poll finds what no doorbell told.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import asyncpg
+
+from engine.core.errors import ConfigurationError, StorageUnavailable
+from engine.core.ids import ShardId, Snowflake
+from engine.storage.bell import ALL, Bell, parse_bell
+from engine.storage.connect import OUR_PLANS, Connector
+from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.outage import LOST
+from engine.storage.protocol import DoorbellListener
+from engine.storage.session import Session
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_BACKOFF = 0.1
+_BACKOFF_LIMIT = 5.0
+_PING = timedelta(seconds=30)
+_BATCH = 2000
+_RINGER = OUR_PLANS | {"synchronous_commit": "off", "lock_timeout": "100"}
+
+
+def channel_of(identity: UUID) -> str:
+    """Where one process hears."""
+    return f"outlast_{identity.hex}"
+
+
+class PostgresDoorbell:
+    """A ``Doorbell``. Its connections open on first need and come back by themselves."""
+
+    def __init__(
+        self, *, connector: Connector, identity: UUID, groups: Groups, ping: timedelta = _PING
+    ) -> None:
+        self._connector = connector
+        self._identity = identity
+        self._groups = groups
+        self._ping = ping
+        self._everybody = f"outlast_all_{connector.queries.schema}"
+        self._listener: DoorbellListener | None = None
+        self._shards: set[ShardId] = set()
+        self._replies: set[Snowflake] = set()
+        self._topology = False
+        self._wake = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._ringer: asyncio.Task[None] | None = None
+        self._hearer: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def healthy(self) -> bool:
+        return self._heard.is_set()
+
+    def ring_shards(self, shards: Iterable[ShardId]) -> None:
+        self._shards.update(shards)
+        self._start_ringing()
+
+    def ring_replies(self, requests: Iterable[Snowflake]) -> None:
+        self._replies.update(requests)
+        self._start_ringing()
+
+    def ring_topology(self) -> None:
+        self._topology = True
+        self._start_ringing()
+
+    def listen(self, listener: DoorbellListener) -> None:
+        self._listener = listener
+        if self._hearer is None and not self._closed:
+            self._hearer = _start(self._keep(self._hear, "listener"), "doorbell-listener")
+
+    async def listening(self, within: timedelta) -> None:
+        """Wait until rings arrive here, if anybody listens; give up without an error."""
+        if self._hearer is None or self._heard.is_set():
+            return
+        try:
+            async with asyncio.timeout(within.total_seconds()):
+                await self._heard.wait()
+        except TimeoutError:
+            return
+
+    async def close(self) -> None:
+        """Send what is still to be rung, if that is quick, and end both connections."""
+        self._closed = True
+        self._wake.set()
+        if self._ringer is not None:
+            await asyncio.wait([self._ringer], timeout=1)
+        for task in (self._ringer, self._hearer):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._heard.clear()
+
+    # --- the two connections ----------------------------------------------------------------------
+
+    def _start_ringing(self) -> None:
+        self._wake.set()
+        if self._ringer is None and not self._closed:
+            self._ringer = _start(self._keep(self._ring, "ringer"), "doorbell-ringer")
+
+    async def _keep(self, serve: Callable[[], Coroutine[None, None, None]], role: str) -> None:
+        """Serve one connection after the other, with back-off between them."""
+        delay = _BACKOFF
+        while True:
+            try:
+                await serve()
+                return
+            except ConfigurationError as error:
+                log.warning("no doorbell, polling only", extra={"role": role, "error": str(error)})
+                return
+            except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
+                log.warning("doorbell lost", extra={"role": role, "error": str(error)})
+            if self._closed:
+                return
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(delay * 2, _BACKOFF_LIMIT)
+
+    async def _ring(self) -> None:
+        session = await self._connector.open(self._identity, "ringer", _RINGER)
+        try:
+            while True:
+                if self._shards or self._replies or self._topology:
+                    await self._send(session)
+                    continue
+                if self._closed:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+        finally:
+            session.terminate()
+
+    async def _send(self, session: Session) -> None:
+        shards = _take(self._shards)
+        replies = _take(self._replies)
+        everybody = [self._everybody] if self._topology else []
+        self._topology = False
+        known = [shard for shard in shards if shard.group in self._groups]
+        await session.ask(
+            self._connector.queries["ring"],
+            *self._groups.columns(known),
+            sorted(replies),
+            everybody,
+            within=self._connector.statement_timeout,
+        )
+
+    async def _hear(self) -> None:
+        session = await self._connector.open(self._identity, "listener", {"statement_timeout": "0"})
+        ended = asyncio.Event()
+        session.add_termination_listener(lambda _: ended.set())
+        try:
+            await self._connector.refuse_transaction_pooler(session, self._identity)
+            with session.deadline(self._connector.statement_timeout):
+                for channel in (channel_of(self._identity), self._everybody):
+                    await session.add_listener(channel, self._on_notify)
+            self._heard.set()
+            if self._listener is not None:
+                self._listener.doorbell_restored()
+            while not await _set_within(ended, self._ping):
+                query = self._connector.queries["backend"]
+                await session.ask(query, within=self._connector.statement_timeout)
+        finally:
+            self._heard.clear()
+            session.terminate()
+        raise StorageUnavailable("the listening connection has ended")
+
+    def _on_notify(self, _: object, pid: int, channel: str, payload: object) -> None:
+        if self._listener is None:
+            return
+        bell = parse_bell(payload)
+        if bell is None:
+            log.warning("a notification was not understood", extra={"channel": channel, "pid": pid})
+            return
+        self._hand_over(bell, self._listener)
+
+    def _hand_over(self, bell: Bell, listener: DoorbellListener) -> None:
+        if bell is ALL:
+            listener.topology_rung()
+            return
+        if bell.replies:
+            listener.replies_rung(bell.replies)
+        shards: list[ShardId] = []
+        for group_id, number in bell.shards:
+            try:
+                shards.append(self._groups.shard(group_id, number))
+            except UnknownGroup:
+                continue  # not a group of this process
+        if shards:
+            listener.shards_rung(shards)
+
+
+def _take(pending: set[T]) -> list[T]:
+    """Up to a statement's worth; the rest goes with the next one."""
+    return [pending.pop() for _ in range(min(len(pending), _BATCH))]
+
+
+async def _set_within(event: asyncio.Event, within: timedelta) -> bool:
+    try:
+        async with asyncio.timeout(within.total_seconds()):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _start(run: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    """A task this object owns and ends in ``close``."""
+    return asyncio.get_running_loop().create_task(run, name=name)

@@ -1,0 +1,293 @@
+"""One lane's connection: the locks it holds and the rows it writes live and die together.
+
+Opened by ``postgres`` for ``lane``. Statements run one at a time and are never cancelled: when one
+takes too long, the connection ends, and the locks with it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import asyncpg
+
+from engine.core.clock import SystemClock, monotonic
+from engine.core.errors import StorageUnavailable
+from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.storage.columns import (
+    REQUEST_WIDTH,
+    Columns,
+    execution_columns,
+    journal_columns,
+    reply_columns,
+    request_columns,
+    settled_columns,
+)
+from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.outage import Address, refused, transient, unavailable
+from engine.storage.protocol import (
+    BadBatch,
+    Commit,
+    Flushed,
+    NewReply,
+    Saved,
+    SaveRequest,
+    Sweep,
+)
+from engine.storage.queries import Queries
+from engine.storage.saving import OUTCOMES, RACED, saved_from
+from engine.storage.session import Session
+from engine.storage.sweeping import sweep_from
+
+T = TypeVar("T")
+
+_NO_REQUESTS: Columns = [()] * REQUEST_WIDTH
+_PER_SHARD = 64
+_RACES = 5
+
+
+class PostgresLaneSession:
+    """A ``LaneSession`` on a direct connection."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        runner: RunnerId,
+        groups: Groups,
+        queries: Queries,
+        channel: str | None,
+        statement_timeout: timedelta,
+        address: Address,
+        clock: SystemClock,
+    ) -> None:
+        self._session = session
+        self._runner = runner
+        self._groups = groups
+        self._queries = queries
+        self._channel = channel
+        self._timeout = statement_timeout
+        self._address = address
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._held: dict[ShardId, int] = {}
+        self._on_close: list[Callable[[], None]] = []
+        self._ended = False
+        session.add_termination_listener(lambda _: self._end())
+
+    @property
+    def closed(self) -> bool:
+        return self._ended or self._session.is_closed()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        if self.closed:
+            asyncio.get_running_loop().call_soon(callback)
+        else:
+            self._on_close.append(callback)
+
+    async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
+        # INVARIANT lock-once: advisory locks stack, so one that is held is never asked for again.
+        wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._held]
+        return await self._alone(self._acquire(wanted)) if wanted else {}
+
+    async def release(self, shards: Sequence[ShardId]) -> None:
+        held = [shard for shard in dict.fromkeys(shards) if shard in self._held]
+        if held:
+            await self._alone(self._release(held))
+
+    async def flush(self, commits: Sequence[Commit]) -> Flushed:
+        return await self._alone(self._flush(commits))
+
+    async def sweep(
+        self,
+        shards: Sequence[ShardId],
+        *,
+        in_flight: Sequence[int],
+        resident: Sequence[Snowflake],
+        limit: int,
+        horizon: timedelta,
+    ) -> Sweep:
+        # A shard with a deep backlog must not make every sweep read all of it.
+        per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
+        return await self._alone(
+            self._sweep(shards, in_flight, resident, limit, per_shard, horizon)
+        )
+
+    def terminate(self) -> None:
+        self._session.terminate()
+        self._end()
+
+    async def close(self) -> None:
+        async with self._turn:
+            try:
+                await self._session.close(timeout=self._timeout.total_seconds())
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                self._session.terminate()
+        self._end()
+
+    # --- statements -------------------------------------------------------------------------------
+
+    async def _acquire(self, wanted: Sequence[ShardId]) -> Mapping[ShardId, int]:
+        locked = await self._ask("lock_shards", *self._groups.columns(wanted))
+        shards = [self._groups.shard(row["group_id"], row["shard"]) for row in locked]
+        if not shards:
+            return {}
+        # INVARIANT lock-then-epoch: a statement of its own, so that it sees all that the former
+        # owner committed before its lock was free.
+        claimed = await self._ask("claim_shards", *self._groups.columns(shards), self._runner)
+        epochs = {
+            self._groups.shard(row["group_id"], row["shard"]): int(row["epoch"]) for row in claimed
+        }
+        skipped = [shard for shard in shards if shard not in epochs]
+        if skipped:
+            await self._ask("unlock_shards", *self._groups.columns(skipped))
+        self._held.update(epochs)
+        return epochs
+
+    async def _release(self, shards: Sequence[ShardId]) -> None:
+        columns = self._groups.columns(shards)
+        deadline = monotonic() + self._timeout.total_seconds()
+        while True:
+            try:
+                await self._write("disclaim_shards", *columns, self._runner)
+                break
+            except BadBatch as error:
+                # A user transaction still fences one of them; unlocking before it has ended would
+                # let it commit beside the next owner.
+                if not error.transient or monotonic() > deadline:
+                    self.terminate()
+                    raise StorageUnavailable(f"a shard could not be released: {error}") from error
+        await self._ask("unlock_shards", *columns)
+        for shard in shards:
+            del self._held[shard]
+
+    async def _flush(self, commits: Sequence[Commit]) -> Flushed:
+        journal = [row for commit in commits for row in commit.journal]
+        if all(_only_journal(commit) for commit in commits):
+            if journal:
+                await self._write("flush_journal", *journal_columns(journal))
+            return Flushed(requests={}, replies={})
+        requests: dict[Snowflake, SaveRequest] = {}
+        for commit in commits:
+            for request in commit.requests:
+                requests.setdefault(request.envelope.request_id, request)
+        asked = list(requests.values())
+        updates = {c.execution.request_id: c.execution for c in commits if c.execution}
+        replies = _first_exits(reply for commit in commits for reply in commit.replies)
+        try:
+            columns = [
+                *(request_columns(asked, self._groups) if asked else _NO_REQUESTS),
+                self._channel,
+                *journal_columns(journal),
+                *reply_columns(replies, self._groups),
+                *settled_columns(commits, self._groups),
+                *execution_columns(updates.values()),
+            ]
+        except UnknownGroup as error:
+            raise BadBatch(f"there is no shard group {str(error)!r}") from error
+        rows = await self._write("flush", *columns)
+        return await self._flushed(asked, rows)
+
+    async def _flushed(
+        self, requests: Sequence[SaveRequest], rows: Sequence[asyncpg.Record]
+    ) -> Flushed:
+        returned = {row["request_id"]: row["seq"] for row in rows if row["nth"] is None}
+        answers: dict[Snowflake, Saved] = {}
+        raced: list[SaveRequest] = []
+        for row in rows:
+            if row["nth"] is None:
+                continue
+            request = requests[int(row["nth"]) - 1]
+            if row["outcome"] == RACED:
+                raced.append(request)
+                continue
+            answers[request.envelope.request_id] = Saved(
+                outcome=OUTCOMES[int(row["outcome"])],
+                request_id=row["request_id"],
+                seq=row["seq"],
+                payload=row["payload"],
+            )
+        for _ in range(_RACES):
+            if not raced:
+                break
+            # All else is committed; others took these keys meanwhile, which a new statement sees.
+            columns = request_columns(raced, self._groups)
+            answers |= saved_from(raced, await self._ask("save", *columns, self._channel))
+            raced = [r for r in raced if r.envelope.request_id not in answers]
+        return Flushed(requests=answers, replies=returned)
+
+    async def _sweep(
+        self,
+        shards: Sequence[ShardId],
+        in_flight: Sequence[int],
+        resident: Sequence[Snowflake],
+        limit: int,
+        per_shard: int,
+        horizon: timedelta,
+    ) -> Sweep:
+        sent = monotonic()
+        rows = await self._ask(
+            "sweep", *self._groups.columns(shards), in_flight, resident, limit, per_shard, horizon
+        )
+        self._clock.align(database=rows[0]["now"], sent=sent, received=monotonic())
+        try:
+            return sweep_from(rows, self._groups, self._runner)
+        except UnknownGroup:
+            self._groups.learn(await self._ask("groups"))
+            return sweep_from(rows, self._groups, self._runner)
+
+    async def _write(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
+        """As ``_ask``, but ``BadBatch`` when nothing was written and the session is fine."""
+        try:
+            return await self._session.ask(self._queries[name], *args, within=self._timeout)
+        except Exception as error:
+            if not self._session.is_closed() and (refused(error) or transient(error)):
+                raise BadBatch(str(error), transient=transient(error)) from error
+            raise self._lost(error) from error
+
+    async def _ask(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
+        try:
+            return await self._session.ask(self._queries[name], *args, within=self._timeout)
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> StorageUnavailable:
+        # INVARIANT pen-ends: whatever is not known to be harmless ends the session and its locks.
+        self.terminate()
+        return unavailable(error, self._address)
+
+    async def _alone(self, statements: Coroutine[object, object, T]) -> T:
+        """Run to the end whatever becomes of the caller, one call after the other."""
+
+        async def run() -> T:
+            async with self._turn:
+                return await statements
+
+        return await asyncio.shield(run())
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._held.clear()
+        callbacks, self._on_close = self._on_close, []
+        loop = asyncio.get_running_loop()
+        for callback in callbacks:
+            loop.call_soon(callback)
+
+
+def _only_journal(commit: Commit) -> bool:
+    return not (commit.replies or commit.requests or commit.settled or commit.execution)
+
+
+def _first_exits(replies: Iterable[NewReply]) -> list[NewReply]:
+    """At most one exit per request and one row per sequence: the first that came."""
+    exits: set[Snowflake] = set()
+    kept: dict[tuple[Snowflake, int], NewReply] = {}
+    for reply in replies:
+        if reply.kind.value:
+            if reply.request_id in exits:
+                continue
+            exits.add(reply.request_id)
+        kept.setdefault((reply.request_id, reply.sequence), reply)
+    return list(kept.values())

@@ -1,0 +1,280 @@
+"""The storage on PostgreSQL: a façade over the parts that each keep one thing.
+
+From the roots (client, runner, admin, testing). A process that only reads opens one connection of
+the pool and needs SELECT only; everything else is opened when it is first asked for.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+from uuid import UUID, uuid4
+
+from engine.core.clock import SystemClock, monotonic
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import ConfigurationError
+from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
+from engine.core.journal import JournalRow
+from engine.storage.connect import OUR_PLANS, Connector
+from engine.storage.doorbell import PostgresDoorbell, channel_of
+from engine.storage.groups import Groups
+from engine.storage.inspection import Inspection
+from engine.storage.lane_session import PostgresLaneSession
+from engine.storage.machine import MachineIds
+from engine.storage.migrate import check
+from engine.storage.pool import Pool
+from engine.storage.protocol import (
+    Doorbell,
+    DoorbellListener,
+    ExecutionFilter,
+    Fence,
+    LoadedExecution,
+    RunnerRow,
+    Saved,
+    SaveRequest,
+    ShardRow,
+    StoredExecution,
+    StoredReply,
+)
+from engine.storage.queries import Queries
+from engine.storage.registry import PostgresRegistry
+from engine.storage.saving import Saving
+from engine.storage.transaction import Transaction
+from engine.storage.user_transaction import UserTransactions
+
+_LOCK_TIMEOUT = {"lock_timeout": "100"}
+_OWN_SESSIONS = 4
+_LARGEST_GROUP = 32_767
+
+
+class PostgresStorage:
+    """A ``Storage``. ``identity`` names the sessions of this process and its doorbell channel: the
+    runner's id inside a runner, else one of its own.
+
+    ``dsn`` must lead to the server itself, or to a pooler in session mode; ``pool_dsn`` may lead
+    to a transaction pooler. ``pool_size`` bounds the connections of user transactions; the
+    engine's own statements share up to four more.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "engine",
+        identity: UUID | None = None,
+        pool_dsn: str | None = None,
+        pool_size: int = 10,
+        shards_per_group: int = 300,
+        notifications: bool = True,
+        statement_timeout: timedelta = timedelta(seconds=10),
+        connect_timeout: timedelta = timedelta(seconds=10),
+        machine_lease: timedelta = timedelta(minutes=10),
+        clock: SystemClock | None = None,
+    ) -> None:
+        if not 1 <= shards_per_group <= _LARGEST_GROUP:
+            raise ConfigurationError(f"shards_per_group must be from 1 to {_LARGEST_GROUP}")
+        if pool_size < 1:
+            raise ConfigurationError("pool_size must be at least 1")
+        self.identity = identity or uuid4()
+        self.clock = clock or SystemClock()
+        self._dsn = dsn
+        self._shards_per_group = shards_per_group
+        self._groups = Groups()
+        self._queries = Queries(schema)
+        self._direct = Connector(
+            dsn=dsn,
+            queries=self._queries,
+            statement_timeout=statement_timeout,
+            connect_timeout=connect_timeout,
+        )
+        pooled = self._direct
+        if pool_dsn is not None:
+            pooled = Connector(
+                dsn=pool_dsn,
+                queries=self._queries,
+                statement_timeout=statement_timeout,
+                connect_timeout=connect_timeout,
+                pooled=True,
+            )
+        self._channel = channel_of(self.identity) if notifications else None
+        self._pool = Pool(
+            connector=pooled,
+            identity=self.identity,
+            role="pool",
+            size=min(_OWN_SESSIONS, pool_size),
+            settings=OUR_PLANS | _LOCK_TIMEOUT,
+        )
+        self._user_pool = Pool(
+            connector=pooled,
+            identity=self.identity,
+            role="user",
+            size=pool_size,
+            settings={"statement_timeout": "0"},
+        )
+        self._doorbell = (
+            PostgresDoorbell(connector=self._direct, identity=self.identity, groups=self._groups)
+            if notifications
+            else None
+        )
+        self._saving = Saving(
+            pool=self._pool,
+            identity=self.identity,
+            groups=self._groups,
+            learn_groups=self._learn_groups,
+            channel=self._channel,
+        )
+        self._inspection = Inspection(
+            pool=self._pool, groups=self._groups, learn_groups=self._learn_groups
+        )
+        self._transactions = UserTransactions(pool=self._user_pool, groups=self._groups)
+        self._machines = MachineIds(
+            pool=self._pool, holder=self.identity, duration=machine_lease, clock=self.clock
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Check that the server can be reached and has this code's schema; align the clock."""
+        await self._align_clock()
+        await check(self._dsn, schema=self._queries.schema)
+        await self._learn_groups()
+
+    async def close(self) -> None:
+        if self._doorbell is not None:
+            await self._doorbell.close()
+        await self._transactions.close()
+        await self._user_pool.close()
+        await self._pool.close()
+
+    @property
+    def doorbell(self) -> Doorbell:
+        return self._doorbell or _NoDoorbell()
+
+    # --- groups and machine ids -------------------------------------------------------------------
+
+    def shards_in(self, group: str) -> int:
+        return self._groups.size(group)
+
+    async def ensure_groups(self, groups: Sequence[str]) -> None:
+        await self._learn_groups()
+        while missing := [name for name in dict.fromkeys(groups) if name not in self._groups]:
+            # Random, so that the advisory locks of two schemas do not meet; a draw that is taken
+            # inserts nothing and is drawn again.
+            drawn = [secrets.randbelow(1 << 32) - (1 << 31) for _ in missing]
+            await self._pool.fetch("create_groups", missing, drawn, self._shards_per_group)
+            await self._learn_groups()
+
+    async def lease_machine(self, lease: MachineLease | None) -> MachineLease:
+        return await self._machines.lease(lease)
+
+    async def release_machine(self, lease: MachineLease) -> None:
+        await self._machines.release(lease)
+
+    # --- requests and replies ---------------------------------------------------------------------
+
+    async def save(
+        self, requests: Sequence[SaveRequest], *, patient: bool = False
+    ) -> Sequence[Saved]:
+        return await self._saving.save(requests, patient=patient) if requests else []
+
+    async def save_on(self, connection: object, request: SaveRequest) -> Saved:
+        return await self._saving.save_on(connection, request)
+
+    async def watch(self, requests: Sequence[Snowflake]) -> None:
+        if self._doorbell is not None and requests:
+            await self._doorbell.listening(_LISTENING)
+            await self._pool.fetch("watch", requests, self._channel)
+
+    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
+        return await self._inspection.replies(requests)
+
+    async def request(self, request_id: Snowflake) -> EnvelopeRequest | None:
+        return await self._inspection.request(request_id)
+
+    # --- executions -------------------------------------------------------------------------------
+
+    async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
+        return await self._inspection.load(executions)
+
+    async def transact(
+        self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]
+    ) -> None:
+        await self._transactions.transact(fence, work)
+
+    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
+        return await self._inspection.find(workflow, execution_id)
+
+    async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
+        return await self._inspection.executions(filter, limit=limit)
+
+    async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
+        return await self._inspection.history(execution)
+
+    async def shards(self) -> Sequence[ShardRow]:
+        return await self._inspection.shards()
+
+    async def runners(self) -> Sequence[RunnerRow]:
+        return await self._inspection.runners()
+
+    async def waiting_rows(self, execution: Snowflake) -> int:
+        return await self._inspection.waiting_rows(execution)
+
+    # --- a runner's own connections ---------------------------------------------------------------
+
+    async def open_registry(self, runner: RunnerId) -> PostgresRegistry:
+        return PostgresRegistry(connector=self._direct, runner=runner, clock=self.clock)
+
+    async def open_lane(self, runner: RunnerId, index: int) -> PostgresLaneSession:
+        """``ConfigurationError`` when the DSN leads to a transaction pooler."""
+        settings = OUR_PLANS | _LOCK_TIMEOUT
+        session = await self._direct.open(runner, f"lane-{index}", settings)
+        try:
+            await self._direct.refuse_transaction_pooler(session, self.identity)
+        except BaseException:
+            session.terminate()
+            raise
+        return PostgresLaneSession(
+            session=session,
+            runner=runner,
+            groups=self._groups,
+            queries=self._queries,
+            channel=self._channel,
+            statement_timeout=self._direct.statement_timeout,
+            address=self._direct.address,
+            clock=self.clock,
+        )
+
+    async def _learn_groups(self) -> None:
+        self._groups.learn(await self._pool.fetch("groups"))
+
+    async def _align_clock(self) -> None:
+        sent = monotonic()
+        rows = await self._pool.fetch("now")
+        self.clock.align(database=rows[0]["now"], sent=sent, received=monotonic())
+
+
+_LISTENING = timedelta(seconds=1)
+
+
+class _NoDoorbell:
+    """Nothing is rung and nothing heard: the poll does it all."""
+
+    @property
+    def healthy(self) -> bool:
+        return False
+
+    def ring_shards(self, shards: Iterable[ShardId]) -> None: ...
+    def ring_replies(self, requests: Iterable[Snowflake]) -> None: ...
+    def ring_topology(self) -> None: ...
+    def listen(self, listener: DoorbellListener) -> None: ...

@@ -1,0 +1,59 @@
+"""The runtime SQL, read from ``sql/`` and made to name one schema.
+
+The files are written for the schema ``engine`` and run in psql as they are; every other module of
+storage asks here for the text of a query by its name.
+"""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from engine.core.errors import ConfigurationError
+
+_FOLDER = Path(__file__).with_name("sql")
+_NAME = re.compile(r"\A-- name: ([a-z_]+)\n-- (?=\S)")
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+_QUALIFIER = re.compile(r"\bengine\.")
+
+
+class Queries:
+    """Every query of ``sql/`` by name, for one schema."""
+
+    __slots__ = ("_texts", "schema")
+
+    def __init__(self, schema: str) -> None:
+        """``ConfigurationError`` when the schema's name is not a plain identifier."""
+        self.schema = schema_name(schema)
+        qualifier = f'"{schema}".'
+        self._texts = {name: _QUALIFIER.sub(qualifier, text) for name, text in _sources().items()}
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def names(self) -> list[str]:
+        return sorted(self._texts)
+
+
+def schema_name(schema: str) -> str:
+    """The name, if it can stand in SQL and in a channel's name; else ``ConfigurationError``."""
+    if _SCHEMA.fullmatch(schema) is None:
+        raise ConfigurationError(
+            f"the schema {schema!r} must be a lower-case identifier of at most 50 letters, digits"
+            " and underscores that does not begin with a digit"
+        )
+    return schema
+
+
+@lru_cache(maxsize=1)
+def _sources() -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for path in sorted(_FOLDER.glob("*.sql")):
+        text = path.read_text(encoding="utf-8")
+        named = _NAME.match(text)
+        if named is None or named[1] != path.stem:
+            raise ConfigurationError(
+                f"{path} must begin with '-- name: {path.stem}' and a line of purpose;"
+                " install outlast again"
+            )
+        texts[path.stem] = text.rstrip().removesuffix(";")
+    return texts

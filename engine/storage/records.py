@@ -1,0 +1,123 @@
+"""Records of the database as protocol values: the way back from ``columns``."""
+
+import json
+
+import asyncpg
+
+from engine.core.envelope import EnvelopeRequest, ReplyTo, Uninterruptible
+from engine.core.ids import EntityAddress, RunnerId, ShardId
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import ReplyKind
+from engine.core.status import Status
+from engine.storage.groups import Groups
+from engine.storage.protocol import RunnerRow, StoredExecution, StoredReply
+
+
+def envelope_from(record: asyncpg.Record, groups: Groups) -> EnvelopeRequest:
+    """The request of a record that has the columns of ``envelopes``."""
+    headers, trace = _headers(record["headers"])
+    reply_to = None
+    if record["reply_execution"] is not None:
+        reply_to = ReplyTo(
+            execution=record["reply_execution"],
+            shard=groups.shard(record["reply_group_id"], record["reply_shard"]),
+        )
+    return EnvelopeRequest(
+        request_id=record["request_id"],
+        address=EntityAddress(
+            groups.shard(record["group_id"], record["shard"]),
+            record["entity_type"],
+            record["entity_id"],
+        ),
+        tag=record["tag"],
+        payload=record["payload"],
+        headers=headers,
+        trace=trace,
+        uninterruptible=Uninterruptible(record["uninterruptible"]),
+        deliver_at=record["deliver_at"],
+        key=record["key"],
+        reply_to=reply_to,
+    )
+
+
+def execution_from(
+    record: asyncpg.Record, shard: ShardId, runner: RunnerId | None, *, id: str = "request_id"
+) -> StoredExecution:
+    """The execution of a record that has the columns of ``executions``; ``id`` names its key."""
+    attributes = record["attributes"]
+    return StoredExecution(
+        request_id=record[id],
+        workflow=record["workflow"],
+        execution_id=record["execution_id"],
+        shard=shard,
+        status=Status(record["status"]),
+        run=record["run"],
+        version=record["version"],
+        created_at=record["created_at"],
+        started_at=record["started_at"],
+        finished_at=record["finished_at"],
+        wake_at=record["wake_at"],
+        waiting=record["waiting"],
+        parent=record["parent"],
+        attributes=attributes.encode() if attributes is not None else None,
+        runner=runner,
+    )
+
+
+def owned_execution_from(record: asyncpg.Record, groups: Groups) -> StoredExecution:
+    """As ``execution_from``, for a record with its own shard and ``runner_id``."""
+    shard = groups.shard(record["group_id"], record["shard"])
+    runner = record["runner_id"]
+    return execution_from(record, shard, RunnerId(runner) if runner is not None else None)
+
+
+def journal_from(record: asyncpg.Record) -> JournalRow:
+    return JournalRow(
+        execution=record["execution"],
+        run=record["run"],
+        position=record["position"],
+        kind=JournalKind(record["kind"]),
+        name=record["name"],
+        ordinal=record["ordinal"],
+        at=record["at"],
+        attempt=record["attempt"],
+        outcome=Outcome(record["outcome"]),
+        digest=record["digest"],
+        started_at=record["started_at"],
+        due_at=record["due_at"],
+        source=record["source"],
+        payload=record["payload"],
+    )
+
+
+def reply_from(record: asyncpg.Record) -> StoredReply:
+    return StoredReply(
+        request_id=record["request_id"],
+        sequence=record["sequence"],
+        kind=ReplyKind(record["kind"]),
+        payload=record["payload"],
+    )
+
+
+def runner_from(record: asyncpg.Record) -> RunnerRow:
+    return RunnerRow(
+        id=record["id"],
+        groups=tuple(record["groups"]),
+        weight=record["weight"],
+        host=record["host"],
+        pid=record["pid"],
+        version=record["version"],
+        types=json.loads(record["types"]),
+        machine=record["machine"],
+        draining=record["draining"],
+        started_at=record["started_at"],
+        beat_at=record["beat_at"],
+        died_at=record["died_at"],
+    )
+
+
+def _headers(stored: bytes | None) -> tuple[dict[str, str], str | None]:
+    if stored is None:
+        return {}, None
+    tree = json.loads(stored)
+    return tree["headers"], tree["trace"]

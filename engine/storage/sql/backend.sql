@@ -1,0 +1,3 @@
+-- name: backend
+-- Which server process answers.
+select pg_backend_pid() as pid;

@@ -1,0 +1,3 @@
+-- name: now
+-- The database's clock.
+select clock_timestamp() as now;

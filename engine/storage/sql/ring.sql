@@ -1,0 +1,34 @@
+-- name: ring
+-- Notify the owners that shards have now, the processes that wait for replies, and everybody.
+-- Payloads are cut to stay below the server's 8000 bytes.
+with owners as (
+    select
+        'outlast_' || replace(s.runner_id::text, '-', '') as channel,
+        s.group_id || ':' || s.shard as item,
+        row_number() over (partition by s.runner_id order by s.group_id, s.shard) / 400 as part
+    from unnest($1::int[], $2::smallint[]) as u (group_id, shard)
+    join engine.shards s on s.group_id = u.group_id and s.shard = u.shard
+    where s.runner_id is not null
+),
+awaited as (
+    delete from engine.waiters w
+    using unnest($3::bigint[]) as u (request_id)
+    where w.request_id = u.request_id
+    returning w.request_id, w.channel
+),
+waiting as (
+    select
+        a.channel,
+        a.request_id::text as item,
+        row_number() over (partition by a.channel order by a.request_id) / 380 as part
+    from awaited a
+),
+bells as (
+    select o.channel, 's:' || string_agg(o.item, ',') as payload
+    from owners o group by o.channel, o.part
+    union all
+    select w.channel, 'r:' || string_agg(w.item, ',') from waiting w group by w.channel, w.part
+    union all
+    select c.channel, 't' from unnest($4::text[]) as c (channel)
+)
+select count(pg_notify(b.channel, b.payload)) from bells b;

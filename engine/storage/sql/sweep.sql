@@ -1,0 +1,107 @@
+-- name: sweep
+-- What these shards have to deliver that is not in flight, what executions are due, and when the
+-- next thing will be. The first row carries the header; a header alone means nothing to deliver.
+with owned as (
+    select o.group_id, o.shard from unnest($1::int[], $2::smallint[]) as o (group_id, shard)
+),
+found as (
+    select o.group_id, o.shard, i.seq, i.kind, i.request_id, i.execution
+    from owned o
+    cross join lateral (
+        (
+            select i.seq, i.kind, i.request_id, i.execution
+            from engine.inbox i
+            where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
+                and i.seq not in (select unnest($3::bigint[]))
+            order by i.seq
+            limit $6::bigint
+        )
+        union all
+        (
+            select i.seq, i.kind, i.request_id, i.execution
+            from engine.inbox i
+            where i.group_id = o.group_id and i.shard = o.shard and i.due_at <= now()
+                and i.seq not in (select unnest($3::bigint[]))
+            order by i.due_at
+            limit $6::bigint
+        )
+    ) i
+),
+picked as (
+    select f.*, row_number() over (order by f.seq) as nth
+    from found f
+    order by f.seq
+    limit $5::bigint
+),
+due as (
+    select x.request_id, x.wake_at
+    from owned o
+    cross join lateral (
+        select x.request_id, x.wake_at
+        from engine.executions x
+        where x.group_id = o.group_id and x.shard = o.shard and x.wake_at <= now() + $7::interval
+            and x.request_id not in (select unnest($4::bigint[]))
+        order by x.wake_at
+        limit $5::bigint + 1
+    ) x
+    order by x.wake_at
+    limit $5::bigint + 1
+),
+later as (
+    select least(i.due_at, x.wake_at) as at
+    from owned o
+    left join lateral (
+        select i.due_at from engine.inbox i
+        where i.group_id = o.group_id and i.shard = o.shard and i.due_at > now()
+        order by i.due_at
+        limit 1
+    ) i on true
+    left join lateral (
+        select x.wake_at from engine.executions x
+        where x.group_id = o.group_id and x.shard = o.shard and x.wake_at > now() + $7::interval
+        order by x.wake_at
+        limit 1
+    ) x on true
+),
+header as (
+    select
+        1::bigint as nth,
+        now() as now,
+        (
+            select coalesce(array_agg(d.request_id order by d.wake_at), '{}')
+            from (select d.* from due d order by d.wake_at limit $5::bigint) d
+        ) as due,
+        (select min(l.at) from later l) as next_due,
+        (select count(*) > $5::bigint from found)
+        or (select count(*) > $5::bigint from due)
+        or exists (select from found f group by f.group_id, f.shard having count(*) >= $6::bigint)
+            as more
+),
+rows as (
+    select
+        p.nth, p.seq, p.kind as inbox_kind, p.execution,
+        e.request_id, e.group_id, e.shard, e.entity_type, e.entity_id, e.tag, e.uninterruptible,
+        e.reply_execution, e.reply_group_id, e.reply_shard, e.deliver_at, e.key, e.headers,
+        e.payload,
+        p.group_id as inbox_group_id, p.shard as inbox_shard,
+        x.workflow, x.execution_id, x.status, x.run, x.version, x.created_at, x.started_at,
+        x.finished_at, x.wake_at, x.waiting, x.parent, x.attributes::text as attributes,
+        r.sequence as reply_sequence, r.kind as reply_kind, r.payload as reply_payload
+    from picked p
+    left join lateral (
+        select e.* from engine.envelopes e where e.request_id = p.request_id
+    ) e on true
+    left join lateral (
+        select x.* from engine.executions x where x.request_id = p.execution
+    ) x on true
+    left join lateral (
+        select r.sequence, r.kind, r.payload from engine.replies r
+        where p.kind = 1 and r.request_id = p.request_id and r.kind <> 0
+        order by r.sequence desc
+        limit 1
+    ) r on true
+)
+select h.now, h.due, h.next_due, h.more, d.*
+from header h
+full join rows d on d.nth = h.nth
+order by d.nth;

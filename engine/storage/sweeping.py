@@ -1,0 +1,60 @@
+"""What a lane's sweep found, from the rows of ``sweep.sql``."""
+
+import logging
+from collections.abc import Sequence
+
+import asyncpg
+
+from engine.core.ids import RunnerId
+from engine.core.reply import ReplyKind
+from engine.storage.groups import Groups
+from engine.storage.protocol import InboxKind, InboxRow, StoredExecution, StoredReply, Sweep
+from engine.storage.records import envelope_from, execution_from
+
+log = logging.getLogger(__name__)
+
+
+def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId) -> Sweep:
+    """The header is in the first row; rows without a ``seq`` deliver nothing."""
+    header = rows[0]
+    found: list[InboxRow] = []
+    for row in rows:
+        if row["seq"] is None:
+            continue
+        if row["request_id"] is None:
+            log.error(
+                "an inbox row has no envelope; it cannot be delivered", extra={"seq": row["seq"]}
+            )
+            continue
+        found.append(_inbox_row(row, groups, runner))
+    return Sweep(
+        rows=found,
+        due=header["due"],
+        next_due=header["next_due"],
+        more=header["more"],
+        now=header["now"],
+    )
+
+
+def _inbox_row(row: asyncpg.Record, groups: Groups, runner: RunnerId) -> InboxRow:
+    shard = groups.shard(row["inbox_group_id"], row["inbox_shard"])
+    state: StoredExecution | None = None
+    if row["workflow"] is not None:
+        state = execution_from(row, shard, runner, id="execution")
+    reply: StoredReply | None = None
+    if row["reply_kind"] is not None:
+        reply = StoredReply(
+            request_id=row["request_id"],
+            sequence=row["reply_sequence"],
+            kind=ReplyKind(row["reply_kind"]),
+            payload=row["reply_payload"],
+        )
+    return InboxRow(
+        seq=row["seq"],
+        kind=InboxKind(row["inbox_kind"]),
+        shard=shard,
+        envelope=envelope_from(row, groups),
+        execution=row["execution"],
+        state=state,
+        reply=reply,
+    )
