@@ -1174,9 +1174,11 @@ async def test_whoever_watches_then_reads_misses_no_exit(world: World, lane: Lan
 
 async def test_a_process_without_notifications_hears_nothing_and_knows_it(world: World) -> None:
     deaf, hearing = await world.process(notifications=False), await world.process()
+    for each in (deaf, hearing):
+        each.storage.doorbell.listen(Ear())
 
-    assert not deaf.storage.doorbell.healthy
     await eventually(lambda: hearing.storage.doorbell.healthy)
+    assert not deaf.storage.doorbell.healthy
     deaf.storage.doorbell.ring_topology()
     await deaf.storage.save([message(wait=True)])
     await deaf.storage.watch([next_id()])

@@ -254,7 +254,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule(lane=lanes)
     def crash(self, lane: int) -> None:
-        self.lanes[lane].terminate()
+        self.run(self._terminate(lane))
         self._open_again(lane)
 
     # --- what always holds ----------------------------------------------------------------------
@@ -352,6 +352,9 @@ class StorageMachine(RuleBasedStateMachine):
             await flushing
         except StorageUnavailable:
             return
+
+    async def _terminate(self, lane: int) -> None:
+        self.lanes[lane].terminate()
 
     def _open_again(self, lane: int) -> None:
         assert self.lanes[lane].closed
