@@ -30,12 +30,11 @@ from engine.storage.protocol import (
     Commit,
     Flushed,
     NewReply,
-    Saved,
     SaveRequest,
     Sweep,
 )
 from engine.storage.queries import Queries
-from engine.storage.saving import OUTCOMES, RACED, saved_from
+from engine.storage.saving import saved_from
 from engine.storage.session import Session
 from engine.storage.sweeping import sweep_from
 
@@ -191,28 +190,15 @@ class PostgresLaneSession:
     async def _flushed(
         self, requests: Sequence[SaveRequest], rows: Sequence[asyncpg.Record]
     ) -> Flushed:
-        returned = {row["request_id"]: row["seq"] for row in rows if row["nth"] is None}
-        answers: dict[Snowflake, Saved] = {}
-        raced: list[SaveRequest] = []
-        for row in rows:
-            if row["nth"] is None:
-                continue
-            request = requests[int(row["nth"]) - 1]
-            if row["outcome"] == RACED:
-                raced.append(request)
-                continue
-            answers[request.envelope.request_id] = Saved(
-                outcome=OUTCOMES[int(row["outcome"])],
-                request_id=row["request_id"],
-                seq=row["seq"],
-                payload=row["payload"],
-            )
+        returned = {row["asked"]: row["seq"] for row in rows if row["outcome"] is None}
+        answers = saved_from(row for row in rows if row["outcome"] is not None)
+        raced = [r for r in requests if r.envelope.request_id not in answers]
         for _ in range(_RACES):
             if not raced:
                 break
             # All else is committed; others took these keys meanwhile, which a new statement sees.
             columns = request_columns(raced, self._groups)
-            answers |= saved_from(raced, await self._ask("save", *columns, self._channel))
+            answers |= saved_from(await self._ask("save", *columns, self._channel))
             raced = [r for r in raced if r.envelope.request_id not in answers]
         return Flushed(requests=answers, replies=returned)
 

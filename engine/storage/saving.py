@@ -20,13 +20,12 @@ from engine.storage.pool import Pool
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest
 from engine.storage.storable import check_storable
 
-OUTCOMES = (
+_OUTCOMES = (
     SaveOutcome.CREATED,
     SaveOutcome.EXISTS,
     SaveOutcome.NO_TARGET,
     SaveOutcome.TARGET_FINISHED,
 )
-RACED = len(OUTCOMES)
 _RACES = 5
 _PARTS = 8
 
@@ -77,7 +76,7 @@ class Saving:
         query = self._pool.queries["save"]
         for _ in range(_RACES):
             rows = await driver.fetch(query, *self._arguments([request]))
-            saved = saved_from([request], rows)
+            saved = saved_from(rows)
             if saved:
                 return saved[request.envelope.request_id]
         raise _lost_every_race()
@@ -113,7 +112,7 @@ class Saving:
         rows = await self._pool.fetch(
             "save", *self._arguments(batch), again=lambda: reruns.append(None)
         )
-        saved = saved_from(batch, rows)
+        saved = saved_from(rows)
         return _own(saved) if reruns else saved
 
     async def _save_patiently(self, request: SaveRequest) -> Answers:
@@ -131,7 +130,7 @@ class Saving:
                 if refused(error):
                     raise InvalidPayload(f"PostgreSQL refused the request: {error}") from error
                 raise unavailable(error, self._pool.connector.address) from error
-            saved = saved_from([request], rows)
+            saved = saved_from(rows)
             if saved:
                 return _own(saved) if rerun else saved
         raise _lost_every_race()
@@ -188,18 +187,17 @@ class Saving:
             ) from error
 
 
-def saved_from(batch: Sequence[SaveRequest], rows: Iterable[asyncpg.Record]) -> Answers:
-    """The answers of ``save`` in the order asked, without those that lost a race."""
-    answers: Answers = {}
-    for request, row in zip(batch, rows, strict=True):
-        if row["outcome"] != RACED:
-            answers[request.envelope.request_id] = Saved(
-                outcome=OUTCOMES[int(row["outcome"])],
-                request_id=row["request_id"],
-                seq=row["seq"],
-                payload=row["payload"],
-            )
-    return answers
+def saved_from(rows: Iterable[asyncpg.Record]) -> Answers:
+    """The answers of ``save`` by the request id asked; those that lost a race have none."""
+    return {
+        row["asked"]: Saved(
+            outcome=_OUTCOMES[int(row["outcome"])],
+            request_id=row["found"],
+            seq=row["seq"],
+            payload=row["payload"],
+        )
+        for row in rows
+    }
 
 
 def _own(answers: Mapping[Snowflake, Saved]) -> Answers:

@@ -1,9 +1,12 @@
 -- name: flush
 -- Write what one owner decided: journal, replies, requests, inbox rows that are done, executions.
--- The part before "written" is that of save.sql. A row without "nth" is a reply that was returned
--- to the execution that waits for it.
+-- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
+-- reply for the execution that waits for it.
 with asked as (
-    select * from unnest(
+    select
+        a.*, k.request_id as known, k.payload as known_payload,
+        t.request_id as aim, t.status as aim_status
+    from unnest(
         $1::bigint[], $2::int[], $3::smallint[], $4::text[], $5::text[], $6::text[],
         $7::smallint[], $8::bigint[], $9::int[], $10::smallint[], $11::timestamptz[], $12::text[],
         $13::bytea[], $14::bytea[], $15::text[], $16::int[], $17::bigint[], $18::text[], $19::bool[]
@@ -12,39 +15,30 @@ with asked as (
         uninterruptible, reply_execution, reply_group_id, reply_shard, deliver_at, key,
         headers, payload, target, version, parent, attributes, wait, nth
     )
-),
-known as (
-    select a.nth, e.request_id, e.payload
-    from asked a
     left join lateral (
         select d.request_id from engine.dedup d where d.key = a.key
     ) d on true
-    cross join lateral (
+    left join lateral (
         select e.request_id, e.payload from engine.envelopes e
         where e.request_id = case when a.key is null then a.request_id else d.request_id end
-    ) e
+    ) k on true
+    left join lateral (
+        select x.request_id, x.status
+        from engine.dedup d
+        join engine.executions x on x.request_id = d.request_id
+        where d.key = a.target
+    ) t on true
 ),
-aim as (
-    select a.nth, d.request_id, x.status
+wanted as (
+    select a.*, case when a.version is null then a.aim else a.request_id end as execution
     from asked a
-    cross join lateral (
-        select d.request_id from engine.dedup d where d.key = a.target
-    ) d
-    cross join lateral (
-        select x.status from engine.executions x where x.request_id = d.request_id
-    ) x
-),
-open as (
-    select a.*, case when a.version is null then t.request_id else a.request_id end as execution
-    from asked a
-    left join aim t on t.nth = a.nth
-    where a.target is null or t.status < 5
+    where a.known is null and (a.target is null or a.aim_status < 5)
 ),
 fresh as (
     insert into engine.dedup (key, request_id)
-    select o.key, o.request_id from open o
-    where o.key is not null
-    order by o.key collate "C", o.nth
+    select w.key, w.request_id from wanted w
+    where w.key is not null
+    order by w.key collate "C", w.nth
     on conflict (key) do nothing
     returning request_id
 ),
@@ -54,21 +48,21 @@ stored as (
         reply_execution, reply_group_id, reply_shard, deliver_at, key, headers, payload
     )
     select
-        o.request_id, o.group_id, o.shard, o.entity_type, o.entity_id, o.tag, o.uninterruptible,
-        o.reply_execution, o.reply_group_id, o.reply_shard, o.deliver_at, o.key, o.headers,
-        o.payload
-    from open o
-    where o.key is null or o.request_id in (select f.request_id from fresh f)
-    order by o.request_id
+        w.request_id, w.group_id, w.shard, w.entity_type, w.entity_id, w.tag, w.uninterruptible,
+        w.reply_execution, w.reply_group_id, w.reply_shard, w.deliver_at, w.key, w.headers,
+        w.payload
+    from wanted w
+    where w.key is null or w.request_id in (select f.request_id from fresh f)
+    order by w.request_id
     on conflict (request_id) do nothing
     returning request_id
 ),
 delivered as (
     insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
-    select o.group_id, o.shard, 0, o.request_id, o.execution, o.deliver_at
-    from open o
-    where o.request_id in (select s.request_id from stored s)
-    order by o.nth
+    select w.group_id, w.shard, 0, w.request_id, w.execution, w.deliver_at
+    from wanted w
+    where (w.request_id in (select s.request_id from stored s)) is true
+    order by w.nth
     returning request_id, seq
 ),
 begun as (
@@ -76,35 +70,28 @@ begun as (
         request_id, workflow, execution_id, group_id, shard, status, version, parent, attributes
     )
     select
-        o.request_id, o.entity_type, o.entity_id, o.group_id, o.shard, 0, o.version, o.parent,
-        o.attributes::jsonb
-    from open o
-    where o.version is not null and o.request_id in (select s.request_id from stored s)
-),
-answers as (
-    select
-        a.nth,
-        a.wait,
-        case
-            when s.request_id is not null then 0
-            when k.request_id is not null then 1
-            when a.target is not null and t.nth is null then 2
-            when t.status >= 5 then 3
-            else 4
-        end as outcome,
-        coalesce(k.request_id, a.request_id) as request_id,
-        s.seq,
-        k.payload
-    from asked a
-    left join known k on k.nth = a.nth
-    left join aim t on t.nth = a.nth
-    left join delivered s on s.request_id = a.request_id
+        w.request_id, w.entity_type, w.entity_id, w.group_id, w.shard, 0, w.version, w.parent,
+        w.attributes::jsonb
+    from wanted w
+    where w.version is not null
+        and (w.request_id in (select s.request_id from stored s)) is true
 ),
 awaited as (
     insert into engine.waiters (request_id, channel)
-    select distinct w.request_id, $20::text from answers w
-    where w.wait and w.outcome < 2 and $20::text is not null
+    select coalesce(a.known, a.request_id), $20::text from asked a
+    where a.wait and $20::text is not null
+        and (a.known is not null or a.request_id in (select s.request_id from stored s))
     on conflict do nothing
+),
+answers as (
+    select
+        case when a.known is not null then 1 when a.aim is null then 2 else 3 end as outcome,
+        a.request_id as asked, coalesce(a.known, a.request_id) as found, null::bigint as seq,
+        a.known_payload as payload
+    from asked a
+    where a.known is not null or a.target is not null and (a.aim_status < 5) is not true
+    union all
+    select 0, d.request_id, d.request_id, d.seq, null from delivered d
 ),
 written as (
     insert into engine.journal (
@@ -131,14 +118,14 @@ replied as (
         select from engine.replies r where r.request_id = g.request_id and r.kind <> 0
     )
     on conflict do nothing
-    returning request_id, sequence, kind
+    returning request_id, kind
 ),
 returned as (
     insert into engine.inbox (group_id, shard, kind, request_id, execution)
     select g.reply_group_id, g.reply_shard, 1, g.request_id, g.reply_execution
     from given g
-    join replied r on r.request_id = g.request_id and r.sequence = g.sequence
-    where r.kind <> 0 and g.reply_execution is not null
+    where g.kind <> 0 and g.reply_execution is not null
+        and (g.request_id in (select r.request_id from replied r where r.kind <> 0)) is true
     returning request_id, seq
 ),
 settled as (
@@ -161,6 +148,6 @@ moved as (
     ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting)
     where x.request_id = m.request_id
 )
-select w.nth, w.outcome, w.request_id, w.seq, w.payload from answers w
+select a.outcome, a.asked, a.found, a.seq, a.payload from answers a
 union all
-select null, null, b.request_id, b.seq, null from returned b;
+select null, b.request_id, null, b.seq, null from returned b;
