@@ -7,7 +7,8 @@ waiters. So one of them always sees the other. A poll loop underneath needs neit
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
@@ -52,18 +53,23 @@ class ReplyBoard:
                 future.cancel()
         await self._group.__aexit__(None, None, None)
 
-    async def wait(self, request_id: Snowflake, *, watched: bool = False) -> Exit:
-        """The exit of a request, stored or to come. ``watched``: the request was saved with
-        ``wait``, so there is nothing to register or read."""
+    async def wait(self, request_id: Snowflake) -> Exit:
+        """The exit of a request, stored or to come, whoever sent it."""
+        with self.expect(request_id) as answer:
+            self._unwatched.add(request_id)
+            self._wake.set()
+            return await answer
+
+    @contextmanager
+    def expect(self, request_id: Snowflake) -> Iterator["asyncio.Future[Exit]"]:
+        """The exit of a request that is about to be saved with ``wait``, so that nothing needs to
+        be registered or read."""
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         futures = self._waiting.setdefault(request_id, set())
         futures.add(future)
-        if not watched:
-            self._unwatched.add(request_id)
-            self._wake.set()
         self._arm()
         try:
-            return await future
+            yield future
         finally:
             futures.discard(future)
             if not futures and self._waiting.get(request_id) is futures:

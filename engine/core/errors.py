@@ -7,6 +7,7 @@
     ├── NotFound                  no such execution, request or runner
     ├── InvalidPayload            a value that cannot be encoded or does not validate
     ├── PayloadConflict           the same key with another payload
+    ├── AlreadyStarted            the key is taken, and the caller wanted to be the first
     ├── FailureError              something that ran elsewhere ended with an error: ``.error``
     │   ├── ExecutionFailed       … an execution that was joined
     │   ├── RequestFailed         … an entity's handler that was called
@@ -85,6 +86,10 @@ class InvalidPayload(EngineError):
 
 class PayloadConflict(EngineError):
     """A key that is taken was used again with another payload."""
+
+
+class AlreadyStarted(EngineError):
+    """The execution was started before, by a caller who asked to be told."""
 
 
 class FailureError(EngineError):

@@ -28,10 +28,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The request was interrupted (or, for an execution, terminated) before it had a result."""
+    """It was interrupted before it had a result; its cleanup ran."""
 
     reason: str = ""
-    terminated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terminated:
+    """It was terminated before it had a result; nothing of it ran again."""
+
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Defect:
     error: ErrorDetails
 
 
-Exit = Success | Failure | Interrupted | Defect
+Exit = Success | Failure | Interrupted | Terminated | Defect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +88,10 @@ def encode_exit(exit: Exit) -> tuple[ReplyKind, bytes]:
             return ReplyKind.SUCCESS, value
         case Failure(error):
             return ReplyKind.FAILURE, encode_error(error)
-        case Interrupted(reason, terminated):
-            kind = ReplyKind.TERMINATED if terminated else ReplyKind.INTERRUPTED
-            return kind, json.dumps(reason).encode()
+        case Interrupted(reason):
+            return ReplyKind.INTERRUPTED, json.dumps(reason).encode()
+        case Terminated(reason):
+            return ReplyKind.TERMINATED, json.dumps(reason).encode()
         case Defect(error):
             return ReplyKind.DEFECT, encode_error(error)
         case _:
@@ -98,8 +105,10 @@ def decode_exit(kind: ReplyKind, payload: bytes) -> Exit:
             return Success(payload)
         case ReplyKind.FAILURE:
             return Failure(decode_error(payload))
-        case ReplyKind.INTERRUPTED | ReplyKind.TERMINATED:
-            return Interrupted(_text(payload), terminated=kind is ReplyKind.TERMINATED)
+        case ReplyKind.INTERRUPTED:
+            return Interrupted(_text(payload))
+        case ReplyKind.TERMINATED:
+            return Terminated(_text(payload))
         case ReplyKind.DEFECT:
             return Defect(decode_error(payload))
         case ReplyKind.CHUNK:

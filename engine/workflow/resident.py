@@ -36,6 +36,7 @@ from engine.core.reply import (
     Failure,
     Interrupted,
     Success,
+    Terminated,
     decode_exit,
     encode_error,
     encode_exit,
@@ -528,8 +529,9 @@ class ResidentExecution:
                 body.end_step(step, Outcome.OK, result)
             case Failure(error) | Defect(error):
                 self._fail_call(step, error, source)
-            case Interrupted(reason):
-                self._fail_call(step, ErrorDetails("Interrupted", reason), source)
+            case Interrupted(reason) | Terminated(reason):
+                name = type(exit).__name__
+                self._fail_call(step, ErrorDetails(name, reason), source)
 
     def _fail_call(self, step: Step, error: ErrorDetails, source: Snowflake | None) -> None:
         body = self._body
@@ -954,6 +956,7 @@ _STATUS: dict[type[Exit], Status] = {
     Failure: Status.FAILED,
     Defect: Status.FAILED,
     Interrupted: Status.INTERRUPTED,
+    Terminated: Status.TERMINATED,
 }
 
 

@@ -1,0 +1,185 @@
+"""A handle on one execution: poll it, join it, resolve what it waits for, look into it."""
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from engine import admin
+from engine.core.envelope import EnvelopeRequest, dedup_key
+from engine.core.errors import (
+    ConfigurationError,
+    ExecutionFailed,
+    ExecutionInterrupted,
+    ExecutionTerminated,
+    NotFound,
+)
+from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
+from engine.core.reply import (
+    Defect,
+    Exit,
+    Failure,
+    Interrupted,
+    ReplyKind,
+    Success,
+    Terminated,
+    decode_exit,
+)
+from engine.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Succeeded
+from engine.storage.protocol import SaveOutcome, SaveRequest
+from engine.workflow.deferred import Deferred
+from engine.workflow.definition import WorkflowDefinition
+from engine.workflow.tags import INTERRUPT, RUN, encode_text, reject_tag, resolve_tag
+
+if TYPE_CHECKING:
+    from engine.node import Node
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class Execution(Generic[T]):
+    """Made by ``client.start`` and ``client.execution``; making one asks nothing of the database."""
+
+    def __init__(
+        self,
+        node: "Node",
+        definition: WorkflowDefinition,
+        id: str,
+        request_id: Snowflake | None = None,
+    ) -> None:
+        self.id = id
+        self._node = node
+        self._definition = definition
+        self._request_id = request_id
+
+    def __repr__(self) -> str:
+        return f"Execution({self._definition.name}/{self.id})"
+
+    @property
+    def request_id(self) -> Snowflake:
+        """The id of its run request; known once it was started or looked up through this handle."""
+        if self._request_id is None:
+            raise ConfigurationError(
+                f"{self!r} has not been looked up yet; await its describe() or poll() first"
+            )
+        return self._request_id
+
+    async def poll(self) -> Pending | Succeeded[T] | Failed | Interrupted | Terminated:
+        """What has become of it, now. ``NotFound`` when there is no such execution."""
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        self._request_id = found.request_id
+        for reply in await self._node.storage.replies([found.request_id]):
+            if reply.kind is ReplyKind.CHUNK:
+                continue
+            match decode_exit(reply.kind, reply.payload):
+                case Success(value):
+                    return Succeeded(self._definition.result.decode(value))
+                case Failure(error) | Defect(error):
+                    return Failed(error)
+                case ended:
+                    return ended
+        return Pending(found.status)
+
+    async def join(self, timeout: timedelta | None = None) -> T:
+        """Its result, once it has one. Any number of callers, in any process, at any time.
+
+        Raises ``ExecutionFailed``, ``ExecutionInterrupted``, ``ExecutionTerminated``, ``NotFound``,
+        and ``TimeoutError`` after ``timeout`` (the execution goes on).
+        """
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            request_id = await self._find()
+            return self.result_of(await self._node.replies.wait(request_id))
+
+    async def interrupt(self, reason: str = "") -> None:
+        """Ask it to end early: its body is cancelled and its cleanup runs. No-op once it ended."""
+        await self._tell(INTERRUPT, encode_text(reason))
+
+    async def resolve(self, deferred: Deferred[V], value: V) -> bool:
+        """Give the value it waits for, or will. True for the first; False when it was resolved or
+        rejected before, or has ended."""
+        name = self._own(deferred)
+        payload = deferred.codec.encode(deferred.codec.validate(value))
+        return await self._tell(resolve_tag(name), payload, once=name)
+
+    async def reject(self, deferred: Deferred[V], error: str) -> bool:
+        """Let the wait for it fail with ``StepFailed``. True and False as for ``resolve``."""
+        name = self._own(deferred)
+        return await self._tell(reject_tag(name), encode_text(error), once=name)
+
+    async def describe(self) -> ExecutionInfo:
+        """Status, times, owner, and why it does not go on."""
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        self._request_id = found.request_id
+        return await admin.describe(self._node.storage, found)
+
+    async def history(self) -> list[JournalEvent]:
+        """Its journal: every step, attempt, timer and message, in the order the body saw them."""
+        return await admin.history(self._node.storage, await self._find())
+
+    def result_of(self, exit: Exit) -> T:
+        """The result in an exit, or its error raised."""
+        name = f"{self._definition.name}/{self.id}"
+        match exit:
+            case Success(value):
+                result: T = self._definition.result.decode(value)
+                return result
+            case Failure(error) | Defect(error):
+                raise ExecutionFailed(f"{name} failed: {error}", error)
+            case Interrupted(reason):
+                raise ExecutionInterrupted(reason)
+            case Terminated(reason):
+                raise ExecutionTerminated(reason)
+
+    async def _find(self) -> Snowflake:
+        if self._request_id is None:
+            found = await admin.find(self._node.storage, self._definition.name, self.id)
+            self._request_id = found.request_id
+        return self._request_id
+
+    def _own(self, deferred: Deferred[Any]) -> str:
+        if self._definition.deferreds.get(deferred.name) is not deferred:
+            raise ConfigurationError(
+                f"{deferred.owner}.{deferred.name} is not a deferred of {self._definition.name}"
+            )
+        return deferred.name
+
+    async def _tell(self, tag: str, payload: bytes, *, once: str | None = None) -> bool:
+        return await tell(
+            self._node,
+            workflow=self._definition.name,
+            group=self._definition.group,
+            id=self.id,
+            tag=tag,
+            payload=payload,
+            once=once,
+        )
+
+
+async def tell(
+    node: "Node", *, workflow: str, group: str, id: str, tag: str, payload: bytes, once: str | None
+) -> bool:
+    """Store a message to an execution, with ``once`` only the first of that name.
+
+    False when it came too late; ``NotFound`` when there is no such execution.
+    """
+    await node.know(group)
+    key = None if once is None else dedup_key("deferred", workflow, f"{len(id)}.{id}/{once}")
+    envelope = EnvelopeRequest(
+        request_id=await node.outbox.next_id(),
+        address=address_of(node, workflow=workflow, group=group, id=id),
+        tag=tag,
+        payload=payload,
+        key=key,
+    )
+    saved = await node.outbox.save(
+        SaveRequest(envelope=envelope, target=dedup_key(RUN, workflow, id))
+    )
+    if saved.outcome is SaveOutcome.NO_TARGET:
+        raise NotFound(f"there is no execution {workflow}/{id}; 'outlast ls' lists those there are")
+    return saved.outcome is SaveOutcome.CREATED
+
+
+def address_of(node: "Node", *, workflow: str, group: str, id: str) -> EntityAddress:
+    """Where an execution lives."""
+    shard = shard_of(group, node.storage.shards_in(group), workflow, id)
+    return EntityAddress(shard, EntityType(workflow), EntityId(id))

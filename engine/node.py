@@ -1,0 +1,104 @@
+"""One process's place in the cluster: what a client and a runner both stand on.
+
+Opens a storage, leases request ids, sends requests, waits for replies, and hears the doorbell.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Self
+from uuid import UUID
+
+from engine.cluster.outbox import Outbox
+from engine.cluster.replies import ReplyBoard
+from engine.core.clock import Clock, SystemClock
+from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
+from engine.settings import Settings
+from engine.storage.postgres import PostgresStorage
+from engine.storage.protocol import SaveRequest, Storage
+
+OpenStorage = Callable[[UUID | None, Clock], Storage]
+
+
+def postgres(settings: Settings) -> OpenStorage:
+    """The storage a production process uses."""
+
+    def make(identity: UUID | None, clock: Clock) -> Storage:
+        return PostgresStorage(
+            settings.database(),
+            schema=settings.schema,
+            identity=identity,
+            pool_dsn=settings.pool_dsn,
+            pool_size=settings.pool_size,
+            shards_per_group=settings.shards_per_group,
+            notifications=settings.notifications,
+            statement_timeout=settings.statement_timeout,
+            connect_timeout=settings.connect_timeout,
+            clock=clock if isinstance(clock, SystemClock) else None,
+        )
+
+    return make
+
+
+class Node:
+    """Enter it to open; ``local`` is asked first to ring shards and gives those not owned here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        open_storage: OpenStorage | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.storage = (open_storage or postgres(settings))(None, self.clock)
+        self.ids = SnowflakeGenerator(now=self.clock.now)
+        self.outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
+        self.replies = ReplyBoard(storage=self.storage, poll=self.poll)
+        self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
+        self._groups: set[str] = set()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.storage.close)
+            await self.storage.open()
+            self.storage.doorbell.listen(self)
+            await stack.enter_async_context(self.outbox)
+            await stack.enter_async_context(self.replies)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def know(self, group: str) -> None:
+        """Make sure that the shard group exists, so that addresses in it can be made."""
+        if group not in self._groups:
+            await self.storage.ensure_groups([group])
+            self._groups.add(group)
+
+    def poll(self) -> timedelta:
+        """How long to wait between two reads nobody asked for."""
+        healthy = self.storage.doorbell.healthy
+        return self.settings.poll_interval if healthy else self.settings.poll_interval_degraded
+
+    def _ring(self, request: SaveRequest) -> None:
+        others = self.local((request.envelope.address.shard,))
+        if others:
+            self.storage.doorbell.ring_shards(others)
+
+    # --- the doorbell's listener ----------------------------------------------------------------
+
+    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+        """Rings for shards go to a runner's own channel."""
+
+    def replies_rung(self, requests: Sequence[Snowflake]) -> None:
+        self.replies.rung(requests)
+
+    def topology_rung(self) -> None:
+        """A client does not follow who owns what."""
+
+    def doorbell_restored(self) -> None:
+        self.replies.restored()

@@ -1,0 +1,119 @@
+"""Everything that can be set, from arguments or ``OUTLAST_…`` variables, checked at once."""
+
+import warnings
+from datetime import timedelta
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from engine.core.errors import ConfigurationError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # "schema" is the right name, whatever BaseModel had
+
+    class Settings(BaseSettings):
+        """Settings of a client or runner; each is also the variable ``OUTLAST_<NAME>``.
+
+        Durations are ``timedelta``; in variables, seconds or ISO 8601. Errors name the variable
+        and the fix.
+        """
+
+        model_config = SettingsConfigDict(env_prefix="OUTLAST_", extra="forbid", frozen=True)
+
+        dsn: str = ""
+        """Where PostgreSQL is: ``postgresql://user:password@host:port/database``. A direct or
+        session-pooled connection: a transaction pooler goes into ``pool_dsn``."""
+        pool_dsn: str | None = None
+        """Another way to the same database for everything but lanes and LISTEN, such as a
+        transaction pooler."""
+        schema: str = "engine"  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+        """The PostgreSQL schema the engine's tables are in."""
+        groups: Annotated[tuple[str, ...], NoDecode] = ("default",)
+        """The shard groups a runner serves; in the variable, separated by commas."""
+        shards_per_group: int = Field(default=300, ge=1, le=10_000)
+        """The size of a shard group when it is created; it never changes afterwards."""
+        weight: float = Field(default=1.0, gt=0, le=1000)
+        """This runner's share of the shards, relative to its peers'."""
+        lanes: int = Field(default=2, ge=1, le=32)
+        """How many connections a runner writes through; each holds the locks of its shards."""
+        pool_size: int = Field(default=10, ge=1, le=1000)
+        """The most connections for reads, starts and user transactions, opened as needed."""
+        notifications: bool = True
+        """Whether to use LISTEN/NOTIFY. Without it everything works, only slower."""
+        poll_interval: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
+        """How often a lane and a waiter read the database while notifications arrive."""
+        poll_interval_degraded: timedelta = Field(default=timedelta(milliseconds=250), gt=timedelta(0))
+        """How often they do while notifications do not arrive."""
+        heartbeat_interval: timedelta = Field(default=timedelta(seconds=2), gt=timedelta(0))
+        time_to_live: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+        """How old a runner's heartbeat may be before its peers end its sessions."""
+        block_limit: timedelta = Field(default=timedelta(seconds=60), gt=timedelta(0))
+        """How long code may block the event loop before the runner gives its shards up."""
+        suspend_after: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(0))
+        """How long an execution that only waits stays in memory."""
+        grace_period: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
+        """How long running steps and handlers may go on when a runner stops."""
+        handover_limit: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))
+        """How long they may go on when a shard moves to another runner."""
+        statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+        connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigurationError(_explain(error)) from None
+
+        @field_validator("groups", mode="before")
+        @classmethod
+        def _split(cls, value: object) -> object:
+            if isinstance(value, str):
+                return tuple(part.strip() for part in value.split(",") if part.strip())
+            return value
+
+        @model_validator(mode="after")
+        def _agree(self) -> Self:
+            if self.time_to_live < self.heartbeat_interval * 3:
+                raise ValueError("time_to_live must be at least three times heartbeat_interval")
+            if not self.groups:
+                raise ValueError("groups must name at least one shard group, such as 'default'")
+            return self
+
+        def database(self) -> str:
+            """The DSN, or ``ConfigurationError`` when there is none that could work."""
+            if not self.dsn:
+                raise ConfigurationError(
+                    "no database is named: set OUTLAST_DSN or pass Settings(dsn=...), for example"
+                    " postgresql://user:password@localhost:5432/app; for a try without a server,"
+                    " run 'outlast dev'"
+                )
+            return self.dsn
+
+        def __repr__(self) -> str:
+            return f"Settings(dsn={without_password(self.dsn)!r}, schema={self.schema!r})"
+
+        __str__ = __repr__
+
+
+def without_password(dsn: str) -> str:
+    """A DSN that may be shown."""
+    try:
+        parts = urlsplit(dsn)
+        password = parts.password
+    except ValueError:
+        return "(unreadable)"
+    return dsn.replace(f":{password}@", ":***@") if password else dsn
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for each in error.errors(include_url=False, include_input=False):
+        field = ".".join(str(part) for part in each["loc"])
+        name = f"{field} (variable OUTLAST_{field.upper()})" if field else "settings"
+        if each["type"] == "extra_forbidden":
+            lines.append(f"{field}: there is no such setting; remove it")
+        else:
+            lines.append(f"{name}: {each['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
