@@ -19,10 +19,17 @@ from engine.storage.queries import Queries
 from engine.storage.session import Session
 
 OLDEST_SERVER = 14
-OUR_PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
-"""For sessions that run the engine's own queries. They are all by index, and a table that was empty
-when a statement was planned may be full when it runs; planning or compiling again costs more than
-the query."""
+OUR_PLANS = {
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""For sessions that run the engine's own queries. They look rows up by index, one by one, and a
+table that was empty when a statement was planned may be full when it runs; planning or compiling
+each time costs more than the query."""
+_PLAN_LIFETIME = 60
 _CHECK_INTERVAL = "client_connection_check_interval"
 
 
@@ -114,7 +121,7 @@ class Connector:
             connection_class=Session,
             timeout=self.connect_timeout.total_seconds(),
             statement_cache_size=0 if self.pooled else 100,
-            max_cached_statement_lifetime=0,
+            max_cached_statement_lifetime=_PLAN_LIFETIME,
             server_settings={"application_name": name},
         )
 

@@ -5,6 +5,8 @@ select
     x.created_at, x.started_at, x.finished_at, x.wake_at, x.waiting, x.parent,
     x.attributes::text as attributes, s.runner_id
 from engine.dedup d
-join engine.executions x on x.request_id = d.request_id
+cross join lateral (
+    select x.* from engine.executions x where x.request_id = d.request_id offset 0
+) x
 left join engine.shards s on s.group_id = x.group_id and s.shard = x.shard
 where d.key = $1::text;

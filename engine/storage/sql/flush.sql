@@ -1,7 +1,8 @@
 -- name: flush
 -- Write what one owner decided: journal, replies, requests, inbox rows that are done, executions.
 -- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
--- reply for the execution that waits for it.
+-- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
+-- empty when a plan was made would be read from end to end by a join.
 with asked as (
     select
         a.*, k.request_id as known, k.payload as known_payload,
@@ -16,17 +17,20 @@ with asked as (
         headers, payload, target, version, parent, attributes, wait, nth
     )
     left join lateral (
-        select d.request_id from engine.dedup d where d.key = a.key
+        select d.request_id from engine.dedup d where d.key = a.key offset 0
     ) d on true
     left join lateral (
         select e.request_id, e.payload from engine.envelopes e
         where e.request_id = case when a.key is null then a.request_id else d.request_id end
+        offset 0
     ) k on true
     left join lateral (
-        select x.request_id, x.status
-        from engine.dedup d
-        join engine.executions x on x.request_id = d.request_id
-        where d.key = a.target
+        select d.request_id from engine.dedup d where d.key = a.target offset 0
+    ) g on true
+    left join lateral (
+        select x.request_id, x.status from engine.executions x
+        where x.request_id = g.request_id
+        offset 0
     ) t on true
 ),
 wanted as (
@@ -114,9 +118,11 @@ replied as (
     insert into engine.replies (request_id, sequence, kind, payload)
     select g.request_id, g.sequence, g.kind, g.payload
     from given g
-    where not exists (
-        select from engine.replies r where r.request_id = g.request_id and r.kind <> 0
-    )
+    where (
+        select r.kind from engine.replies r
+        where r.request_id = g.request_id and r.kind <> 0
+        limit 1
+    ) is null
     on conflict do nothing
     returning request_id, kind
 ),
@@ -129,9 +135,16 @@ returned as (
     returning request_id, seq
 ),
 settled as (
-    delete from engine.inbox i
-    using unnest($42::int[], $43::smallint[], $44::bigint[]) as s (group_id, shard, seq)
-    where i.group_id = s.group_id and i.shard = s.shard and i.seq = s.seq
+    delete from engine.inbox d
+    where d.ctid = any (array(
+        select i.ctid
+        from unnest($42::int[], $43::smallint[], $44::bigint[]) as s (group_id, shard, seq)
+        cross join lateral (
+            select i.ctid from engine.inbox i
+            where i.group_id = s.group_id and i.shard = s.shard and i.seq = s.seq
+            offset 0
+        ) i
+    ))
 ),
 moved as (
     update engine.executions x

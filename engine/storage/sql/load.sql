@@ -6,7 +6,11 @@ select
     x.workflow, x.execution_id, x.status, x.run, x.version, x.created_at, x.started_at,
     x.finished_at, x.wake_at, x.waiting, x.parent, x.attributes::text as attributes, s.runner_id
 from unnest($1::bigint[]) with ordinality as u (request_id, nth)
-join engine.executions x on x.request_id = u.request_id
-join engine.envelopes e on e.request_id = u.request_id
+cross join lateral (
+    select x.* from engine.executions x where x.request_id = u.request_id offset 0
+) x
+cross join lateral (
+    select e.* from engine.envelopes e where e.request_id = u.request_id offset 0
+) e
 left join engine.shards s on s.group_id = x.group_id and s.shard = x.shard
 order by u.nth;

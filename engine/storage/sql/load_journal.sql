@@ -6,5 +6,6 @@ select
 from unnest($1::bigint[], $2::smallint[]) as u (execution, run)
 cross join lateral (
     select j.* from engine.journal j where j.execution = u.execution and j.run = u.run
+    offset 0
 ) j
 order by j.execution, j.position;

@@ -5,5 +5,6 @@ from unnest($1::bigint[]) as u (request_id)
 cross join lateral (
     select r.request_id, r.sequence, r.kind, r.payload
     from engine.replies r where r.request_id = u.request_id
+    offset 0
 ) r
 order by r.request_id, r.sequence;

@@ -12,8 +12,13 @@ with owners as (
 ),
 awaited as (
     delete from engine.waiters w
-    using unnest($3::bigint[]) as u (request_id)
-    where w.request_id = u.request_id
+    where w.ctid = any (array(
+        select w.ctid
+        from unnest($3::bigint[]) as u (request_id)
+        cross join lateral (
+            select w.ctid from engine.waiters w where w.request_id = u.request_id offset 0
+        ) w
+    ))
     returning w.request_id, w.channel
 ),
 waiting as (

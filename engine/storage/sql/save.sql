@@ -17,17 +17,20 @@ with asked as (
         headers, payload, target, version, parent, attributes, wait, nth
     )
     left join lateral (
-        select d.request_id from engine.dedup d where d.key = a.key
+        select d.request_id from engine.dedup d where d.key = a.key offset 0
     ) d on true
     left join lateral (
         select e.request_id, e.payload from engine.envelopes e
         where e.request_id = case when a.key is null then a.request_id else d.request_id end
+        offset 0
     ) k on true
     left join lateral (
-        select x.request_id, x.status
-        from engine.dedup d
-        join engine.executions x on x.request_id = d.request_id
-        where d.key = a.target
+        select d.request_id from engine.dedup d where d.key = a.target offset 0
+    ) g on true
+    left join lateral (
+        select x.request_id, x.status from engine.executions x
+        where x.request_id = g.request_id
+        offset 0
     ) t on true
 ),
 wanted as (

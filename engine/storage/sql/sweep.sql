@@ -89,10 +89,10 @@ rows as (
         r.sequence as reply_sequence, r.kind as reply_kind, r.payload as reply_payload
     from picked p
     left join lateral (
-        select e.* from engine.envelopes e where e.request_id = p.request_id
+        select e.* from engine.envelopes e where e.request_id = p.request_id offset 0
     ) e on true
     left join lateral (
-        select x.* from engine.executions x where x.request_id = p.execution
+        select x.* from engine.executions x where x.request_id = p.execution offset 0
     ) x on true
     left join lateral (
         select r.sequence, r.kind, r.payload from engine.replies r

@@ -1,0 +1,168 @@
+"""Every query runs on a real server; the hot ones keep to their indexes when tables are full."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from engine.core.errors import ConfigurationError
+from engine.storage.connect import OUR_PLANS
+from engine.storage.queries import Queries, schema_name
+
+QUERIES = Queries("engine")
+HOT_TABLES = {"inbox", "dedup", "envelopes", "executions", "journal", "replies", "waiters"}
+HOT = {
+    "save": (*[[]] * 19, None),
+    "flush": (*[[]] * 19, None, *[[]] * 31),
+    "flush_journal": [[]] * 14,
+    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1)),
+    "ring": ([], [], [], []),
+    "watch": ([], "outlast_1"),
+    "replies": ([],),
+    "request": (1,),
+    "load": ([],),
+    "load_journal": ([], []),
+    "history": (1,),
+    "find": ("run/Fulfil/o-1",),
+    "waiting_rows": (1,),
+}
+FULL = """
+insert into engine.dedup select 'run/Fulfil/' || i, i from generate_series(1, 100000) i;
+insert into engine.envelopes (request_id, group_id, shard, entity_type, entity_id, tag, payload)
+    select i, 7, i % 300 + 1, 'Fulfil', i::text, 'run', '1' from generate_series(1, 100000) i;
+insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
+    select 7, i % 300 + 1, 0, i, i, case when i % 10 = 0 then now() + interval '1 hour' end
+    from generate_series(1, 100000) i;
+insert into engine.executions
+    (request_id, workflow, execution_id, group_id, shard, status, version, wake_at)
+    select i, 'Fulfil', i::text, 7, i % 300 + 1, 2, 1,
+        case when i % 2 = 0 then now() + interval '1 hour' end
+    from generate_series(1, 100000) i;
+insert into engine.journal
+    (execution, run, position, kind, outcome, attempt, ordinal, digest, at, name, payload)
+    select i, 1, 1, 1, 0, 1, 1, 0, now(), 'charge', '1' from generate_series(1, 100000) i;
+insert into engine.replies (request_id, sequence, kind, payload)
+    select i, 0, 1, '1' from generate_series(1, 100000) i;
+insert into engine.waiters select i, 'outlast_1' from generate_series(1, 100000) i;
+analyze engine.dedup, engine.envelopes, engine.inbox, engine.executions, engine.journal,
+    engine.replies, engine.waiters;
+"""
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize("name", QUERIES.names())
+async def test_every_query_can_be_prepared(connection: asyncpg.Connection, name: str) -> None:
+    statement = await connection.prepare(QUERIES[name])
+
+    assert statement.get_query() == QUERIES[name]
+
+
+async def test_hot_queries_keep_to_indexes_however_full_the_tables_are(
+    connection: asyncpg.Connection,
+) -> None:
+    # The engine's sessions make generic plans and may have made them when the tables were empty.
+    for setting, value in OUR_PLANS.items():
+        await connection.execute(f"set {setting} = {value}")
+    new = {name: await plan(connection, name) for name in HOT}
+    await connection.execute("vacuum analyze")
+    emptied = {name: await plan(connection, name) for name in HOT}
+    await connection.execute(FULL)
+    full = {name: await plan(connection, name) for name in HOT}
+
+    # An update cannot be told its join order; executions that were all pruned and vacuumed when
+    # `flush` was planned are read through until it is planned again, a minute later at most.
+    remains = {"flush": {"executions"}}
+    for plans, known in ((new, {}), (emptied, remains), (full, {})):
+        assert {name: scanned(plan) & HOT_TABLES for name, plan in plans.items()} == {
+            name: known.get(name, set()) for name in HOT
+        }
+
+
+async def test_hot_queries_keep_to_indexes_without_our_settings(
+    connection: asyncpg.Connection,
+) -> None:
+    # Behind a transaction pooler settings come late: full tables must be enough of a reason.
+    await connection.execute("set plan_cache_mode = force_generic_plan")
+    await connection.execute(FULL)
+
+    plans = {name: await plan(connection, name) for name in HOT}
+
+    assert {name: scanned(plan) & HOT_TABLES for name, plan in plans.items()} == {
+        name: set() for name in HOT
+    }
+
+
+def test_the_schema_of_the_queries_is_replaced_everywhere() -> None:
+    queries = Queries("shop_engine")
+
+    assert not any(re.search(r"(?<![\"_\w])engine\.", queries[name]) for name in queries.names())
+    assert '"shop_engine".inbox' in queries["save"]
+
+
+@pytest.mark.parametrize("name", ["", "Engine", "1st", 'x"; drop', "a.b", "é", "x" * 51, "pg-x"])
+def test_a_schema_name_that_is_not_an_identifier_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="lower-case identifier"):
+        schema_name(name)
+
+
+def test_flush_stores_requests_by_the_same_sql_as_save() -> None:
+    def requests(name: str) -> str:
+        text = QUERIES[name]
+        return text[text.index("with asked") : text.index("select 0, d.request_id")]
+
+    assert requests("flush") == requests("save")
+
+
+def test_every_query_is_used() -> None:
+    package = Path(__file__).parents[2] / "engine"
+    code = "\n".join(path.read_text() for path in package.rglob("*.py"))
+
+    assert [name for name in QUERIES.names() if f'"{name}"' not in code] == []
+
+
+async def plan(connection: asyncpg.Connection, name: str) -> dict[str, object]:
+    arguments = HOT[name]
+    types = [p.name for p in (await connection.prepare(QUERIES[name])).get_parameters()]
+    given = ", ".join(literal(value, kind) for value, kind in zip(arguments, types, strict=True))
+    await connection.execute(f"prepare hot as {QUERIES[name]}")
+    try:
+        found = await connection.fetchval(f"explain (format json) execute hot ({given})")
+    finally:
+        await connection.execute("deallocate hot")
+    return json.loads(found)[0]["Plan"]
+
+
+def literal(value: object, kind: str) -> str:
+    if isinstance(value, list):
+        return f"'{{}}'::{kind}"
+    if value is None:
+        return f"null::{kind}"
+    if isinstance(value, timedelta):
+        return f"'{value.total_seconds()} s'::interval"
+    return f"'{value}'::{kind}"
+
+
+def scanned(plan: dict[str, object]) -> set[str]:
+    """The tables a plan reads from one end to the other."""
+    return {
+        str(node["Relation Name"])
+        for node in nodes(plan)
+        if node["Node Type"] == "Seq Scan"
+        or (str(node["Node Type"]).startswith("Index") and "Index Cond" not in node)
+    }
+
+
+def nodes(plan: dict[str, object]) -> Iterator[dict[str, object]]:
+    yield plan
+    for child in plan.get("Plans", ()):  # type: ignore[attr-defined]
+        yield from nodes(child)
