@@ -161,7 +161,11 @@ def _why(
         case Status.RUNNING:
             return f"it is running on {owner}{_last(journal)}{_queued(waiting)}"
         case _:
-            return f"it {execution.status}" if execution.status is not Status.PAUSED else "it is paused"
+            return (
+                f"it {execution.status}"
+                if execution.status is not Status.PAUSED
+                else "it is paused"
+            )
 
 
 def _last(journal: Sequence[JournalRow]) -> str:

@@ -94,9 +94,7 @@ class Client:
         request_id = await self._node.outbox.next_id()
         envelope = EnvelopeRequest(
             request_id=request_id,
-            address=address_of(
-                self._node, workflow=definition.name, group=definition.group, id=id
-            ),
+            address=address_of(self._node, workflow=definition.name, group=definition.group, id=id),
             tag=RUN,
             payload=payload,
             deliver_at=self._when(at, delay),
@@ -139,7 +137,11 @@ class Client:
         after: Snowflake | None = None,
     ) -> AsyncIterator[ExecutionInfo]:
         """Executions that match, youngest first, read page by page as you iterate."""
-        name = workflow if workflow is None or isinstance(workflow, str) else definition_of(workflow).name
+        name = (
+            workflow
+            if workflow is None or isinstance(workflow, str)
+            else definition_of(workflow).name
+        )
         filter = ExecutionFilter(
             workflow=name,
             statuses=(status,) if isinstance(status, Status) else tuple(status),
@@ -203,7 +205,9 @@ def _answer(call: EntityCall, exit: Exit) -> Any:
         case Success(value):
             return call.rpc.signature.result.decode(value)
         case Failure(error) | Defect(error):
-            raise RequestFailed(f"{call.entity.name}/{call.id} {call.rpc.name} failed: {error}", error)
+            raise RequestFailed(
+                f"{call.entity.name}/{call.id} {call.rpc.name} failed: {error}", error
+            )
         case ended:
             raise RequestFailed(
                 f"{call.entity.name}/{call.id} {call.rpc.name} was ended: {ended.reason}",

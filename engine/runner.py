@@ -97,6 +97,12 @@ class Runner:
         """The shards this runner owns now."""
         return frozenset() if self._incarnation is None else self._incarnation.delivery.owned()
 
+    def crash(self) -> None:
+        """For tests: cut every lane's session, as a lost network would."""
+        if self._incarnation is not None:
+            for lane in self._incarnation.delivery.lanes:
+                lane.terminate()
+
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain: running steps end within the grace period,
         shards go to the peers. A second signal cuts that short."""
@@ -113,7 +119,10 @@ class Runner:
             loop.add_signal_handler(number, signalled)
         try:
             async with self:
-                log.info("runner serves", extra={"runner": str(self.id), "types": sorted(self._registered)})
+                log.info(
+                    "runner serves",
+                    extra={"runner": str(self.id), "types": sorted(self._registered)},
+                )
                 await stop.wait()
                 log.info("runner drains", extra={"runner": str(self.id)})
         finally:
@@ -367,5 +376,3 @@ def _version() -> str:
         return version("outlast")
     except PackageNotFoundError:
         return "unknown"
-
-

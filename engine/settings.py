@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.core.errors import ConfigurationError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # "schema" is the right name, whatever BaseModel had
+    warnings.simplefilter(
+        "ignore", UserWarning
+    )  # "schema" is the right name, whatever BaseModel had
 
     class Settings(BaseSettings):
         """Settings of a client or runner; each is also the variable ``OUTLAST_<NAME>``.
@@ -44,7 +46,9 @@ with warnings.catch_warnings():
         """Whether to use LISTEN/NOTIFY. Without it everything works, only slower."""
         poll_interval: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
         """How often a lane and a waiter read the database while notifications arrive."""
-        poll_interval_degraded: timedelta = Field(default=timedelta(milliseconds=250), gt=timedelta(0))
+        poll_interval_degraded: timedelta = Field(
+            default=timedelta(milliseconds=250), gt=timedelta(0)
+        )
         """How often they do while notifications do not arrive."""
         heartbeat_interval: timedelta = Field(default=timedelta(seconds=2), gt=timedelta(0))
         time_to_live: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))

@@ -120,9 +120,7 @@ class Delivery:
         owned = [self.shards[id] for id in shards if id in self.shards]
         for shard in owned:
             shard.accepting = False
-        await asyncio.gather(
-            *(host.drain(shard) for shard in owned for host in self._all_hosts())
-        )
+        await asyncio.gather(*(host.drain(shard) for shard in owned for host in self._all_hosts()))
         by_lane: dict[Lane, list[OwnedShard]] = defaultdict(list)
         for shard in owned:
             if shard.alive:

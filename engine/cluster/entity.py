@@ -44,7 +44,9 @@ class Entity:
             cls.name = cls.__name__
         definition_name(cls.name, what=f"entity {cls.__qualname__}")
         if cls.concurrency < 0:
-            raise ConfigurationError(f"{cls.__qualname__}.concurrency must be 0 (any number) or more")
+            raise ConfigurationError(
+                f"{cls.__qualname__}.concurrency must be 0 (any number) or more"
+            )
 
     @property
     def entity_id(self) -> str:
@@ -230,8 +232,12 @@ class _Answer:
     def refused(self, error: BadBatch) -> None:
         """The reply itself cannot be stored: answer with that error instead."""
         reply = self._commit.replies[0]
-        log.error("a reply was refused", extra={"request_id": reply.request_id, "error": str(error)})
-        kind, payload = encode_exit(Defect(ErrorDetails("BadBatch", f"the reply was refused: {error}")))
+        log.error(
+            "a reply was refused", extra={"request_id": reply.request_id, "error": str(error)}
+        )
+        kind, payload = encode_exit(
+            Defect(ErrorDetails("BadBatch", f"the reply was refused: {error}"))
+        )
         self._commit.replies = [
             NewReply(
                 request_id=reply.request_id,

@@ -32,7 +32,9 @@ class Outbox:
     ) -> None:
         self._storage = storage
         self._ids = ids
-        self._ring = ring or (lambda request: storage.doorbell.ring_shards([request.envelope.address.shard]))
+        self._ring = ring or (
+            lambda request: storage.doorbell.ring_shards([request.envelope.address.shard])
+        )
         self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()

@@ -107,7 +107,11 @@ def rpc(
             return handle.call(definition, args, kwargs)
 
         setattr(call, _DEFINITION, definition)
-        return inspect.markcoroutinefunction(call) if hasattr(inspect, "markcoroutinefunction") else call
+        return (
+            inspect.markcoroutinefunction(call)
+            if hasattr(inspect, "markcoroutinefunction")
+            else call
+        )
 
     return decorate if function is None else decorate(function)
 

@@ -12,7 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, NotRequired, Required, TypeVar
 
-from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeAdapter, ValidationError
+from pydantic import (
+    PydanticSchemaGenerationError,
+    PydanticUndefinedAnnotation,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
@@ -203,5 +208,6 @@ def _fields(error: Exception) -> str:
         return _first_line(error)
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(
-        f"{'.'.join(str(part) for part in each['loc']) or 'value'}: {each['msg']}" for each in found[:5]
+        f"{'.'.join(str(part) for part in each['loc']) or 'value'}: {each['msg']}"
+        for each in found[:5]
     )

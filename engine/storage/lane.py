@@ -158,7 +158,10 @@ class Lane:
             except (StorageUnavailable, TimeoutError, OSError) as error:
                 failures += 1
                 if failures == 1:
-                    log.warning("lane cannot connect, trying again", extra={"lane": self.index, "error": str(error)})
+                    log.warning(
+                        "lane cannot connect, trying again",
+                        extra={"lane": self.index, "error": str(error)},
+                    )
                 self._refuse_orders()
                 await self._pause(min(5.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
                 continue

@@ -467,9 +467,7 @@ class Storage(Protocol):
         ...
 
     async def find(self, workflow: str, execution_id: str) -> StoredExecution | None: ...
-    async def executions(
-        self, filter: ExecutionFilter, *, limit: int
-    ) -> Sequence[StoredExecution]:
+    async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
         """A page, youngest first."""
         ...
 

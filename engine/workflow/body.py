@@ -177,7 +177,9 @@ class Body:
     def reject(self, name: str, error: ErrorDetails) -> None:
         future = self._deferred(name).future
         if not future.done():
-            future.set_exception(StepFailed(f"deferred {name} was rejected: {error.message}", error))
+            future.set_exception(
+                StepFailed(f"deferred {name} was rejected: {error.message}", error)
+            )
             future.exception()  # whoever waits gets it; nobody has to
 
     def interrupt(self, reason: str) -> None:

@@ -50,7 +50,9 @@ class Workflow(Generic[In, Out]):
     @classmethod
     def key(cls, request: In) -> str:
         """The execution's id for a request: one key, one execution. Default: the request's digest."""
-        return hashlib.blake2b(definition_of(cls).request.encode(request), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            definition_of(cls).request.encode(request), digest_size=16
+        ).hexdigest()
 
     async def execute(self, request: In) -> Out:
         """The body. Override it."""
@@ -118,9 +120,9 @@ class Workflow(Generic[In, Out]):
 
 
 _OVERRIDABLE = frozenset({"name", "version", "shard_group", "key", "execute"})
-_RESERVED = frozenset(
-    name for name in vars(Workflow) if not name.startswith("__")
-) | frozenset({"name"})
+_RESERVED = frozenset(name for name in vars(Workflow) if not name.startswith("__")) | frozenset(
+    {"name"}
+)
 
 
 def _in_step(what: str) -> Any:

@@ -175,9 +175,7 @@ class ExecutionHost:
 
     # --- loading ----------------------------------------------------------------------------------------
 
-    def _begin(
-        self, shard: OwnedShard, loaded: LoadedExecution, rows: Sequence[InboxRow]
-    ) -> None:
+    def _begin(self, shard: OwnedShard, loaded: LoadedExecution, rows: Sequence[InboxRow]) -> None:
         definition, prototype = self._workflows[loaded.execution.workflow]
         resident = ResidentExecution(
             definition=definition,
@@ -214,7 +212,9 @@ class ExecutionHost:
                 except (StorageUnavailable, TimeoutError, OSError) as error:
                     failures += 1
                     if failures == 1:
-                        log.warning("cannot load executions, trying again", extra={"error": str(error)})
+                        log.warning(
+                            "cannot load executions, trying again", extra={"error": str(error)}
+                        )
                     self._to_load = ids + self._to_load
                     await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
                     continue
@@ -261,4 +261,6 @@ class _Settle:
         self._delivery.committed(self._shard, self._commit, flushed)
 
     def refused(self, error: BadBatch) -> None:
-        log.error("rows could not be settled", extra={"shard": str(self._shard.id), "error": str(error)})
+        log.error(
+            "rows could not be settled", extra={"shard": str(self._shard.id), "error": str(error)}
+        )

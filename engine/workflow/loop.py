@@ -273,9 +273,7 @@ _REFUSED = {
         ),
         "the network",
     ),
-    **dict.fromkeys(
-        ("run_in_executor", "set_default_executor", "call_soon_threadsafe"), "threads"
-    ),
+    **dict.fromkeys(("run_in_executor", "set_default_executor", "call_soon_threadsafe"), "threads"),
     **dict.fromkeys(
         ("subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe"),
         "subprocesses and pipes",

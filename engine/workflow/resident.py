@@ -137,7 +137,11 @@ class ResidentExecution:
         self._residents = residents
         self._journal = deque(journal)
         self._events: deque[Callable[[], None]] = deque()
-        self._sources = {row.source for row in journal if row.source is not None and row.kind is not JournalKind.CALL}
+        self._sources = {
+            row.source
+            for row in journal
+            if row.source is not None and row.kind is not JournalKind.CALL
+        }
         self._calls: dict[Snowflake, Step] = {}
         self._waiting: deque[Step] = deque()
         self._position = journal[-1].position if journal else 0
@@ -223,11 +227,11 @@ class ResidentExecution:
             waits.append(f"the timer due {replay.deadline_of(timer.deadline).isoformat()}")
         for step in body.steps.values():
             if step.call is not None:
-                waits.append(f"the reply of {step.call.entity.name}/{step.call.id} {step.call.rpc.name}")
-            elif step.retry_at is not None:
                 waits.append(
-                    f"attempt {step.attempt} of {step} due {step.retry_at.isoformat()}"
+                    f"the reply of {step.call.entity.name}/{step.call.id} {step.call.rpc.name}"
                 )
+            elif step.retry_at is not None:
+                waits.append(f"attempt {step.attempt} of {step} due {step.retry_at.isoformat()}")
             else:
                 waits.append(str(step))
         return "waits for " + ", ".join(waits) if waits else ""
@@ -394,7 +398,12 @@ class ResidentExecution:
         if step.request_id is None:
             step.started_at = self._at
             self._append(
-                JournalKind.CALL, step.name, step.ordinal, digest=step.digest, source=request_id, at=self._at
+                JournalKind.CALL,
+                step.name,
+                step.ordinal,
+                digest=step.digest,
+                source=request_id,
+                at=self._at,
             )
         step.request_id = request_id
         self._calls[request_id] = step
@@ -947,7 +956,9 @@ class ResidentExecution:
         if quiet is None or quiet.done():
             return
         running = self._body is not None and any(s.task for s in self._body.steps.values())
-        if self._over or not (running or self._dirty or self._commit or self._committing or self._events):
+        if self._over or not (
+            running or self._dirty or self._commit or self._committing or self._events
+        ):
             quiet.set_result(None)
 
 

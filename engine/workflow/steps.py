@@ -89,9 +89,7 @@ async def run_transaction(
         nonlocal ended, own
         try:
             if definition.timeout is None:
-                result = await definition.function(
-                    instance, transaction, *step.args, **step.kwargs
-                )
+                result = await definition.function(instance, transaction, *step.args, **step.kwargs)
             else:
                 async with asyncio.timeout(definition.timeout.total_seconds()):
                     result = await definition.function(
