@@ -223,8 +223,9 @@ class Heartbeat:
             sent=sent,
             received=monotonic(),
         )
+        view = self._undertaker.judge(view, server_up=beat.now - beat.server_started)
         self._tell(view)
-        await self._undertaker.look(registry, view, server_up=beat.now - beat.server_started)
+        await self._undertaker.look(registry, view)
 
     def _die(self) -> None:
         self._dead = True

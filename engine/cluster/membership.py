@@ -17,6 +17,7 @@ from engine.cluster.machine import MachineTenant
 from engine.cluster.view import View
 from engine.cluster.watchdog import Watchdog
 from engine.core.clock import monotonic
+from engine.core.errors import ConfigurationError
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry, RunnerRow
 
@@ -46,6 +47,11 @@ class Membership:
         warn_after: timedelta = timedelta(seconds=1),
         block_limit: timedelta = timedelta(seconds=60),
     ) -> None:
+        if ttl < 3 * interval:
+            raise ConfigurationError(
+                f"a time to live of {ttl} is too short for a heartbeat every {interval}:"
+                " give it at least three of them"
+            )
         self._runner = runner
         self._open_registry = open_registry
         self._ring_topology = ring_topology
@@ -106,8 +112,8 @@ class Membership:
             self._heartbeat.refresh()
 
     async def drain(self) -> None:
-        """Take no shards any more, and return once the register says so. Shards that are owned
-        stay until they are released."""
+        """Take no shards any more, and return once the register says so, however long the database
+        takes. Shards that are owned stay until they are released."""
         self._draining = True
         if self._heartbeat is not None:
             self._heartbeat.drain()

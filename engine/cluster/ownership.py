@@ -15,9 +15,12 @@ from typing import Protocol, Self
 from engine.cluster.assignment import Candidate, assign
 from engine.cluster.backoff import Backoff
 from engine.cluster.view import Electorate, View
-from engine.core.ids import ShardId
+from engine.core.ids import RunnerId, ShardId
 
 logger = logging.getLogger(__name__)
+
+Ground = tuple[Electorate, frozenset[RunnerId]]
+"""All that a share depends on."""
 
 
 class ShardHost(Protocol):
@@ -52,9 +55,12 @@ class Ownership:
 
     A shard is acquired as soon as it is wanted, and asked for again while somebody else holds its
     lock: at once when topology rings, else after ``retry`` doubling up to ``poll``. A shard is
-    released when two views, one after the other, have the same electorate and neither gives it to
-    this runner. While ``views.accepting`` is false nothing moves. Leaving the context releases all
-    that ``host`` still owns.
+    released when two views, one after the other, assign alike and neither gives it to this runner.
+    While ``views.accepting`` is false nothing moves. Leaving the context releases all that
+    ``host`` still owns.
+
+    The shards of a silent runner are wanted by those who would inherit them, long before it may be
+    declared dead: a killed process's locks are free at once, and a slow one's are held.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Ownership:
         self._wake = asyncio.Event()
         self._stopping = False
         self._failing = False
-        self._electorate: Electorate | None = None
+        self._ground: Ground | None = None
         self._settled = False
         self._moving: frozenset[ShardId] = frozenset()
 
@@ -116,8 +122,9 @@ class Ownership:
         await self._group.__aexit__(None, None, None)
 
     def _viewed(self, view: View) -> None:
-        self._settled = view.electorate == self._electorate
-        self._electorate = view.electorate
+        ground = view.electorate, view.silent
+        self._settled = ground == self._ground
+        self._ground = ground
         self._wake.set()
 
     async def _follow(self) -> None:
@@ -195,24 +202,31 @@ class Ownership:
 
 
 class _Share:
-    """One runner's share of every group it serves, assigned anew when the electorate changes."""
+    """One runner's share of every group it serves, assigned anew when the ground changes."""
 
     def __init__(self, *, groups: Sequence[str], shards_in: Callable[[str], int]) -> None:
         self._groups = groups
         self._shards_in = shards_in
-        self._electorate: Electorate | None = None
+        self._ground: Ground | None = None
         self.shards: frozenset[ShardId] = frozenset()
 
     def follow(self, view: View) -> bool:
         """Take over a view; whether the share is another now."""
-        if view.electorate == self._electorate:
+        ground = view.electorate, view.silent
+        if ground == self._ground:
             return False
         before = self.shards
-        self._electorate = view.electorate
-        self.shards = frozenset[ShardId]().union(*(self._of(view, group) for group in self._groups))
+        self._ground = ground
+        self.shards = frozenset[ShardId]().union(*(self._of(view, each) for each in self._groups))
         return self.shards != before
 
     def _of(self, view: View, group: str) -> set[ShardId]:
         candidates = [Candidate(id=row.id, weight=row.weight) for row in view.candidates(group)]
         shards = [ShardId(group, number) for number in range(1, self._shards_in(group) + 1)]
-        return {shard for shard, owner in assign(shards, candidates).items() if owner == view.me}
+        owners = assign(shards, candidates)
+        share = {shard for shard, owner in owners.items() if owner == view.me}
+        orphans = {shard for shard, owner in owners.items() if owner in view.silent}
+        if orphans:
+            heirs = assign(shards, [each for each in candidates if each.id not in view.silent])
+            share |= {shard for shard in orphans if heirs.get(shard) == view.me}
+        return share

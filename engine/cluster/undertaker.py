@@ -7,7 +7,7 @@ Works for ``heartbeat``, on its thread and its ``Registry``, between two beats. 
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from engine.cluster.backoff import Backoff
@@ -52,9 +52,13 @@ class Undertaker:
         waits = (takeover.pace.wait for takeover in self._takeovers.values())
         return min(waits, default=float("inf"))
 
-    async def look(self, registry: Registry, view: View, *, server_up: timedelta) -> None:
-        """Judge the peers by a fresh view, bury the condemned, and audit when it is time to."""
-        for peer in self._judge.condemn(view, server_up=server_up):
+    def judge(self, view: View, *, server_up: timedelta) -> View:
+        """Say in a fresh view who is silent."""
+        return replace(view, silent=self._judge.hear(view, server_up=server_up))
+
+    async def look(self, registry: Registry, view: View) -> None:
+        """Bury whom the judged view condemns, and audit when it is time to."""
+        for peer in self._judge.condemn(view):
             if await registry.bury(peer, by=self._me, ttl=self._ttl):
                 logger.warning(
                     "a runner gave no sign of life and was declared dead", extra=self._extra(peer)

@@ -17,6 +17,8 @@ class View:
     """All runners not dead at ``now`` (the database's clock), ``me`` among them.
 
     ``sent`` and ``received`` are this process's monotonic clock around the heartbeat, in seconds.
+    ``silent`` are runners whose heartbeat is overdue: not judged yet, but perhaps gone, in which
+    case their locks are free.
     """
 
     me: RunnerId
@@ -24,6 +26,7 @@ class View:
     runners: tuple[RunnerRow, ...]
     sent: float
     received: float
+    silent: frozenset[RunnerId] = frozenset()
 
     def candidates(self, group: str) -> tuple[RunnerRow, ...]:
         """Who may be given shards of the group: its runners that are not draining, by id."""

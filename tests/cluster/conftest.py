@@ -1,7 +1,7 @@
 """The cluster of a test: any number of processes over one database."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -12,7 +12,7 @@ from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import Storage
 from tests.cluster.peers import GROUP, SHARDS
 
-NewStorage = Callable[[], AbstractAsyncContextManager[Storage]]
+NewStorage = Callable[..., PostgresStorage | MemoryStorage]
 
 
 class Cluster:
@@ -23,9 +23,10 @@ class Cluster:
         self._stack = stack
         self._storage = storage
 
-    async def process(self) -> Storage:
+    async def process(self, *, notifications: bool = True) -> Storage:
         """One more process's storage."""
-        storage = await self._stack.enter_async_context(self._storage())
+        storage = self._storage(notifications=notifications)
+        await self._stack.enter_async_context(storage)
         await storage.ensure_groups([GROUP])
         return storage
 

@@ -1,5 +1,6 @@
 """When a silent peer may be declared dead, and when its silence proves nothing."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -33,8 +34,17 @@ def judge_after(*views: View, server_up: timedelta = DAY) -> list[RunnerId]:
     judge = Judge(interval=INTERVAL, ttl=TTL)
     condemned: list[RunnerId] = []
     for each in views:
-        condemned = list(judge.condemn(each, server_up=server_up))
+        judged = replace(each, silent=judge.hear(each, server_up=server_up))
+        condemned = list(judge.condemn(judged))
     return condemned
+
+
+def silent_after(*views: View) -> list[RunnerId]:
+    judge = Judge(interval=INTERVAL, ttl=TTL)
+    silent: list[RunnerId] = []
+    for each in views:
+        silent = list(judge.hear(each, server_up=DAY))
+    return silent
 
 
 def test_a_peer_silent_for_longer_than_the_ttl_is_dead() -> None:
@@ -93,3 +103,18 @@ def test_nobody_is_judged_within_a_ttl_of_the_servers_start() -> None:
     silent = [view(at, 100) for at in (0, 2, 4, 6)]
     assert judge_after(*silent, server_up=timedelta(seconds=9.9)) == []
     assert judge_after(*silent, server_up=timedelta(seconds=10)) == [PEER]
+
+
+def test_a_peer_whose_heartbeat_is_overdue_is_silent_before_it_is_dead() -> None:
+    late = [view(0, 1), view(2, 1), view(4, 3.1)]
+    assert silent_after(*late) == [PEER]
+    assert judge_after(*late) == []
+
+
+def test_a_peer_within_its_rhythm_is_not_silent() -> None:
+    assert silent_after(view(0, 1.9), view(2, 1.9), view(4, 2.4)) == []
+
+
+def test_after_an_outage_of_ones_own_nobody_is_silent_for_a_ttl() -> None:
+    steady = [view(at, 1) for at in (0, 2, 4)]
+    assert silent_after(*steady, *(view(at, 100) for at in range(12, 21, 2))) == []

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
+
 from engine.cluster.assignment import Candidate, assign
 from engine.cluster.ownership import Ownership
 from engine.cluster.view import View
@@ -81,6 +83,28 @@ async def test_a_hand_over_waits_for_rings_and_not_for_polls(cluster: Cluster) -
         assert monotonic() - began < 15
 
 
+async def test_without_notifications_shards_move_all_the_same(cluster: Cluster) -> None:
+    ledger = Ledger()
+    async with joined(await cluster.process(notifications=False), ledger=ledger) as first:
+        async with joined(await cluster.process(notifications=False), ledger=ledger) as second:
+            await settled([first, second], cluster.shards)
+        await settled([first], cluster.shards)
+
+
+@pytest.mark.parametrize("new_storage", ["memory"], indirect=True)
+async def test_a_killed_runners_shards_are_owned_again_long_before_its_ttl(
+    cluster: Cluster,
+) -> None:
+    patient = Pace(ttl=timedelta(seconds=100))
+    async with (
+        joined(await cluster.process(), pace=patient) as stays,
+        joined(await cluster.process(), pace=patient) as dies,
+    ):
+        await settled([stays, dies], cluster.shards)
+        dies.die()
+        await eventually(lambda: len(stays.owned) == cluster.shards, timeout=20)
+
+
 async def test_a_draining_runner_keeps_its_shards_until_it_leaves(cluster: Cluster) -> None:
     ledger = Ledger()
     async with joined(await cluster.process(), ledger=ledger) as stays:
@@ -136,10 +160,10 @@ class Script:
     def refresh(self) -> None:
         self.refreshed += 1
 
-    def publish(self, *runners: RunnerId) -> None:
+    def publish(self, *runners: RunnerId, silent: Collection[RunnerId] = ()) -> None:
         rows = tuple(RunnerRow(id=runner, groups=(GROUP,)) for runner in runners)
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.view = View(me=ME, now=now, runners=rows, sent=0, received=0)
+        self.view = View(me=ME, now=now, runners=rows, sent=0, received=0, silent=frozenset(silent))
         for watcher in self._watchers:
             watcher(self.view)
 
@@ -237,6 +261,37 @@ async def test_runners_that_come_and_go_within_a_view_move_nothing() -> None:
         views.publish(ME)
         await turns()
         assert locks.released == []
+
+
+async def test_free_shards_of_a_silent_runner_are_taken_by_its_heirs_and_nothing_else_moves() -> (
+    None
+):
+    locks, views = Locks(), Script()
+    views.publish(ME, OTHER, THIRD)
+    before, after = my_share(ME, OTHER, THIRD), my_share(ME, THIRD)
+    async with following(locks, views):
+        await eventually(lambda: locks.held == before)
+        views.publish(ME, OTHER, THIRD, silent=[OTHER])
+        await eventually(lambda: locks.held > before)
+        inherited = locks.held - before
+        assert inherited <= after
+        views.publish(ME, OTHER, THIRD, silent=[OTHER])
+        await turns()
+        assert locks.released == []
+
+
+async def test_shards_of_a_runner_that_was_silent_for_a_moment_go_back_to_it() -> None:
+    locks, views = Locks(), Script()
+    views.publish(ME, OTHER)
+    async with following(locks, views):
+        await eventually(lambda: locks.held == my_share(ME, OTHER))
+        views.publish(ME, OTHER, silent=[OTHER])
+        await eventually(lambda: locks.held == every_shard())
+        views.publish(ME, OTHER)
+        await turns()
+        assert locks.held == every_shard()
+        views.publish(ME, OTHER)
+        await eventually(lambda: locks.held == my_share(ME, OTHER))
 
 
 async def test_a_lock_that_stays_taken_is_asked_for_ever_more_rarely() -> None:

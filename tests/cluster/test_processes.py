@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import asyncpg
@@ -22,6 +24,11 @@ LOCKS = """
     select count(*) from pg_locks l join pg_stat_activity a using (pid)
     where l.locktype = 'advisory' and a.application_name like 'outlast:' || $1 || ':%'
       and l.database = (select oid from pg_database where datname = current_database())
+"""
+
+ENDED = """
+    select count(pg_terminate_backend(pid)) from pg_stat_activity
+    where application_name like 'outlast:%' and datname = current_database()
 """
 
 
@@ -121,3 +128,24 @@ async def test_a_process_that_is_told_to_leave_hands_over_at_once(dsn: str) -> N
         leaves.send(signal.SIGTERM)
         assert await asyncio.wait_for(leaves.process.wait(), 10) == 0
         await eventually(lambda: stays.owned == SHARDS, timeout=2)
+
+
+async def test_a_runner_whose_every_session_was_ended_goes_on_as_itself(dsn: str) -> None:
+    async with running(dsn) as first, running(dsn) as second:
+        await shared(first, second)
+        observer = await asyncpg.connect(dsn)
+        try:
+            ended = await observer.fetchval(ENDED)
+        finally:
+            await observer.close()
+        assert ended >= 6
+        for process in (first, second):
+            await eventually(partial(has_lost_all_and_come_back, process), timeout=20)
+        await shared(first, second)
+        assert len(first.runners) == len(second.runners) == 1
+
+
+def has_lost_all_and_come_back(process: Reports) -> bool:
+    """It owned shards, then none, and now some again."""
+    owned = ["some" if line["owned"] else "none" for line in process.lines]
+    return [each for each, _ in groupby(owned)][-3:] == ["some", "none", "some"]
