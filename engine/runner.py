@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
@@ -93,9 +93,11 @@ class Runner:
         return None if self._incarnation is None else self._incarnation.id
 
     @property
-    def owned(self) -> frozenset[ShardId]:
-        """The shards this runner owns now."""
-        return frozenset() if self._incarnation is None else self._incarnation.delivery.owned()
+    def epochs(self) -> Mapping[ShardId, int]:
+        """The shards this runner owns now, each with the epoch it owns it under."""
+        if self._incarnation is None:
+            return {}
+        return {id: shard.epoch for id, shard in self._incarnation.delivery.shards.items()}
 
     def crash(self) -> None:
         """For tests: cut every lane's session, as a lost network would."""
@@ -222,6 +224,7 @@ class _Incarnation:
             stack.push_async_callback(self._release_machine)
             await stack.enter_async_context(self._group)
             stack.callback(self._cancel_tasks)
+            tenant = MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine)
             self._executions = ExecutionHost(
                 delivery=self.delivery,
                 storage=storage,
@@ -229,6 +232,7 @@ class _Incarnation:
                 ids=self.ids,
                 spawn=self.spawn,
                 await_exit=self._node.replies.wait,
+                renew_lease=tenant.renew,
                 suspend_after=settings.suspend_after,
                 grace=settings.handover_limit,
             )
@@ -249,7 +253,7 @@ class _Incarnation:
                 open_registry=lambda: storage.open_registry(self.id),
                 ring_topology=storage.doorbell.ring_topology,
                 declared_dead=self.delivery.drop_all,
-                tenant=MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine),
+                tenant=tenant,
                 interval=settings.heartbeat_interval,
                 ttl=settings.time_to_live,
                 block_limit=settings.block_limit,

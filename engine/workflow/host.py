@@ -41,6 +41,7 @@ class ExecutionHost:
         ids: SnowflakeGenerator,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         await_exit: Callable[[Snowflake], Awaitable[Exit]],
+        renew_lease: Callable[[], Awaitable[None]],
         suspend_after: timedelta,
         grace: timedelta,
     ) -> None:
@@ -58,6 +59,7 @@ class ExecutionHost:
             spawn=spawn,
             call_soon=asyncio.get_running_loop().call_soon,
             await_exit=await_exit,
+            renew_lease=renew_lease,
         )
         self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
         self._residents: dict[Snowflake, ResidentExecution] = {}

@@ -109,6 +109,7 @@ class Services:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     call_soon: Callable[[Callable[[], None]], object]
     await_exit: Callable[[Snowflake], Awaitable[Exit]]
+    renew_lease: Callable[[], Awaitable[None]]
 
 
 class ResidentExecution:
@@ -393,7 +394,7 @@ class ResidentExecution:
         try:
             request_id = self._services.ids.next()
         except StorageUnavailable:
-            self._later(self._services.clock.now() + _UNAVAILABLE_PAUSE, partial(self._send, step))
+            step.task = self._services.spawn(self._renew_and_send(step))
             return
         if step.request_id is None:
             step.started_at = self._at
@@ -415,6 +416,18 @@ class ResidentExecution:
         )
         self._requests.append(SaveRequest(envelope=envelope))
         self._dirty = True
+
+    async def _renew_and_send(self, step: Step) -> None:
+        """The lease of the machine id has run out: prolong it, then send."""
+        try:
+            await self._services.renew_lease()
+        except (StorageUnavailable, TimeoutError, OSError) as error:
+            log.warning("no lease of a machine id", extra={"execution": self.name, "error": str(error)})
+            await asyncio.sleep(_UNAVAILABLE_PAUSE.total_seconds())
+        step.task = None
+        if not self._over and not step.future.done():
+            self._send(step)
+            self._after_turn()
 
     def _note_cancellations(self, body: Body) -> None:
         """Steps the body cancelled: stop their attempts and write it down."""

@@ -1,0 +1,73 @@
+"""A clock that stands still until a test moves it."""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+_IDLE_TURNS = 5
+_TURNS = 100_000
+
+
+class VirtualClock:
+    """A ``Clock``. ``advance`` fires what is due on the way, in order, each at its own time, and
+    lets the program settle in between."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._now = start
+        self._alarms: list[_Alarm] = []
+        self._numbers = count()
+
+    def now(self) -> datetime:
+        return self._now
+
+    def call_at(self, when: datetime, callback: Callable[[], None]) -> "_Alarm":
+        alarm = _Alarm(when, next(self._numbers), callback)
+        heapq.heappush(self._alarms, alarm)
+        if when <= self._now:
+            asyncio.get_running_loop().call_soon(self._fire_due)
+        return alarm
+
+    async def advance(self, duration: timedelta) -> None:
+        """Move on by ``duration``, stopping at each alarm on the way."""
+        until = self._now + duration
+        await self.settle()
+        while self._alarms and self._alarms[0].when <= until:
+            self._now = max(self._now, self._alarms[0].when)
+            self._fire_due()
+            await self.settle()
+        self._now = until
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let everything that can run now run, as far as it needs no outside."""
+        ready = getattr(asyncio.get_running_loop(), "_ready", ())
+        idle = 0
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            idle = idle + 1 if not ready else 0
+            if idle >= _IDLE_TURNS:
+                return
+
+    def _fire_due(self) -> None:
+        while self._alarms and self._alarms[0].when <= self._now:
+            alarm = heapq.heappop(self._alarms)
+            if not alarm.cancelled:
+                alarm.callback()
+
+
+class _Alarm:
+    __slots__ = ("callback", "cancelled", "number", "when")
+
+    def __init__(self, when: datetime, number: int, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.number = number
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def __lt__(self, other: "_Alarm") -> bool:
+        return (self.when, self.number) < (other.when, other.number)
