@@ -4,6 +4,7 @@ The lease is one of ``storage``; the generator it renews is the process's. ``mem
 after it with each heartbeat of a runner.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -18,7 +19,7 @@ class MachineTenant:
     had run out meanwhile.
     """
 
-    __slots__ = ("_clock", "_generator", "_lease", "_term")
+    __slots__ = ("_clock", "_generator", "_lease", "_term", "_turn")
 
     def __init__(
         self,
@@ -31,14 +32,17 @@ class MachineTenant:
         self._clock = clock
         self._lease = lease
         self._term = self._left()
+        self._turn = asyncio.Lock()
 
     async def renew(self) -> None:
-        """Prolong the lease if it is time to; ``StorageUnavailable`` when that cannot be done."""
-        if self._left() * 2 >= self._term > timedelta(0):
-            return
-        lease = await self._lease(self._generator.lease)
-        self._generator.renew(lease)
-        self._term = self._left()
+        """Prolong the lease if it is time to; ``StorageUnavailable`` when that cannot be done.
+        Calls at the same time share one statement."""
+        async with self._turn:
+            if self._left() * 2 >= self._term > timedelta(0):
+                return
+            lease = await self._lease(self._generator.lease)
+            self._generator.renew(lease)
+            self._term = self._left()
 
     def _left(self) -> timedelta:
         lease = self._generator.lease

@@ -1,5 +1,6 @@
 """A machine id's lease is prolonged in good time, and not more often."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -33,6 +34,7 @@ class Leases:
 
     async def lease(self, held: MachineLease | None) -> MachineLease:
         self.asked += 1
+        await asyncio.sleep(0)
         if held is None or held.until <= self.time.now():
             self.machine += 1
         return MachineLease(machine=self.machine, until=self.time.now() + TERM)
@@ -54,6 +56,12 @@ async def test_the_first_look_takes_a_lease() -> None:
     _, _, generator, tenant = tenancy()
     await tenant.renew()
     assert generator.lease is not None
+
+
+async def test_two_that_renew_at_the_same_time_take_one_lease() -> None:
+    _, leases, _, tenant = tenancy()
+    await asyncio.gather(tenant.renew(), tenant.renew())
+    assert leases.asked == 1
 
 
 async def test_a_lease_is_left_alone_until_half_of_it_is_gone() -> None:
