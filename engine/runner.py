@@ -317,6 +317,7 @@ class _Incarnation:
         task = self._group.create_task(_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it may be cancelled before it began
         return task
 
     def ring(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
