@@ -105,7 +105,7 @@ class Delivery:
             if shard not in self.shards:
                 by_lane[self.lanes[shard.number % len(self.lanes)]].append(shard)
         gotten = await asyncio.gather(*(self._acquire(lane, ids) for lane, ids in by_lane.items()))
-        return frozenset().union(*gotten)
+        return frozenset(id for ids in gotten for id in ids)
 
     async def _acquire(self, lane: Lane, shards: Sequence[ShardId]) -> Collection[ShardId]:
         epochs = await lane.acquire(shards)

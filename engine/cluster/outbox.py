@@ -32,9 +32,7 @@ class Outbox:
     ) -> None:
         self._storage = storage
         self._ids = ids
-        self._ring = ring or (
-            lambda request: storage.doorbell.ring_shards([request.envelope.address.shard])
-        )
+        self._ring = ring or self._ring_owner
         self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()
@@ -89,7 +87,7 @@ class Outbox:
     async def _save(self, batch: list[tuple[SaveRequest, asyncio.Future[Saved]]]) -> None:
         try:
             saved = await self._storage.save([request for request, _ in batch])
-        except Exception as error:  # the callers get it, the loop goes on
+        except Exception as error:  # noqa: BLE001 -- the callers get it, the loop goes on
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
@@ -103,11 +101,14 @@ class Outbox:
     async def _save_patiently(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> None:
         try:
             (outcome,) = await self._storage.save([request], patient=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- the caller gets it
             if not answer.done():
                 answer.set_exception(error)
             return
         self._answer(request, answer, outcome)
+
+    def _ring_owner(self, request: SaveRequest) -> None:
+        self._storage.doorbell.ring_shards([request.envelope.address.shard])
 
     def _answer(self, request: SaveRequest, answer: asyncio.Future[Saved], saved: Saved) -> None:
         if saved.outcome is SaveOutcome.EXISTS and saved.request_id == request.envelope.request_id:

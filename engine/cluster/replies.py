@@ -7,7 +7,7 @@ waiters. So one of them always sees the other. A poll loop underneath needs neit
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
@@ -61,7 +61,7 @@ class ReplyBoard:
             return await answer
 
     @contextmanager
-    def expect(self, request_id: Snowflake) -> Iterator["asyncio.Future[Exit]"]:
+    def expect(self, request_id: Snowflake) -> Generator["asyncio.Future[Exit]", None, None]:
         """The exit of a request that is about to be saved with ``wait``, so that nothing needs to
         be registered or read."""
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
@@ -76,7 +76,7 @@ class Lane:
         self._session: LaneSession | None = None
         self._wake = asyncio.Event()
         self._sources: dict[CommitSource, None] = {}
-        self._orders: deque[_Order] = deque()
+        self._orders: deque[_Order[Any]] = deque()
         self._rung: set[ShardId] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -304,22 +304,22 @@ class Lane:
         order = _Order(run, without)
         self._orders.append(order)
         self._wake.set()
-        return await order.answer  # type: ignore[no-any-return]
+        return await order.answer
 
     def _refuse_orders(self) -> None:
         while self._orders:
             self._orders.popleft().refuse()
 
 
-class _Order:
+class _Order(Generic[R]):
     """A request to the lane that is answered: an acquisition or a release."""
 
     __slots__ = ("_run", "_without", "answer")
 
-    def __init__(self, run: Callable[[LaneSession], Awaitable[object]], without: object) -> None:
+    def __init__(self, run: Callable[[LaneSession], Awaitable[R]], without: R) -> None:
         self._run = run
         self._without = without
-        self.answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
     async def run(self, session: LaneSession) -> None:
         try:
