@@ -7,7 +7,9 @@ data ever names a class to load.
 import hashlib
 import inspect
 import json
+import math
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, NotRequired, Required, TypeVar
@@ -24,7 +26,7 @@ from typing_extensions import TypedDict
 from engine.core.errors import ConfigurationError, InvalidPayload
 
 T = TypeVar("T")
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN: tuple[object, ...] = (str, int, float, bool, type(None))
 
 
 class ValueCodec(Generic[T]):
@@ -34,13 +36,14 @@ class ValueCodec(Generic[T]):
 
     def __init__(self, annotation: object, *, what: str) -> None:
         self.what = what
-        self._adapter = _adapter(annotation, what)
+        self._adapter: TypeAdapter[T] = _adapter(annotation, what)
         self._plain = annotation if annotation in _PLAIN else type(None)
 
     def encode(self, value: T) -> bytes:
         """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
+        _refuse_not_finite(self.what, value)
         try:
-            return self._adapter.dump_json(value, warnings="error")
+            return self._adapter.dump_json(value, warnings="error", by_alias=False, round_trip=True)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
                 f"{self.what} cannot be encoded: {_first_line(error)};"
@@ -50,19 +53,19 @@ class ValueCodec(Generic[T]):
     def decode(self, payload: bytes) -> T:
         """The value; ``InvalidPayload`` naming the field when the bytes do not validate."""
         try:
-            return self._adapter.validate_json(payload)
+            return self._adapter.validate_json(payload, by_alias=True, by_name=True)
         except (ValidationError, ValueError, RecursionError) as error:
             raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
 
     def validate(self, value: object) -> T:
         """The value as its type; ``InvalidPayload`` naming the field when it does not fit."""
         try:
-            return self._adapter.validate_python(value)
+            return self._adapter.validate_python(value, by_alias=True, by_name=True)
         except (ValidationError, RecursionError) as error:
             raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
 
     def settle(self, value: T) -> tuple[bytes, T]:
-        """Encode a value and give back what a replay will decode, so that both runs see the same."""
+        """Encode a value, and give back what a replay will decode: both runs see the same."""
         payload = self.encode(value)
         if value is None or type(value) is self._plain:
             return payload, value
@@ -75,19 +78,19 @@ class Signature:
     ``skip`` leading parameters (``self``, a transaction) are not part of it.
     """
 
-    __slots__ = ("_adapter", "_bind", "_names", "_spread", "_words", "result", "what")
+    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
         self.what = what
         hints = _hints(function, what)
         parameters = list(inspect.signature(function).parameters.values())[skip:]
         self._bind = inspect.Signature(parameters)
-        self._spread = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
-        self._words = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+        self._by_name = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
         simple = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._names = [p.name for p in parameters] if simple else None
         fields = {p.name: _field(p, hints.get(p.name, Any)) for p in parameters}
-        shape = TypedDict("Arguments", fields)  # type: ignore[operator]
+        make: Any = TypedDict  # type checkers take literal fields only
+        shape = make("Arguments", fields)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
         self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
         returned = hints.get("return", Any)
@@ -105,40 +108,41 @@ class Signature:
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """The call as JSON bytes, not validated; ``InvalidPayload`` when it has no JSON form."""
-        try:
-            return self._adapter.dump_json(self.bind(args, kwargs), warnings=False)
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise InvalidPayload(
-                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
-            ) from error
+        return self._dump(self.bind(args, kwargs))
 
     def validated(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """As ``encode``, after validating each argument; errors name the argument."""
         try:
-            bound = self._adapter.validate_python(self.bind(args, kwargs))
+            bound = self._adapter.validate_python(
+                self.bind(args, kwargs), by_alias=True, by_name=True
+            )
         except (ValidationError, RecursionError) as error:
             raise InvalidPayload(
                 f"the arguments of {self.what} do not validate: {_fields(error)}"
             ) from error
-        try:
-            return self._adapter.dump_json(bound, warnings=False)
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise InvalidPayload(
-                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
-            ) from error
+        return self._dump(bound)
 
     def decode(self, payload: bytes) -> tuple[list[object], dict[str, object]]:
         """Positional and keyword arguments for the call; ``InvalidPayload`` naming the field."""
         try:
-            named = self._adapter.validate_json(payload)
+            named = self._adapter.validate_json(payload, by_alias=True, by_name=True)
         except (ValidationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
                 f"the arguments of {self.what} do not validate: {_fields(error)}"
             ) from error
-        if not self._spread and not self._words:
+        if self._by_name:
             return [], named
-        bound = inspect.BoundArguments(self._bind, named)  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self._bind, OrderedDict(named))
         return list(bound.args), dict(bound.kwargs)
+
+    def _dump(self, named: dict[str, object]) -> bytes:
+        what = f"the arguments of {self.what}"
+        for value in named.values():
+            _refuse_not_finite(what, value)
+        try:
+            return self._adapter.dump_json(named, warnings=False, by_alias=False, round_trip=True)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise InvalidPayload(f"{what} cannot be encoded: {_first_line(error)}") from error
 
 
 def digest(payload: bytes) -> int:
@@ -151,9 +155,24 @@ def same_json(one: bytes, other: bytes) -> bool:
     if one == other:
         return True
     try:
-        return bool(json.loads(one) == json.loads(other))
+        return _alike(json.loads(one), json.loads(other))
     except (ValueError, RecursionError):
         return False
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equality, but ``true`` is not 1."""
+    if type(one) is type(other) is dict:
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if type(one) is type(other) is list:
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return bool(one == other) and (type(one) is bool) is (type(other) is bool)
+
+
+def _refuse_not_finite(what: str, value: object) -> None:
+    """JSON would turn it into null, and a replay would see something else than the first run."""
+    if type(value) is float and not math.isfinite(value):
+        raise InvalidPayload(f"{what} cannot be encoded: JSON has no {value}; use None instead")
 
 
 def _field(parameter: inspect.Parameter, annotation: Any) -> Any:
@@ -200,7 +219,9 @@ def _adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The line that says what is wrong: pydantic's warnings have a heading."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[1].strip() if len(lines) > 1 and lines[0].endswith("warnings:") else lines[0]
 
 
 def _fields(error: Exception) -> str:

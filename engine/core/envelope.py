@@ -63,5 +63,5 @@ class Interrupt:
 
 
 def dedup_key(kind: str, name: str, key: str) -> str:
-    """The text a request is deduplicated by. Kinds and names hold no slash, so it is unambiguous."""
+    """The text a request is deduplicated by: unambiguous, since kinds and names hold no slash."""
     return f"{kind}/{name}/{key}"

@@ -27,7 +27,8 @@ Time-outs are the built-in ``TimeoutError``.
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Self, cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +43,48 @@ class ErrorDetails:
 
     @classmethod
     def of(cls, error: BaseException, depth: int = 8) -> Self:
-        """Describe an exception and, ``depth`` deep, what caused it."""
+        """Describe an exception and, ``depth`` deep, what caused it: of a group, its first.
+
+        Whatever the exception's own methods do, this does not fail.
+        """
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        cause = cause or _first_of(error)
         if isinstance(error, FailureError) and cause is None:
             inner: ErrorDetails | None = error.error
         else:
             inner = cls.of(cause, depth - 1) if cause is not None and depth > 0 else None
         return cls(
             type=type(error).__qualname__,
-            message=str(error),
+            message=_message(error),
             traceback="".join(traceback.format_tb(error.__traceback__)),
-            details=getattr(error, "details", None),
+            details=_details(error),
             cause=inner,
         )
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything
+        return "an exception whose message cannot be read"
+
+
+def _details(error: BaseException) -> object:
+    try:
+        return getattr(error, "details", None)
+    except Exception:  # noqa: BLE001 - a user's property may raise anything
+        return None
+
+
+def _first_of(error: BaseException) -> BaseException | None:
+    """The first of a group of exceptions; None for any other."""
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return group.exceptions[0]
 
 
 class EngineError(Exception):
@@ -151,6 +178,10 @@ class NonDeterminism(EngineError):
         self.expected = expected
         self.found = found
         self.where = where
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[()]]:
+        named = {"expected": self.expected, "found": self.found, "where": self.where}
+        return partial(type(self), **named), ()
 
 
 class MailboxFull(EngineError):

@@ -48,7 +48,8 @@ class EntityAddress:
 
 def shard_of(group: str, shards: int, entity_type: str, entity_id: str) -> ShardId:
     """The shard of an entity. The same in every process and version: stored rows depend on it."""
-    return ShardId(group, zlib.crc32(f"{entity_type}/{entity_id}".encode()) % shards + 1)
+    name = f"{entity_type}/{entity_id}".encode(errors="surrogatepass")
+    return ShardId(group, zlib.crc32(name) % shards + 1)
 
 
 def snowflake_time(request_id: int) -> datetime:

@@ -20,7 +20,7 @@ def definition_name(name: object, *, what: str) -> str:
 
 
 def entity_id(id: object, *, what: str) -> str:
-    """An id as given, hashed when it is longer than 255 characters; ``InvalidPayload`` if unusable."""
+    """An id as given, hashed when longer than 255 characters; ``InvalidPayload`` if unusable."""
     if not isinstance(id, str) or not id or "\x00" in id or not id.isprintable():
         raise InvalidPayload(f"{what} must be a non-empty printable string, not {id!r}")
     return id if len(id) <= _ID_LIMIT else f"sha256:{hashlib.sha256(id.encode()).hexdigest()}"

@@ -11,6 +11,8 @@ from typing import assert_never
 from engine.core.errors import ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
 
+_CAUSES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Success:
@@ -118,27 +120,38 @@ def decode_exit(kind: ReplyKind, payload: bytes) -> Exit:
 
 
 def encode_error(error: ErrorDetails) -> bytes:
-    """An error as JSON bytes; details that JSON has no form for are stored as their ``repr``."""
-    return json.dumps(_error_tree(error), default=repr).encode()
+    """An error as JSON bytes; details that JSON has no form for are stored as their ``repr``.
+
+    Never fails: it is what is left to say about a failure.
+    """
+    return json.dumps(_error_tree(error)).encode()
 
 
 def decode_error(payload: bytes) -> ErrorDetails:
     """The stored error; ``InvalidPayload`` when the bytes are not one."""
     try:
         return _error_from(json.loads(payload))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidPayload(f"a stored error cannot be read: {error}") from error
 
 
-def _error_tree(error: ErrorDetails) -> dict[str, object]:
-    cause = None if error.cause is None else _error_tree(error.cause)
+def _error_tree(error: ErrorDetails, depth: int = _CAUSES) -> dict[str, object]:
+    cause = _error_tree(error.cause, depth - 1) if error.cause is not None and depth else None
     return {
         "type": error.type,
         "message": error.message,
         "traceback": error.traceback,
-        "details": error.details,
+        "details": _details(error.details),
         "cause": cause,
     }
+
+
+def _details(details: object) -> object:
+    """The details as JSON has them, or in words."""
+    try:
+        return json.loads(json.dumps(details, default=repr, allow_nan=False))
+    except Exception:  # noqa: BLE001 - a user's __repr__ may raise anything
+        return f"details of type {type(details).__name__} that JSON has no form for"
 
 
 def _error_from(tree: dict[str, object]) -> ErrorDetails:
@@ -154,6 +167,9 @@ def _error_from(tree: dict[str, object]) -> ErrorDetails:
 
 def _text(payload: bytes) -> str:
     try:
-        return str(json.loads(payload))
-    except ValueError as error:
+        text = json.loads(payload)
+    except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"a stored interrupt cannot be read: {error}") from error
+    if not isinstance(text, str):
+        raise InvalidPayload("a stored interrupt cannot be read: its reason is not a text")
+    return text

@@ -1,5 +1,6 @@
 """How often a failed step is tried again, and when."""
 
+import math
 import random
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,19 +31,22 @@ class RetryPolicy:
             raise ConfigurationError("RetryPolicy.attempts must be 0 (without end) or more")
         if self.initial < timedelta(0) or self.maximum < self.initial:
             raise ConfigurationError("RetryPolicy needs 0 <= initial <= maximum")
-        if self.factor < 1 or not 0 <= self.jitter <= 1:
+        if not self.factor >= 1 or not 0 <= self.jitter <= 1:
             raise ConfigurationError("RetryPolicy needs factor >= 1 and jitter between 0 and 1")
 
     def retries(self, error: BaseException, attempt: int) -> bool:
-        """Whether attempt number ``attempt``, which failed with ``error``, is followed by another."""
+        """Whether another attempt follows number ``attempt``, which failed with ``error``."""
         if self.attempts and attempt >= self.attempts:
             return False
         return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
 
     def delay(self, attempt: int, draw: random.Random) -> timedelta:
         """How long to wait after failed attempt number ``attempt``."""
-        exponent = min(attempt - 1, 64)
-        seconds = min(
-            self.initial.total_seconds() * self.factor**exponent, self.maximum.total_seconds()
-        )
+        if not self.initial:
+            return timedelta(0)
+        try:
+            grown = self.initial.total_seconds() * float(self.factor) ** (attempt - 1)
+        except OverflowError:
+            grown = math.inf
+        seconds = min(grown, self.maximum.total_seconds())
         return timedelta(seconds=seconds * (1 - self.jitter * draw.random()))

@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class Status(Enum):
-    """Where an execution stands. The value is the stored number, the name in lower case the word."""
+    """Where an execution stands. The value is stored, the name in lower case is shown."""
 
     SCHEDULED = 0
     RUNNING = 1
