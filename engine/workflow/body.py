@@ -141,7 +141,7 @@ class Body:
         self._undo: list[Callable[[], Awaitable[object]]] = []
         self.instance = copy_of(prototype)
         self.instance.__dict__[BODY] = self
-        with self.loop._running():
+        with self.loop.running():
             self.task: asyncio.Task[Any] = self.loop.create_task(
                 self._main(request), context=contextvars.Context()
             )
@@ -201,7 +201,7 @@ class Body:
             if state.waiting and not state.future.done()
         ]
 
-    # --- asked by the user's code -------------------------------------------------------------------
+    # --- asked by the user's code ----------------------------------------------------------------
 
     def run_step(
         self, definition: StepDefinition, args: tuple[object, ...], kwargs: dict[str, object]
@@ -209,7 +209,7 @@ class Body:
         name = definition.name
         if definition.key is not None:
             name = f"{name}[{definition.key(*args, **kwargs)}]"
-        frame = sys._getframe(2)
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
         return self._step(name, where, definition, args, kwargs)
 
@@ -236,7 +236,7 @@ class Body:
         return await self._ask(step)
 
     def call_entity(self, call: EntityCall) -> Coroutine[Any, Any, Any]:
-        frame = sys._getframe(3)
+        frame = sys._getframe(3)  # pyright: ignore[reportPrivateUsage]
         return self._call(call, (frame.f_code, frame.f_lineno))
 
     async def _call(self, call: EntityCall, where: tuple[CodeType, int]) -> Any:
@@ -291,7 +291,7 @@ class Body:
     def compensate(self, undo: Callable[[], Awaitable[object]]) -> None:
         self._undo.append(undo)
 
-    # --- inside ---------------------------------------------------------------------------------------
+    # --- inside ----------------------------------------------------------------------------------
 
     async def _main(self, request: Any) -> Any:
         try:

@@ -70,7 +70,8 @@ class BoundDeferred(Generic[T]):
 
         A rejection raises ``StepFailed``. Waiting again gives the same value again.
         """
-        body = self._workflow._body(f"{self._deferred.name}.wait()")
+        what = f"{self._deferred.name}.wait()"
+        body = self._workflow._body(what)  # pyright: ignore[reportPrivateUsage]
         payload = await body.wait_deferred(self._deferred.name, timeout)
         return self._deferred.codec.decode(payload)
 

@@ -13,13 +13,13 @@ import sys
 import weakref
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from typing_extensions import TypeVarTuple, Unpack
+from typing_extensions import TypeVarTuple
 
-from engine.core.errors import ConfigurationError
+from engine.workflow.refusals import Refusals
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -39,7 +39,7 @@ class DurableTimer(asyncio.TimerHandle):
         return self.when()
 
 
-class DeterministicLoop(asyncio.AbstractEventLoop):
+class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
     """A ready queue and a list of timers; nothing in it knows the real time.
 
     ``observed`` is called when code on it reads the clock. ``fatal`` is the first SystemExit or
@@ -70,7 +70,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         Call only from a callback of the host's loop, with no task of it current.
         """
         ready = self._ready
-        with self._running():
+        with self.running():
             for _ in range(_DRAIN_BUDGET):
                 if not ready:
                     return True
@@ -104,11 +104,11 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         run here and now, on the host's thread, and whatever they ask of the loop goes nowhere.
         """
         self.dead = True
-        with self._running():
+        with self.running():
             for task in list(self._tasks):
                 if task.done():
                     continue
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
                 _close(task.get_coro())
             for generator in list(self._generators):
                 _close_generator(generator)
@@ -118,7 +118,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._ready.clear()
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Generator[None, None, None]:
+        """Make this the running loop, as asyncio and the async generators of the body see it."""
         host = events._get_running_loop()
         hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
@@ -132,7 +133,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
         self._generators.discard(generator)
         if not self.dead:
-            self.create_task(generator.aclose())  # type: ignore[arg-type]
+            self.create_task(generator.aclose())
 
     # --- what asyncio asks of a loop --------------------------------------------------------------
 
@@ -142,8 +143,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def call_soon(
         self,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
@@ -154,8 +155,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_later(
         self,
         delay: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
@@ -163,8 +164,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         self._observed()
@@ -208,6 +209,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def get_task_factory(self) -> None:
         return None
 
+    def get_exception_handler(self) -> None:
+        return None
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Errors nobody retrieved are the body's own affair: its result decides."""
 
@@ -224,7 +228,7 @@ def _close(coroutine: Any) -> None:
             if "ignored GeneratorExit" in str(error):
                 continue
             return
-        except BaseException:
+        except BaseException:  # noqa: BLE001 -- whatever the body's cleanup raises ends with it
             return
         return
 
@@ -232,61 +236,7 @@ def _close(coroutine: Any) -> None:
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
     step = generator.aclose()
     try:
-        step.send(None)  # type: ignore[attr-defined]
-    except BaseException:
+        step.send(None)
+    except BaseException:  # noqa: BLE001 -- as above
         return
     _close(step)
-
-
-def _refuse(name: str) -> Callable[..., NoReturn]:
-    def refused(self: DeterministicLoop, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ConfigurationError(
-            f"a workflow's body cannot use {_REFUSED[name]} ({name}): a replay could not repeat it."
-            " Do this in an activity: move it to a method marked @activity and await that"
-        )
-
-    return refused
-
-
-_REFUSED = {
-    **dict.fromkeys(
-        (
-            "create_connection",
-            "create_server",
-            "create_unix_connection",
-            "create_unix_server",
-            "create_datagram_endpoint",
-            "connect_accepted_socket",
-            "start_tls",
-            "sock_recv",
-            "sock_recv_into",
-            "sock_recvfrom",
-            "sock_recvfrom_into",
-            "sock_sendall",
-            "sock_sendto",
-            "sock_connect",
-            "sock_accept",
-            "sock_sendfile",
-            "sendfile",
-            "getaddrinfo",
-            "getnameinfo",
-        ),
-        "the network",
-    ),
-    **dict.fromkeys(("run_in_executor", "set_default_executor", "call_soon_threadsafe"), "threads"),
-    **dict.fromkeys(
-        ("subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe"),
-        "subprocesses and pipes",
-    ),
-    **dict.fromkeys(
-        ("add_reader", "remove_reader", "add_writer", "remove_writer"), "file descriptors"
-    ),
-    **dict.fromkeys(("add_signal_handler", "remove_signal_handler"), "signals"),
-    **dict.fromkeys(
-        ("run_forever", "run_until_complete", "stop", "close", "shutdown_asyncgens"),
-        "the loop's own controls",
-    ),
-}
-
-for _name in _REFUSED:
-    setattr(DeterministicLoop, _name, _refuse(_name))
