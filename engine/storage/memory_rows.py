@@ -60,8 +60,11 @@ class MemoryRows:
     # --- writing ------------------------------------------------------------------------------
 
     def save(self, requests: Sequence[SaveRequest]) -> list[Saved]:
-        """Store the requests in order, each at most once. ``InvalidPayload`` for one that
-        PostgreSQL would not take, ``ConfigurationError`` for an unknown shard: nothing is stored."""
+        """Store the requests in order, each at most once.
+
+        ``InvalidPayload`` for one that PostgreSQL would not take, ``ConfigurationError`` for an
+        unknown shard: nothing is stored.
+        """
         for request in requests:
             check_storable(request)
             self._known(request.envelope.address.shard)
