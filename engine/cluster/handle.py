@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from types import new_class
 from typing import Any, TypeVar, cast
 
 from engine.cluster.entity import Entity
@@ -19,6 +19,7 @@ from engine.core.names import entity_id
 
 E = TypeVar("E", bound=Entity)
 _KEY_LIMIT = 255
+_STAND_IN = "__outlast_handle__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,10 @@ class Handle:
         deliver_at: datetime | None = None,
         key: str | None = None,
     ) -> None:
+        if not _is_entity(entity):
+            raise ConfigurationError(
+                f"{entity!r} is not an Entity class; define it as class X(Entity)"
+            )
         self._entity = entity
         self.id = entity_id(id, what=f"the id of a {entity.name}")
         self._caller = caller
@@ -128,7 +133,7 @@ def entity_handle(
     handle = Handle(entity, id, caller, deliver_at=deliver_at, key=key)
     stand_in = object.__new__(_handle_class(entity))
     stand_in.__dict__[HANDLE] = handle
-    return cast(E, stand_in)
+    return stand_in
 
 
 def call_on_handle(
@@ -137,7 +142,7 @@ def call_on_handle(
     """The call that a handle's bound method would make, for ``tell`` and its like."""
     owner = getattr(method, "__self__", None)
     rpc = rpc_of(method)
-    handle = None if owner is None else owner.__dict__.get(HANDLE)
+    handle = getattr(owner, "__dict__", {}).get(HANDLE)
     if rpc is None or not isinstance(handle, Handle):
         raise ConfigurationError(
             f"{method!r} is not a handler of an entity handle;"
@@ -146,10 +151,20 @@ def call_on_handle(
     return handle.prepare(rpc, args, kwargs)
 
 
-@lru_cache(maxsize=1024)
-def _handle_class(entity: type[Entity]) -> type[Entity]:
-    if not (isinstance(entity, type) and issubclass(entity, Entity)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigurationError(f"{entity!r} is not an Entity class; define it as class X(Entity)")
+def _is_entity(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Entity) and cls is not Entity
+
+
+def _handle_class(entity: type[E]) -> type[E]:
+    """The class of an entity's handles, made on first use and kept on the entity's class."""
+    found = vars(entity).get(_STAND_IN)
+    if found is None:
+        found = _make_handle_class(entity)
+        setattr(entity, _STAND_IN, found)
+    return cast("type[E]", found)
+
+
+def _make_handle_class(entity: type[Entity]) -> type:
 
     def guarded(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -160,8 +175,7 @@ def _handle_class(entity: type[Entity]) -> type[Entity]:
             " mark the method @rpc, or add a handler that returns what you need"
         )
 
-    return type(entity)(
-        f"{entity.__name__}Handle",
-        (entity,),
-        {"name": entity.name, "__module__": entity.__module__, "__getattribute__": guarded},
+    attributes = {"name": entity.name, "__module__": entity.__module__, "__getattribute__": guarded}
+    return new_class(
+        f"{entity.__name__}Handle", (entity,), exec_body=lambda n: n.update(attributes)
     )

@@ -5,7 +5,6 @@ import random
 import typing
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.deferred import Deferred
-from engine.workflow.step_context import current_step
+from engine.workflow.step_context import StepContext, current_step
 
 if TYPE_CHECKING:
     from engine.workflow.body import Body
@@ -25,6 +24,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 E = TypeVar("E", bound=Entity)
 P = ParamSpec("P")
+_DEFINITION = "__outlast_workflow__"
 
 
 class Workflow(Generic[In, Out]):
@@ -49,7 +49,7 @@ class Workflow(Generic[In, Out]):
 
     @classmethod
     def key(cls, request: In) -> str:
-        """The execution's id for a request: one key, one execution. Default: the request's digest."""
+        """The id of the execution for a request: one key, one execution. Default: a digest."""
         return hashlib.blake2b(
             definition_of(cls).request.encode(request), digest_size=16
         ).hexdigest()
@@ -76,7 +76,7 @@ class Workflow(Generic[In, Out]):
 
     @property
     def suspending(self) -> bool:
-        """True in ``finally`` blocks that run because the body leaves memory, not because it ends."""
+        """True in ``finally`` blocks that run because the body leaves memory, not as it ends."""
         return self._body("suspending").suspending
 
     async def sleep(self, duration: timedelta) -> None:
@@ -125,7 +125,7 @@ _RESERVED = frozenset(name for name in vars(Workflow) if not name.startswith("__
 )
 
 
-def _in_step(what: str) -> Any:
+def _in_step(what: str) -> StepContext:
     step = current_step.get()
     if step is None:
         raise ConfigurationError(f"self.{what} exists inside a step only; read it there")
@@ -156,22 +156,29 @@ class WorkflowDefinition:
                     " give one of them another name= in its decorator"
                 )
             if isinstance(value, Deferred):
-                self.deferreds[attribute] = cast("Deferred[Any]", value)
+                self.deferreds[attribute] = value  # pyright: ignore[reportUnknownMemberType]
 
     def check(self) -> None:
-        """Build every codec now, so that a type that cannot be stored is refused at registration."""
+        """Build every codec now: a type that cannot be stored is refused at registration."""
         for step in self.steps.values():
             _ = step.signature
         for deferred in self.deferreds.values():
             _ = deferred.codec
 
 
-@lru_cache(maxsize=4096)
 def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:
-    """The definition of a workflow class."""
-    if not (isinstance(cls, type) and issubclass(cls, Workflow)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    """The definition of a workflow class, made on first use and kept on the class."""
+    if not _is_workflow(cls):
         raise ConfigurationError(f"{cls!r} is not a Workflow class; define it as class X(Workflow)")
-    return WorkflowDefinition(cls)
+    found = vars(cls).get(_DEFINITION)
+    if not isinstance(found, WorkflowDefinition):
+        found = WorkflowDefinition(cls)
+        setattr(cls, _DEFINITION, found)
+    return found
+
+
+def _is_workflow(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Workflow) and cls is not Workflow
 
 
 def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
