@@ -5,6 +5,7 @@ Read by ``cluster.entity`` (to handle them) and by ``cluster.handle`` (to send t
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -107,11 +108,9 @@ def rpc(
             return handle.call(definition, args, kwargs)
 
         setattr(call, _DEFINITION, definition)
-        return (
+        if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(call)
-            if hasattr(inspect, "markcoroutinefunction")
-            else call
-        )
+        return call
 
     return decorate if function is None else decorate(function)
 

@@ -65,7 +65,7 @@ async def run_activity(
             async with asyncio.timeout(definition.timeout.total_seconds()):
                 result = await _call(definition, instance, step)
         return Ended(*definition.signature.result.settle(result))
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a step raises is its end
         return failed(error, definition)
 
 
@@ -83,10 +83,10 @@ async def run_transaction(
     current_step.set(context)
     instance = copy_of(prototype)
     ended: Ended | None = None
-    own: Exception | None = None
+    own: list[Exception] = []
 
     async def work(transaction: Transaction) -> JournalRow:
-        nonlocal ended, own
+        nonlocal ended
         try:
             if definition.timeout is None:
                 result = await definition.function(instance, transaction, *step.args, **step.kwargs)
@@ -97,7 +97,7 @@ async def run_transaction(
                     )
             ended = Ended(*definition.signature.result.settle(result))
         except Exception as error:
-            own = error
+            own.append(error)
             raise
         return await position(step, ended.payload)
 
@@ -106,8 +106,8 @@ async def run_transaction(
     except OwnershipLost:
         raise
     except (StorageUnavailable, OSError) as error:
-        return failed(error, definition) if error is own else Unavailable(error)
-    except Exception as error:
+        return failed(error, definition) if error in own else Unavailable(error)
+    except Exception as error:  # noqa: BLE001 -- as above
         return failed(error, definition)
     assert ended is not None
     return ended
