@@ -99,6 +99,11 @@ class Runner:
             return {}
         return {id: shard.epoch for id, shard in self._incarnation.delivery.shards.items()}
 
+    @property
+    def resident(self) -> int:
+        """How many executions are in memory."""
+        return 0 if self._incarnation is None else self._incarnation.resident
+
     def crash(self) -> None:
         """For tests: cut every lane's session, as a lost network would."""
         if self._incarnation is not None:
@@ -203,8 +208,9 @@ class _Incarnation:
             runner=self.id,
             clock=node.clock,
             doorbell=self.storage.doorbell,
+            grace=settings.handover_limit,
             finished=node.replies.finished,
-            lost=self._lane_lost,
+            moved=self._lanes_moved,
         )
         self._executions: ExecutionHost | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -234,7 +240,6 @@ class _Incarnation:
                 await_exit=self._node.replies.wait,
                 renew_lease=tenant.renew,
                 suspend_after=settings.suspend_after,
-                grace=settings.handover_limit,
             )
             self.delivery.serve_executions(self._executions)
             for prototype in self._registered.values():
@@ -296,7 +301,16 @@ class _Incarnation:
             for wait in waits:
                 wait.cancel()
         if stopping.is_set() and not self._membership.lost.is_set():
-            await self._membership.drain()
+            self.delivery.grace = self._settings.grace_period
+            try:
+                async with asyncio.timeout(self._settings.grace_period.total_seconds()):
+                    await self._membership.drain()
+            except TimeoutError:
+                log.warning("stopping without telling the peers first: the database is away")
+
+    @property
+    def resident(self) -> int:
+        return 0 if self._executions is None else len(self._executions)
 
     def serve(self, prototype: Registered) -> None:
         if isinstance(prototype, Workflow):
@@ -308,7 +322,6 @@ class _Incarnation:
                 delivery=self.delivery,
                 clock=self._node.clock,
                 spawn=self.spawn,
-                grace=self._settings.handover_limit,
             )
             self.delivery.serve_entity(prototype.name, host)
 
@@ -332,7 +345,7 @@ class _Incarnation:
         settings = self._settings
         return settings.poll_interval if healthy else settings.poll_interval_degraded
 
-    def _lane_lost(self) -> None:
+    def _lanes_moved(self) -> None:
         if self._ownership is not None:
             self._ownership.poke()
 

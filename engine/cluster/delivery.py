@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from engine.cluster.shard import OwnedShard
@@ -41,7 +41,7 @@ class MessageHost(Protocol):
 
     def deliver(self, shard: OwnedShard, row: InboxRow) -> None: ...
     def drop(self, shard: OwnedShard) -> None: ...
-    async def drain(self, shard: OwnedShard) -> None: ...
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None: ...
 
 
 class ExecutionsHost(MessageHost, Protocol):
@@ -52,7 +52,11 @@ class ExecutionsHost(MessageHost, Protocol):
 
 
 class Delivery:
-    """The shards this runner owns, over all its lanes."""
+    """The shards this runner owns, over all its lanes.
+
+    ``grace`` is how long running work of a shard may go on when it is given away. ``finished`` is told of every exit committed here, ``moved`` when a lane came or went, so that
+    shards may be acquired.
+    """
 
     def __init__(
         self,
@@ -60,16 +64,18 @@ class Delivery:
         runner: RunnerId,
         clock: Clock,
         doorbell: Doorbell,
+        grace: timedelta,
         finished: Callable[[Snowflake, ReplyKind, bytes], None],
-        lost: Callable[[], None],
+        moved: Callable[[], None],
     ) -> None:
         self.lanes: list[Lane] = []
+        self.grace = grace
         self.shards: dict[ShardId, OwnedShard] = {}
         self._runner = runner
         self._clock = clock
         self._doorbell = doorbell
         self._finished = finished
-        self._lost = lost
+        self._moved = moved
         self._hosts: dict[str, MessageHost] = {}
         self._executions: ExecutionsHost | None = None
         self._parked: dict[str, dict[int, OwnedShard]] = defaultdict(dict)
@@ -120,16 +126,26 @@ class Delivery:
         owned = [self.shards[id] for id in shards if id in self.shards]
         for shard in owned:
             shard.accepting = False
-        await asyncio.gather(*(host.drain(shard) for shard in owned for host in self._all_hosts()))
-        by_lane: dict[Lane, list[OwnedShard]] = defaultdict(list)
-        for shard in owned:
+        async with asyncio.TaskGroup() as group:
+            drains = {group.create_task(self._drain(shard)) for shard in owned}
+            while drains:
+                done, drains = await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED)
+                await self._unlock([drain.result() for drain in done])
+
+    async def _drain(self, shard: OwnedShard) -> OwnedShard:
+        await asyncio.gather(*(host.drain(shard, self.grace) for host in self._all_hosts()))
+        return shard
+
+    async def _unlock(self, shards: Collection[OwnedShard]) -> None:
+        """Give up drained shards, those of one lane together, and tell who may take them."""
+        by_lane: dict[Lane, list[ShardId]] = defaultdict(list)
+        for shard in shards:
             if shard.alive:
-                by_lane[shard.lane].append(shard)
-        await asyncio.gather(
-            *(lane.release([s.id for s in held]) for lane, held in by_lane.items())
-        )
-        for shard in owned:
+                by_lane[shard.lane].append(shard.id)
+        await asyncio.gather(*(lane.release(ids) for lane, ids in by_lane.items()))
+        for shard in shards:
             self._forget(shard)
+        self._doorbell.ring_topology()
 
     def drop_all(self) -> None:
         """This runner was declared dead: nothing of it may go on."""
@@ -157,6 +173,9 @@ class Delivery:
         if sweep.next_due is not None:
             self.due_at(sweep.next_due)
 
+    def lane_opened(self, lane: Lane) -> None:
+        self._moved()
+
     def lane_lost(self, lane: Lane) -> None:
         lost = [s for s in self.shards.values() if s.lane is lane]
         for shard in lost:
@@ -166,7 +185,7 @@ class Delivery:
                 "lost a lane; its shards' work stops here",
                 extra={"lane": lane.index, "shards": len(lost), "runner": str(self._runner)},
             )
-        self._lost()
+        self._moved()
 
     # --- rows in --------------------------------------------------------------------------------
 

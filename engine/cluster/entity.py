@@ -55,7 +55,7 @@ class Entity:
             return str(self.__dict__[_ID])
         except KeyError:
             raise ConfigurationError(
-                f"this {type(self).__name__} is a prototype and has no id; ids exist inside handlers"
+                f"this {type(self).__name__} is a prototype and has no id; it has one in its handlers"
             ) from None
 
 
@@ -88,16 +88,14 @@ class EntityHost:
         delivery: Delivery,
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        grace: timedelta,
     ) -> None:
-        self._prototype = prototype
+        self.prototype = prototype
         self._rpcs = rpcs_of(type(prototype))
         for definition in self._rpcs.values():
             _ = definition.signature  # a type that cannot be encoded is refused here, not later
         self._delivery = delivery
-        self._clock = clock
+        self.clock = clock
         self._spawn = spawn
-        self._grace = grace
         self._instances: dict[str, _Instance] = {}
         self._tasks: dict[OwnedShard, set[asyncio.Task[None]]] = {}
 
@@ -117,13 +115,13 @@ class EntityHost:
         for id in [id for id, each in self._instances.items() if each.shard is shard]:
             self._instances.pop(id).mailbox.clear()
 
-    async def drain(self, shard: OwnedShard) -> None:
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         for instance in self._instances.values():
             if instance.shard is shard:
                 instance.mailbox.clear()
         tasks = self._tasks.get(shard)
         if tasks:
-            await asyncio.wait(tasks, timeout=self._grace.total_seconds())
+            await asyncio.wait(tasks, timeout=grace.total_seconds())
         self.drop(shard)
 
     def start(self, instance: "_Instance", row: InboxRow) -> None:
@@ -174,7 +172,7 @@ class EntityHost:
             if task is not None and task.cancelling():
                 raise
             return Failure(ErrorDetails.of(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its reply
             return Failure(ErrorDetails.of(error))
 
 
@@ -188,7 +186,7 @@ class _Instance:
         self._idle: object = None
         self.id = id
         self.shard = shard
-        prototype = host._prototype
+        prototype = host.prototype
         self.entity = prototype.__class__.__new__(prototype.__class__)
         self.entity.__dict__.update(prototype.__dict__)
         self.entity.__dict__[_ID] = id
@@ -201,8 +199,8 @@ class _Instance:
         self.mailbox.ended()
         if self.mailbox.empty:
             host = self._host
-            idle_until = host._clock.now() + self.entity.max_idle
-            host._clock.call_at(idle_until, lambda: host.reap(self))
+            idle_until = host.clock.now() + self.entity.max_idle
+            host.clock.call_at(idle_until, lambda: host.reap(self))
 
 
 class _Answer:

@@ -46,6 +46,10 @@ class LaneSink(Protocol):
     def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]: ...
     def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]: ...
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None: ...
+    def lane_opened(self, lane: "Lane") -> None:
+        """It has a session and can acquire shards."""
+        ...
+
     def lane_lost(self, lane: "Lane") -> None:
         """The session has ended and every lock with it: cancel all work of its shards at once."""
         ...
@@ -169,6 +173,7 @@ class Lane:
             self.generation += 1
             self._session = session
             session.on_close(self._closed)
+            self._sink.lane_opened(self)
             try:
                 await self._serve(session)
             except (StorageUnavailable, TimeoutError) as error:

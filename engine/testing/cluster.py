@@ -20,14 +20,19 @@ from engine.testing.clock import VirtualClock
 class TestCluster:
     """Runs the given workflows and entities; enter it and use ``client``.
 
-    Without ``dsn`` everything is in memory and time is virtual: it moves with ``advance`` only.
-    With ``dsn`` it is a runner on that (migrated) database, in real time.
+    Without ``dsn`` everything is in memory and time is virtual: it moves with ``advance`` only;
+    ``database`` is that of another cluster, whose rows this one goes on with. With ``dsn`` it is a
+    runner on that (migrated) database, in real time.
     """
 
     __test__ = False
 
     def __init__(
-        self, *prototypes: Registered, dsn: str | None = None, **settings: Any
+        self,
+        *prototypes: Registered,
+        dsn: str | None = None,
+        database: MemoryDatabase | None = None,
+        **settings: Any,
     ) -> None:
         options: dict[str, Any] = {"shards_per_group": 8, **settings}
         self.settings = Settings(dsn=dsn or "memory", **options)
@@ -35,8 +40,8 @@ class TestCluster:
         self.clock: Clock
         self._open: OpenStorage
         if dsn is None:
-            self.clock = VirtualClock()
-            self.database: MemoryDatabase | None = MemoryDatabase(self.clock)
+            self.database: MemoryDatabase | None = database or MemoryDatabase(VirtualClock())
+            self.clock = self.database.clock
             self._open = _memory(self.database, self.settings)
         else:
             self.clock = SystemClock()

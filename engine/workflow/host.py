@@ -9,7 +9,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from engine.cluster.delivery import Delivery
@@ -43,14 +43,12 @@ class ExecutionHost:
         await_exit: Callable[[Snowflake], Awaitable[Exit]],
         renew_lease: Callable[[], Awaitable[None]],
         suspend_after: timedelta,
-        grace: timedelta,
     ) -> None:
         self._delivery = delivery
         self._storage = storage
         self._clock = clock
         self._spawn = spawn
         self._suspend_after = suspend_after
-        self._grace = grace
         self._services = Services(
             clock=clock,
             delivery=delivery,
@@ -69,7 +67,7 @@ class ExecutionHost:
         self._loader: asyncio.Task[None] | None = None
         # ids the sweep must not call due: in memory with a wake_at, being loaded, or not served here
         self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
-        self._idle: dict[ResidentExecution, float] = {}
+        self._idle: dict[ResidentExecution, datetime] = {}
         self._idle_alarm: Alarm | None = None
 
     def register(self, prototype: Workflow[Any, Any]) -> None:
@@ -124,9 +122,9 @@ class ExecutionHost:
             resident.drop()
         self._forget_shard(shard)
 
-    async def drain(self, shard: OwnedShard) -> None:
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         residents = list(self._by_shard.get(shard, ()))
-        await asyncio.gather(*(resident.drain(self._grace) for resident in residents))
+        await asyncio.gather(*(resident.drain(grace) for resident in residents))
         self._by_shard.pop(shard, None)
         self._forget_shard(shard)
 
@@ -145,7 +143,7 @@ class ExecutionHost:
         self._idle.pop(execution, None)
 
     def idle(self, execution: ResidentExecution) -> None:
-        self._idle.setdefault(execution, asyncio.get_running_loop().time())
+        self._idle.setdefault(execution, self._clock.now())
         if self._idle_alarm is None:
             self._idle_alarm = self._clock.call_at(
                 self._clock.now() + self._suspend_after, self._suspend_idle
@@ -165,7 +163,7 @@ class ExecutionHost:
 
     def _suspend_idle(self) -> None:
         self._idle_alarm = None
-        before = asyncio.get_running_loop().time() - self._suspend_after.total_seconds() * 0.9
+        before = self._clock.now() - self._suspend_after * 0.9
         ripe = [execution for execution, since in self._idle.items() if since <= before]
         for execution in ripe:
             del self._idle[execution]
@@ -229,8 +227,8 @@ class ExecutionHost:
     def _loaded(self, id: Snowflake, loaded: LoadedExecution | None) -> None:
         rows = self._loading.pop(id, [])
         if loaded is None:
-            for shard, row in rows:
-                self.settle(shard, [row.seq])
+            for owner, row in rows:
+                self.settle(owner, [row.seq])
             return
         shard = self._delivery.shards.get(loaded.execution.shard)
         if shard is None or not shard.accepting:

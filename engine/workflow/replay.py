@@ -4,7 +4,10 @@ From ``workflow.resident``, which reads the journal; a row that fits goes into `
 exactly as the event did the first time. One that does not is ``NonDeterminism``.
 """
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import CoroutineType
 
 from engine.core.errors import NonDeterminism
 from engine.core.journal import JournalKind, JournalRow, Outcome
@@ -13,6 +16,7 @@ from engine.workflow.body import Body, Step
 from engine.workflow.tags import decode_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OURS = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 
 def apply(body: Body, row: JournalRow) -> None:
@@ -138,10 +142,15 @@ def _mismatch(body: Body, row: JournalRow, found_suffix: str = "") -> NonDetermi
 
 
 def _line_of(body: Body) -> str:
-    """Where the body's main task stands now, or where its code begins."""
-    frames = body.task.get_stack(limit=50)
-    for frame in reversed(frames):
-        if "/engine/workflow/" not in frame.f_code.co_filename:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+    """The line of user code where the body's main task stands now, or where its code begins."""
     code = type(body.instance).execute.__code__
-    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_qualname}"
+    place = f"{code.co_filename}:{code.co_firstlineno} in {code.co_qualname}"
+    awaited: object = body.task.get_coro()
+    while isinstance(awaited, CoroutineType):
+        frame = awaited.cr_frame
+        if frame is None:
+            break
+        if not frame.f_code.co_filename.startswith(_OURS):
+            place = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+        awaited = awaited.cr_await
+    return place

@@ -968,10 +968,14 @@ class ResidentExecution:
         quiet = self._quiet
         if quiet is None or quiet.done():
             return
-        running = self._body is not None and any(s.task for s in self._body.steps.values())
-        if self._over or not (
-            running or self._dirty or self._commit or self._committing or self._events
-        ):
+        writing = self._dirty or self._commit is not None
+        body = self._body
+        running = not self._blocked and (
+            bool(self._events)
+            or self._committing is not None
+            or (body is not None and any(step.task for step in body.steps.values()))
+        )
+        if self._over or not (writing or running):
             quiet.set_result(None)
 
 

@@ -1,0 +1,588 @@
+"""What a workflow's author may rely on, on memory and virtual time."""
+
+import asyncio
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from engine import (
+    AlreadyStarted,
+    ConfigurationError,
+    Deferred,
+    Entity,
+    ExecutionFailed,
+    ExecutionInterrupted,
+    Failed,
+    Interrupted,
+    InvalidPayload,
+    JournalKind,
+    NotFound,
+    Outcome,
+    PayloadConflict,
+    Pending,
+    RetryPolicy,
+    Status,
+    StepFailed,
+    StepTimedOut,
+    Succeeded,
+    Workflow,
+    activity,
+    rpc,
+)
+from engine.testing import TestCluster
+
+HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
+
+
+class Echo(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        return await self.say(request)
+
+    @activity
+    async def say(self, word: str) -> str:
+        return word
+
+
+async def test_a_start_with_the_same_key_and_request_is_the_same_execution() -> None:
+    async with TestCluster(Echo()) as cluster:
+        first = await cluster.client.start(Echo, "hi", key="k")
+        second = await cluster.client.start(Echo, "hi", key="k")
+        assert (first.id, first.request_id) == (second.id, second.request_id)
+        assert await second.join(SECOND) == "hi"
+
+
+async def test_a_start_with_the_same_key_and_another_request_is_refused() -> None:
+    async with TestCluster(Echo()) as cluster:
+        await cluster.client.start(Echo, "hi", key="k")
+        with pytest.raises(PayloadConflict, match=r"Echo/k.*another key"):
+            await cluster.client.start(Echo, "bye", key="k")
+
+
+async def test_the_default_key_is_the_requests_digest() -> None:
+    async with TestCluster(Echo()) as cluster:
+        one = await cluster.client.start(Echo, "a")
+        same = await cluster.client.start(Echo, "a")
+        other = await cluster.client.start(Echo, "b")
+        assert one.id == same.id != other.id
+
+
+async def test_who_wants_to_be_the_first_is_told_when_it_is_not() -> None:
+    async with TestCluster(Echo()) as cluster:
+        await cluster.client.start(Echo, "a", key="k", on_conflict="fail")
+        with pytest.raises(AlreadyStarted):
+            await cluster.client.start(Echo, "a", key="k", on_conflict="fail")
+
+
+async def test_a_request_that_does_not_validate_is_refused_before_anything_is_stored() -> None:
+    async with TestCluster(Echo()) as cluster:
+        wrong: Any = 7
+        with pytest.raises(InvalidPayload, match="the request of Echo"):
+            await cluster.client.start(Echo, wrong, key="k")
+        with pytest.raises(NotFound):
+            await cluster.client.execution(Echo, "k").poll()
+
+
+async def test_a_start_put_off_begins_when_it_is_due() -> None:
+    async with TestCluster(Echo()) as cluster:
+        execution = await cluster.client.start(Echo, "hi", delay=HOUR)
+        await cluster.advance(HOUR - SECOND)
+        assert await execution.poll() == Pending(Status.SCHEDULED)
+        await cluster.advance(SECOND * 2)
+        assert await execution.poll() == Succeeded("hi")
+
+
+async def test_an_unknown_execution_is_not_found() -> None:
+    async with TestCluster(Echo()) as cluster:
+        handle = cluster.client.execution(Echo, "nobody")
+        for ask in (handle.poll, handle.join, handle.describe, handle.history, handle.interrupt):
+            with pytest.raises(NotFound, match="Echo/nobody"):
+                await ask()
+
+
+async def test_a_failed_execution_tells_its_joiner_type_message_cause_and_line() -> None:
+    class Fails(Workflow[int, int]):
+        async def execute(self, request: int) -> int:
+            try:
+                raise KeyError("inner")
+            except KeyError as error:
+                raise PermissionError("no entry") from error
+
+    async with TestCluster(Fails()) as cluster:
+        execution = await cluster.client.start(Fails, 1)
+        with pytest.raises(ExecutionFailed, match="no entry") as caught:
+            await execution.join(SECOND)
+        error = caught.value.error
+        assert (error.type, error.message) == ("PermissionError", "no entry")
+        assert error.cause is not None
+        assert error.cause.type == "KeyError"
+        assert "execute" in error.traceback
+        assert isinstance(await execution.poll(), Failed)
+
+
+class Flaky(Workflow[int, list[int]]):
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.attempts: list[int] = []
+        self.keys: set[str] = set()
+
+    async def execute(self, request: int) -> list[int]:
+        return await self.work()
+
+    @activity(retry=RetryPolicy(attempts=6, initial=timedelta(minutes=1), jitter=0))
+    async def work(self) -> list[int]:
+        self.attempts.append(self.attempt)
+        self.keys.add(self.idempotency_key)
+        if len(self.attempts) <= self.failures:
+            raise ConnectionError(f"attempt {self.attempt}")
+        return self.attempts
+
+
+async def test_attempts_go_on_after_a_crash_with_the_same_idempotency_key() -> None:
+    flaky = Flaky(failures=4)
+    async with TestCluster(flaky) as cluster:
+        execution = await cluster.client.start(Flaky, 1)
+        await cluster.advance(timedelta(minutes=2, seconds=1))
+        assert flaky.attempts == [1, 2, 3]
+        await cluster.crash()
+        assert await execution.poll() == Pending(Status.SUSPENDED)
+        await cluster.advance(timedelta(seconds=30))
+        assert flaky.attempts == [1, 2, 3]
+        await cluster.advance(timedelta(minutes=10))
+        assert await execution.poll() == Succeeded([1, 2, 3, 4, 5])
+        assert len(flaky.keys) == 1
+        attempts = [e for e in await execution.history() if e.kind is JournalKind.ATTEMPT]
+        assert [e.attempt for e in attempts] == [1, 2, 3, 4]
+
+
+async def test_after_its_last_attempt_a_step_fails_in_the_body_with_the_error() -> None:
+    class Gives(Workflow[int, str]):
+        async def execute(self, request: int) -> str:
+            try:
+                await self.work()
+            except StepFailed as error:
+                return f"{error.error.type} {error.error.message}"
+            return "?"
+
+        @activity(retry=RetryPolicy(attempts=2, initial=timedelta(seconds=1)))
+        async def work(self) -> None:
+            raise ValueError("broken")
+
+    async with TestCluster(Gives()) as cluster:
+        execution = await cluster.client.start(Gives, 1)
+        await cluster.advance(timedelta(seconds=2))
+        assert await execution.poll() == Succeeded("ValueError broken")
+
+
+async def test_errors_to_give_up_on_are_not_retried() -> None:
+    class Gives(Workflow[int, int]):
+        tries = 0
+
+        async def execute(self, request: int) -> int:
+            await self.work()
+            return 1
+
+        @activity(retry=RetryPolicy(give_up_on=(ValueError,)))
+        async def work(self) -> None:
+            type(self).tries += 1
+            raise ValueError("broken")
+
+    async with TestCluster(Gives()) as cluster:
+        with pytest.raises(ExecutionFailed, match="broken"):
+            await cluster.client.execute(Gives, 1, timeout=SECOND)
+        assert Gives.tries == 1
+
+
+async def test_a_step_out_of_time_raises_a_timeout_error_in_the_body() -> None:
+    class Slow(Workflow[int, str]):
+        async def execute(self, request: int) -> str:
+            try:
+                await self.work()
+            except TimeoutError as error:
+                assert isinstance(error, StepTimedOut)
+                return "too slow"
+            return "?"
+
+        @activity(retry=RetryPolicy(attempts=1), timeout=timedelta(milliseconds=20))
+        async def work(self) -> None:
+            await asyncio.Event().wait()
+
+    async with TestCluster(Slow()) as cluster:
+        assert await cluster.client.execute(Slow, 1, timeout=timedelta(seconds=5)) == "too slow"
+
+
+async def test_a_step_without_async_runs_in_a_thread_and_knows_its_attempt() -> None:
+    class Threads(Workflow[int, list[str]]):
+        async def execute(self, request: int) -> list[str]:
+            return await self.where()
+
+        @activity
+        def where(self) -> list[str]:
+            return [threading.current_thread().name, str(self.attempt), self.execution_id]
+
+    async with TestCluster(Threads()) as cluster:
+        thread, attempt, id = await cluster.client.execute(
+            Threads, 1, key="t", timeout=timedelta(seconds=5)
+        )
+        assert thread != threading.current_thread().name
+        assert (attempt, id) == ("1", "t")
+
+
+async def test_steps_see_the_registered_object_and_not_the_bodys_state() -> None:
+    class State(Workflow[int, list[object]]):
+        def __init__(self) -> None:
+            self.count = 0
+
+        async def execute(self, request: int) -> list[object]:
+            self.count = 5
+            return [await self.look(), self.count]
+
+        @activity
+        async def look(self) -> int:
+            self.count += 1
+            return self.count
+
+    async with TestCluster(State()) as cluster:
+        assert await cluster.client.execute(State, 1, timeout=SECOND) == [1, 5]
+
+
+async def test_time_random_numbers_and_uuids_are_the_same_after_a_crash() -> None:
+    class Draws(Workflow[int, list[str]]):
+        go = Deferred(bool)
+
+        def __init__(self) -> None:
+            self.seen: list[list[str]] = []
+
+        async def execute(self, request: int) -> list[str]:
+            drawn = [self.now().isoformat(), str(self.uuid()), str(self.random().random())]
+            self.seen.append(drawn)
+            await self.note(drawn)
+            await self.go.wait()
+            return drawn
+
+        @activity
+        async def note(self, drawn: list[str]) -> None: ...
+
+    draws = Draws()
+    async with TestCluster(draws) as cluster:
+        execution = await cluster.client.start(Draws, 1)
+        await cluster.advance(timedelta(minutes=1))
+        await cluster.crash()
+        await execution.resolve(Draws.go, True)
+        await cluster.advance(timedelta(minutes=1))
+        assert await execution.poll() == Succeeded(draws.seen[0])
+        assert len(draws.seen) == 2
+        assert draws.seen[0] == draws.seen[1]
+
+
+class Approval(Workflow[int, str]):
+    answer = Deferred[str | None]()
+
+    async def execute(self, request: int) -> str:
+        try:
+            first = await self.answer.wait(timeout=HOUR)
+            return f"{first} {await self.answer.wait()}"
+        except TimeoutError:
+            return "nobody"
+        except StepFailed as error:
+            return f"rejected: {error.error.message}"
+
+
+async def test_a_deferred_resolved_before_it_is_awaited_is_there() -> None:
+    async with TestCluster(Approval()) as cluster:
+        execution = await cluster.client.start(Approval, 1, delay=HOUR)
+        assert await execution.resolve(Approval.answer, "yes")
+        await cluster.advance(HOUR + SECOND)
+        assert await execution.poll() == Succeeded("yes yes")
+
+
+async def test_the_first_resolution_wins_and_a_late_one_is_told_so() -> None:
+    async with TestCluster(Approval()) as cluster:
+        execution = await cluster.client.start(Approval, 1)
+        assert await execution.resolve(Approval.answer, None)
+        assert not await execution.resolve(Approval.answer, "no")
+        assert not await execution.reject(Approval.answer, "no")
+        await cluster.settle()
+        assert await execution.poll() == Succeeded("None None")
+        assert not await execution.resolve(Approval.answer, "late")
+
+
+async def test_a_rejection_raises_in_the_body() -> None:
+    async with TestCluster(Approval()) as cluster:
+        execution = await cluster.client.start(Approval, 1)
+        assert await execution.reject(Approval.answer, "no money")
+        await cluster.settle()
+        assert await execution.poll() == Succeeded("rejected: no money")
+
+
+async def test_a_wait_times_out_on_the_minute_also_when_it_slept_meanwhile() -> None:
+    async with TestCluster(Approval()) as cluster:
+        execution = await cluster.client.start(Approval, 1)
+        await cluster.advance(HOUR - SECOND)
+        assert await execution.poll() == Pending(Status.SUSPENDED)
+        info = await execution.describe()
+        assert "deferred answer" in info.why
+        assert info.wake_at is not None
+        await cluster.advance(SECOND)
+        assert await execution.poll() == Succeeded("nobody")
+
+
+async def test_a_value_of_the_wrong_type_does_not_reach_the_execution() -> None:
+    async with TestCluster(Approval()) as cluster:
+        execution = await cluster.client.start(Approval, 1)
+        wrong: Any = 5
+        with pytest.raises(InvalidPayload, match="deferred Approval.answer"):
+            await execution.resolve(Approval.answer, wrong)
+        assert await execution.resolve(Approval.answer, "right")
+
+
+async def test_sleeping_until_a_time_ends_no_earlier() -> None:
+    until = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    class Sleeper(Workflow[int, datetime]):
+        async def execute(self, request: int) -> datetime:
+            await self.sleep_until(until)
+            return self.now()
+
+    async with TestCluster(Sleeper()) as cluster:
+        execution = await cluster.client.start(Sleeper, 1)
+        await cluster.advance(timedelta(days=100))
+        outcome = await execution.poll()
+        assert isinstance(outcome, Succeeded)
+        assert until <= outcome.value <= until + SECOND
+
+
+class Counter(Entity):
+    seen: list[str]
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    @rpc
+    async def add(self, n: int) -> str:
+        self.seen.append(f"{self.entity_id}:{n}")
+        return f"{self.entity_id}:{n}"
+
+    @rpc
+    async def fail(self) -> None:
+        raise ValueError("not today")
+
+
+class Calls(Workflow[int, list[str]]):
+    go = Deferred(bool)
+
+    async def execute(self, request: int) -> list[str]:
+        counters = [self.entity(Counter, f"c{i}") for i in range(5)]
+        answers = await asyncio.gather(*(each.add(request) for each in counters))
+        await self.go.wait()
+        try:
+            await counters[0].fail()
+        except StepFailed as error:
+            answers.append(error.error.message)
+        return answers
+
+
+async def test_calls_of_entities_are_steps_that_a_crash_does_not_repeat() -> None:
+    counter = Counter()
+    async with TestCluster(Calls(), counter) as cluster:
+        execution = await cluster.client.start(Calls, 3)
+        await cluster.advance(timedelta(minutes=1))
+        await cluster.crash()
+        await execution.resolve(Calls.go, True)
+        await cluster.advance(timedelta(minutes=1))
+        expected = [f"c{i}:3" for i in range(5)]
+        assert await execution.poll() == Succeeded([*expected, "not today"])
+        assert sorted(counter.seen) == expected
+
+
+class Cleanup(Workflow[int, str]):
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    async def execute(self, request: int) -> str:
+        try:
+            await self.sleep(HOUR)
+        except asyncio.CancelledError:
+            await self.undo("caught")
+            await self.sleep(SECOND)
+            if request == 2:
+                return "finished anyway"
+            raise
+        finally:
+            await self.undo("finally")
+        return "done"
+
+    @activity
+    async def undo(self, what: str) -> None:
+        self.log.append(what)
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_an_interrupt_runs_the_cleanup_with_its_steps(asleep: bool) -> None:
+    cleanup = Cleanup()
+    async with TestCluster(cleanup) as cluster:
+        execution = await cluster.client.start(Cleanup, 1)
+        await cluster.advance(timedelta(minutes=1) if asleep else timedelta(0))
+        await execution.interrupt("stop it")
+        await cluster.advance(timedelta(minutes=1))
+        assert cleanup.log == ["caught", "finally"]
+        assert await execution.poll() == Interrupted("stop it")
+        with pytest.raises(ExecutionInterrupted, match="stop it"):
+            await execution.join(SECOND)
+
+
+async def test_an_interrupt_that_is_caught_is_not_raised_again() -> None:
+    async with TestCluster(Cleanup()) as cluster:
+        execution = await cluster.client.start(Cleanup, 2)
+        await cluster.advance(SECOND)
+        await execution.interrupt()
+        await cluster.advance(timedelta(minutes=1))
+        assert await execution.poll() == Succeeded("finished anyway")
+
+
+async def test_an_interrupt_survives_a_crash_in_the_middle_of_the_cleanup() -> None:
+    cleanup = Cleanup()
+    async with TestCluster(cleanup) as cluster:
+        execution = await cluster.client.start(Cleanup, 1)
+        await cluster.advance(timedelta(minutes=1))
+        await execution.interrupt("stop it")
+        await cluster.settle()
+        assert cleanup.log == ["caught"]
+        await cluster.crash()
+        await cluster.advance(timedelta(minutes=1))
+        assert cleanup.log == ["caught", "finally"]
+        assert await execution.poll() == Interrupted("stop it")
+
+
+async def test_an_interrupt_before_the_start_is_not_lost() -> None:
+    cleanup = Cleanup()
+    async with TestCluster(cleanup) as cluster:
+        execution = await cluster.client.start(Cleanup, 1, delay=HOUR)
+        await execution.interrupt("never mind")
+        await cluster.advance(HOUR * 2)
+        assert await execution.poll() == Interrupted("never mind")
+
+
+async def test_compensations_run_in_reverse_after_a_failure() -> None:
+    class Saga(Workflow[int, None]):
+        def __init__(self) -> None:
+            self.log: list[str] = []
+
+        async def execute(self, request: int) -> None:
+            for name in ("a", "b"):
+                await self.do(name)
+                self.compensate(self.undo, name)
+            raise RuntimeError("no")
+
+        @activity
+        async def do(self, name: str) -> None:
+            self.log.append(f"do {name}")
+
+        @activity
+        async def undo(self, name: str) -> None:
+            self.log.append(f"undo {name}")
+
+    saga = Saga()
+    async with TestCluster(saga) as cluster:
+        with pytest.raises(ExecutionFailed, match="no"):
+            await cluster.client.execute(Saga, 1, timeout=SECOND)
+        assert saga.log == ["do a", "do b", "undo b", "undo a"]
+
+
+async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell() -> None:
+    ran: list[bool] = []
+
+    class Waits(Workflow[int, int]):
+        go = Deferred(int)
+
+        async def execute(self, request: int) -> int:
+            try:
+                return await self.go.wait()
+            finally:
+                ran.append(self.suspending)
+
+    async with TestCluster(Waits()) as cluster:
+        executions = [await cluster.client.start(Waits, i) for i in range(50)]
+        await cluster.advance(timedelta(minutes=1))
+        assert cluster.runner.resident == 0
+        assert ran == [True] * 50
+        for number, execution in enumerate(executions):
+            await execution.resolve(Waits.go, number)
+        await cluster.advance(timedelta(minutes=1))
+        assert [await e.poll() for e in executions] == [Succeeded(i) for i in range(50)]
+        assert ran == [True] * 50 + [False] * 50
+
+
+async def test_the_slower_of_two_steps_is_cancelled_and_its_late_result_dropped() -> None:
+    class First(Workflow[int, str]):
+        def __init__(self) -> None:
+            self.cancelled = False
+
+        async def execute(self, request: int) -> str:
+            tasks = [asyncio.ensure_future(self.work(True)), asyncio.ensure_future(self.work(False))]
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+            return done.pop().result()
+
+        @activity
+        async def work(self, slow: bool) -> str:
+            if slow:
+                await asyncio.Event().wait()
+            return "slow" if slow else "fast"
+
+    async with TestCluster(First()) as cluster:
+        execution = await cluster.client.start(First, 1)
+        assert await execution.join(timedelta(seconds=5)) == "fast"
+        outcomes = [event.outcome for event in await execution.history()]
+        assert outcomes in ([Outcome.OK], [Outcome.OK, Outcome.CANCELLED])
+
+
+async def test_a_body_that_reaches_outside_is_told_to_use_an_activity() -> None:
+    class Reaches(Workflow[str, None]):
+        async def execute(self, request: str) -> None:
+            match request:
+                case "socket":
+                    await asyncio.open_connection("127.0.0.1", 9)
+                case "thread":
+                    await asyncio.to_thread(print)
+                case "raw":
+                    with socket.socket() as raw:
+                        raw.setblocking(False)
+                        await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", 9))
+                case _:
+                    await asyncio.create_subprocess_exec("true")
+
+    async with TestCluster(Reaches()) as cluster:
+        for way in ("socket", "thread", "raw", "process"):
+            with pytest.raises(ExecutionFailed, match="Do this in an activity") as caught:
+                await cluster.client.execute(Reaches, way, timeout=SECOND)
+            assert caught.value.error.type == ConfigurationError.__name__
+
+
+async def test_a_result_that_cannot_be_stored_fails_the_execution_and_names_the_fix() -> None:
+    class Returns(Workflow[int, Any]):
+        async def execute(self, request: int) -> Any:
+            return object()
+
+    async with TestCluster(Returns()) as cluster:
+        with pytest.raises(ExecutionFailed, match="the result of Returns cannot be encoded"):
+            await cluster.client.execute(Returns, 1, timeout=SECOND)
+
+
+async def test_exiting_the_interpreter_in_a_body_fails_that_execution_only() -> None:
+    class Exits(Workflow[int, None]):
+        async def execute(self, request: int) -> None:
+            await self.sleep(SECOND)
+            raise SystemExit(3)
+
+    async with TestCluster(Exits(), Echo()) as cluster:
+        execution = await cluster.client.start(Exits, 1)
+        await cluster.advance(SECOND * 2)
+        outcome = await execution.poll()
+        assert isinstance(outcome, Failed)
+        assert outcome.error.type == "SystemExit"
+        assert await cluster.client.execute(Echo, "still here", timeout=SECOND) == "still here"
