@@ -1,0 +1,164 @@
+"""What the larger examples stand on: a database, and runners in processes, of their own.
+
+The database is made on an embedded PostgreSQL (or on the server of ``OUTLAST_DSN``) and dropped at
+the end. Runners are started with ``outlast run``; killing one is ``RunnerProcess.kill``.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from time import monotonic
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from engine.embedded import EmbeddedPostgres
+from engine.storage.migrate import migrate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A quick fail-over, so that nobody has to wait for it: with the defaults (a heartbeat every 2 s, a
+# time to live of 10 s) a killed runner is noticed as fast, but a frozen one after ten seconds.
+QUICK = {"OUTLAST_HEARTBEAT_INTERVAL": "0.5", "OUTLAST_TIME_TO_LIVE": "2"}
+
+
+@asynccontextmanager
+async def database(name: str) -> AsyncIterator[str]:
+    """The DSN of a new, migrated database; it is dropped when the block ends."""
+    with server() as dsn:
+        database = f"outlast_{name}_{secrets.token_hex(3)}"
+        admin = await asyncpg.connect(dsn)
+        try:
+            await admin.execute(f"create database {database}")
+            try:
+                own = urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
+                await migrate(own)
+                yield own
+            finally:
+                await admin.execute(f"drop database {database} with (force)")
+        finally:
+            await admin.close()
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The DSN of ``OUTLAST_DSN``, else of an embedded server that runs within the block."""
+    if dsn := os.environ.get("OUTLAST_DSN"):
+        yield dsn
+    else:
+        with EmbeddedPostgres(ROOT) as embedded:
+            yield embedded.dsn
+
+
+class RunnerProcess:
+    """``outlast run APP`` as a child process; its log goes to ``log``."""
+
+    def __init__(self, app: str, *, dsn: str, log: Path, **env: str) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, app],
+                cwd=ROOT,
+                env=environment(dsn, **env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: it cannot clean up, finish or say goodbye."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM: it drains and leaves. Gives its exit code."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self._process.returncode
+
+    def check(self) -> None:
+        """Raise if it has ended, with the last lines of its log."""
+        if self._process.poll() is not None:
+            last = "\n".join(self.log.read_text().splitlines()[-10:])
+            raise RuntimeError(f"runner {self.pid} ended by itself:\n{last}")
+
+
+@contextmanager
+def runners(
+    count: int, app: str, *, dsn: str, folder: Path, **env: str
+) -> Iterator[list[RunnerProcess]]:
+    """That many runner processes, stopped when the block ends."""
+    processes: list[RunnerProcess] = []
+    try:
+        for number in range(1, count + 1):
+            log = folder / f"runner-{number}.log"
+            processes.append(RunnerProcess(app, dsn=dsn, log=log, **env))
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+async def shared_out(dsn: str, processes: list[RunnerProcess], *, seconds: float = 20) -> None:
+    """Wait until each of the runners owns shards, and all shards have an owner."""
+    connection = await asyncpg.connect(dsn)
+    owners = """
+        select count(distinct runner_id) = $1 and count(*) filter (where runner_id is null) = 0
+        from engine.shards
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            while not await connection.fetchval(owners, len(processes)):
+                for process in processes:
+                    process.check()
+                await asyncio.sleep(0.05)
+    finally:
+        await connection.close()
+
+
+async def outlast(dsn: str, *arguments: str) -> None:
+    """Run ``outlast`` with these arguments, as anybody would in a shell."""
+    print(f"\n$ outlast {' '.join(arguments)}", flush=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cli", *arguments, cwd=ROOT, env=environment(dsn)
+    )
+    await process.wait()
+
+
+def environment(dsn: str, **more: str) -> dict[str, str]:
+    """This process's variables, its settings of the engine replaced."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTLAST_")}
+    return kept | QUICK | more | {"OUTLAST_DSN": dsn}
+
+
+async def until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Look every few milliseconds; ``TimeoutError`` says what did not happen."""
+    deadline = monotonic() + seconds
+    while not condition():
+        if monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        await asyncio.sleep(0.01)
+
+
+_SERVE = """
+import asyncio, importlib, logging, sys
+logging.basicConfig(level=logging.INFO)
+module, name = sys.argv[1].split(":")
+async def serve():
+    await getattr(importlib.import_module(module), name)().run()
+asyncio.run(serve())
+"""
