@@ -1,11 +1,12 @@
 """Everything that can be set, from arguments or ``OUTLAST_…`` variables, checked at once."""
 
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.core.errors import ConfigurationError
@@ -75,6 +76,16 @@ with warnings.catch_warnings():
         def _split(cls, value: object) -> object:
             if isinstance(value, str):
                 return tuple(part.strip() for part in value.split(",") if part.strip())
+            return value
+
+        @field_validator("*", mode="before")
+        @classmethod
+        def _seconds(cls, value: object, info: ValidationInfo) -> object:
+            """A duration from a variable is text: a plain number is seconds."""
+            field = cls.model_fields[info.field_name or ""]
+            if isinstance(value, str) and field.annotation is timedelta:
+                with suppress(ValueError, OverflowError):
+                    return timedelta(seconds=float(value))
             return value
 
         @model_validator(mode="after")
