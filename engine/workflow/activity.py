@@ -16,6 +16,7 @@ from engine.core.names import definition_name
 from engine.core.retry import RetryPolicy
 from engine.storage.transaction import Transaction
 
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 S = TypeVar("S")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,17 +75,19 @@ class StepDefinition:
         return f"{code.co_filename}:{code.co_firstlineno}"
 
 
+# Where a type is made up here, a coroutine yields ``object`` and takes None: an ``Any`` in their
+# place makes mypy give up on the overloads of ``asyncio.gather``.
+
+
 class StepDecorator(Protocol):
     """``@activity(...)`` with options: the step is awaited, also when its method is not async."""
 
     @overload
-    def __call__(
-        self, function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+    def __call__(self, function: F, /) -> F: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[S, P], R], /
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+    ) -> Callable[Concatenate[S, P], Coroutine[object, None, R]]: ...
 
 
 class TransactionDecorator(Protocol):
@@ -92,17 +95,15 @@ class TransactionDecorator(Protocol):
 
     def __call__(
         self, function: Callable[Concatenate[S, Transaction, P], Coroutine[Any, Any, R]], /
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+    ) -> Callable[Concatenate[S, P], Coroutine[object, None, R]]: ...
 
 
 @overload
-def activity(
-    function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+def activity(function: F, /) -> F: ...
 @overload
 def activity(
     function: Callable[Concatenate[S, P], R], /
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+) -> Callable[Concatenate[S, P], Coroutine[object, None, R]]: ...
 @overload
 def activity(
     *,
@@ -135,7 +136,7 @@ def activity(
 @overload
 def transaction(
     function: Callable[Concatenate[S, Transaction, P], Coroutine[Any, Any, R]], /
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+) -> Callable[Concatenate[S, P], Coroutine[object, None, R]]: ...
 @overload
 def transaction(
     *,

@@ -150,6 +150,7 @@ class ResidentExecution:
         self._appended = 0
         self._flushed = 0
         self._start_durable = state.started_at is not None
+        self._start_counted = False
         # what the next commit takes along
         self._rows: list[JournalRow] = []
         self._requests: list[SaveRequest] = []
@@ -318,6 +319,9 @@ class ResidentExecution:
         """
         while body.commands:
             step = body.commands.popleft()
+            if is_transaction(step):
+                # Its row is written off the lane, and who finds no start looks for no journal.
+                self._clock_read()
             step.mark = self._appended
             self._waiting.append(step)
         while self._waiting and self._waiting[0].mark <= self._flushed and self._quiet is None:
@@ -373,7 +377,8 @@ class ResidentExecution:
         except StepDropped:
             return
         except OwnershipLost:
-            self.shard.lane.terminate()  # the epoch has moved on: so must this lane
+            if self.shard.alive:  # another owner took the shard, so this lane's lock is gone
+                self.shard.lane.terminate()
             return
         finally:
             step.task = None
@@ -636,8 +641,8 @@ class ResidentExecution:
 
     def _clock_read(self) -> None:
         """The body looked at its clock: until its start is durable, commands may depend on it."""
-        if not self._start_durable:
-            self._start_durable = True
+        if not self._start_durable and not self._start_counted:
+            self._start_counted = True
             self._appended += 1
             self._dirty = True
 
@@ -768,8 +773,6 @@ class ResidentExecution:
             settled=self._settled,
             execution=self._update,
         )
-        if self._update is not None and self._update.started_at is not None:
-            self._start_durable = True
         self._rows, self._requests, self._settled, self._update = [], [], [], None
         self._dirty = False
         self._commit = commit
@@ -782,6 +785,8 @@ class ResidentExecution:
             return
         self._commit = None
         self._flushed = self._commit_mark
+        if commit.execution is not None:
+            self._start_durable = True
         self._services.delivery.committed(self.shard, commit, flushed)
         if commit.replies:
             self._leave()
