@@ -13,7 +13,7 @@ from typing import Final
 from engine.core.errors import NotFound
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
-from engine.core.reply import Defect, Failure, ReplyKind, Success, decode_exit
+from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
 from engine.core.status import Status
 from engine.outcome import ExecutionInfo, JournalEvent
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
@@ -50,15 +50,15 @@ async def executions(
     storage: Storage, filter: ExecutionFilter, *, limit: int | None = None
 ) -> AsyncIterator[ExecutionInfo]:
     """Executions that match, youngest first, read page by page."""
-    left = limit
+    left, wanted = limit, filter
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
-        page = await storage.executions(filter, limit=size)
+        page = await storage.executions(wanted, limit=size)
         for execution in page:
             yield summary(execution)
         if len(page) < size:
             return
-        filter = replace(filter, after=page[-1].request_id)
+        wanted = replace(wanted, after=page[-1].request_id)
         left = None if left is None else left - len(page)
 
 
@@ -117,19 +117,25 @@ def summary(execution: StoredExecution) -> ExecutionInfo:
     )
 
 
+async def exit_of(storage: Storage, request_id: Snowflake) -> Exit | None:
+    """How a request ended, or None when it has not."""
+    for reply in await storage.replies([request_id]):
+        if reply.kind is not ReplyKind.CHUNK:
+            return decode_exit(reply.kind, reply.payload)
+    return None
+
+
 async def _with_exit(storage: Storage, info: ExecutionInfo) -> ExecutionInfo:
-    for reply in await storage.replies([info.request_id]):
-        if reply.kind is ReplyKind.CHUNK:
-            continue
-        match decode_exit(reply.kind, reply.payload):
-            case Success(value):
-                return replace(info, result=readable(value), why="it succeeded")
-            case Failure(error) | Defect(error):
-                return replace(info, error=error, why=f"it failed: {error}")
-            case ended:
-                because = f": {ended.reason}" if ended.reason else ""
-                return replace(info, why=f"it was {info.status}{because}")
-    return info
+    match await exit_of(storage, info.request_id):
+        case None:
+            return info
+        case Success(value):
+            return replace(info, result=readable(value), why="it succeeded")
+        case Failure(error) | Defect(error):
+            return replace(info, error=error, why=f"it failed: {error}")
+        case ended:
+            because = f": {ended.reason}" if ended.reason else ""
+            return replace(info, why=f"it was {info.status}{because}")
 
 
 def _why(

@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import datetime, timedelta
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from engine import admin
+from engine import admin, by_name
 from engine.cluster.entity import Entity
 from engine.cluster.handle import EntityCall, call_on_handle, entity_handle
 from engine.core.codec import same_json
-from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import (
-    AlreadyStarted,
     ConfigurationError,
     ErrorDetails,
     InvalidPayload,
@@ -25,19 +23,17 @@ from engine.core.ids import Snowflake
 from engine.core.names import entity_id
 from engine.core.reply import Defect, Exit, Failure, Success
 from engine.core.status import Status
-from engine.execution import Execution, address_of
+from engine.execution import Execution
 from engine.node import Node
 from engine.outcome import ExecutionInfo
 from engine.settings import Settings
 from engine.storage.protocol import (
     ExecutionFilter,
-    ExecutionStart,
     Saved,
     SaveOutcome,
     SaveRequest,
 )
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
-from engine.workflow.tags import RUN
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -90,23 +86,18 @@ class Client:
         definition = definition_of(workflow)
         payload = _encode(definition, request)
         id = entity_id(key if key is not None else workflow.key(request), what="the key")
-        await self._node.know(definition.group)
-        request_id = await self._node.outbox.next_id()
-        envelope = EnvelopeRequest(
-            request_id=request_id,
-            address=address_of(self._node, workflow=definition.name, group=definition.group, id=id),
-            tag=RUN,
+        start = by_name.Start(
+            workflow=definition.name,
+            group=definition.group,
+            id=id,
             payload=payload,
+            version=definition.version,
             deliver_at=self._when(at, delay),
-            key=dedup_key(RUN, definition.name, id),
+            attributes=_attributes(attributes),
         )
-        start = ExecutionStart(version=definition.version, attributes=_attributes(attributes))
-        save = SaveRequest(envelope=envelope, execution=start)
-        if connection is None:
-            saved = await self._node.outbox.save(save)
-        else:
-            saved = await self._node.storage.save_on(connection, save)
-        _check(definition, id, payload, saved, on_conflict)
+        saved = await by_name.start(
+            self._node, start, on_conflict=on_conflict, connection=connection
+        )
         return Execution(self._node, definition, id, saved.request_id)
 
     async def execute(
@@ -142,7 +133,7 @@ class Client:
             if workflow is None or isinstance(workflow, str)
             else definition_of(workflow).name
         )
-        filter = ExecutionFilter(
+        wanted = ExecutionFilter(
             workflow=name,
             statuses=(status,) if isinstance(status, Status) else tuple(status),
             attributes=dict(attributes or {}),
@@ -150,7 +141,7 @@ class Client:
             parent=parent,
             after=after,
         )
-        async for info in admin.executions(self._node.storage, filter, limit=limit):
+        async for info in admin.executions(self._node.storage, wanted, limit=limit):
             yield info
 
     # --- entities ---------------------------------------------------------------------------------
@@ -226,17 +217,3 @@ def _attributes(attributes: Mapping[str, object] | None) -> bytes | None:
         return json.dumps(dict(attributes)).encode()
     except (TypeError, ValueError) as error:
         raise InvalidPayload(f"attributes must be plain JSON: {error}") from error
-
-
-def _check(
-    definition: WorkflowDefinition, id: str, payload: bytes, saved: Saved, on_conflict: str
-) -> None:
-    if saved.outcome is SaveOutcome.CREATED:
-        return
-    if saved.payload is not None and not same_json(saved.payload, payload):
-        raise PayloadConflict(
-            f"{definition.name}/{id} was started before with another request;"
-            " use another key, or start it with the same request"
-        )
-    if on_conflict == "fail":
-        raise AlreadyStarted(f"{definition.name}/{id} was started before")

@@ -4,31 +4,26 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engine import admin
-from engine.core.envelope import EnvelopeRequest, dedup_key
+from engine import admin, by_name
 from engine.core.errors import (
     ConfigurationError,
     ExecutionFailed,
     ExecutionInterrupted,
     ExecutionTerminated,
-    NotFound,
 )
-from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
+from engine.core.ids import Snowflake
 from engine.core.reply import (
     Defect,
     Exit,
     Failure,
     Interrupted,
-    ReplyKind,
     Success,
     Terminated,
-    decode_exit,
 )
 from engine.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Succeeded
-from engine.storage.protocol import SaveOutcome, SaveRequest
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
-from engine.workflow.tags import INTERRUPT, RUN, encode_text, reject_tag, resolve_tag
+from engine.workflow.tags import INTERRUPT, encode_text, reject_tag, resolve_tag
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -38,7 +33,7 @@ V = TypeVar("V")
 
 
 class Execution(Generic[T]):
-    """Made by ``client.start`` and ``client.execution``; making one asks nothing of the database."""
+    """Made by ``client.start`` and ``client.execution``, which asks nothing of the database."""
 
     def __init__(
         self,
@@ -68,17 +63,15 @@ class Execution(Generic[T]):
         """What has become of it, now. ``NotFound`` when there is no such execution."""
         found = await admin.find(self._node.storage, self._definition.name, self.id)
         self._request_id = found.request_id
-        for reply in await self._node.storage.replies([found.request_id]):
-            if reply.kind is ReplyKind.CHUNK:
-                continue
-            match decode_exit(reply.kind, reply.payload):
-                case Success(value):
-                    return Succeeded(self._definition.result.decode(value))
-                case Failure(error) | Defect(error):
-                    return Failed(error)
-                case ended:
-                    return ended
-        return Pending(found.status)
+        match await admin.exit_of(self._node.storage, found.request_id):
+            case None:
+                return Pending(found.status)
+            case Success(value):
+                return Succeeded(self._definition.result.decode(value))
+            case Failure(error) | Defect(error):
+                return Failed(error)
+            case ended:
+                return ended
 
     async def join(self, timeout: timedelta | None = None) -> T:
         """Its result, once it has one. Any number of callers, in any process, at any time.
@@ -144,7 +137,7 @@ class Execution(Generic[T]):
         return deferred.name
 
     async def _tell(self, tag: str, payload: bytes, *, once: str | None = None) -> bool:
-        return await tell(
+        return await by_name.tell(
             self._node,
             workflow=self._definition.name,
             group=self._definition.group,
@@ -153,33 +146,3 @@ class Execution(Generic[T]):
             payload=payload,
             once=once,
         )
-
-
-async def tell(
-    node: "Node", *, workflow: str, group: str, id: str, tag: str, payload: bytes, once: str | None
-) -> bool:
-    """Store a message to an execution, with ``once`` only the first of that name.
-
-    False when it came too late; ``NotFound`` when there is no such execution.
-    """
-    await node.know(group)
-    key = None if once is None else dedup_key("deferred", workflow, f"{len(id)}.{id}/{once}")
-    envelope = EnvelopeRequest(
-        request_id=await node.outbox.next_id(),
-        address=address_of(node, workflow=workflow, group=group, id=id),
-        tag=tag,
-        payload=payload,
-        key=key,
-    )
-    saved = await node.outbox.save(
-        SaveRequest(envelope=envelope, target=dedup_key(RUN, workflow, id))
-    )
-    if saved.outcome is SaveOutcome.NO_TARGET:
-        raise NotFound(f"there is no execution {workflow}/{id}; 'outlast ls' lists those there are")
-    return saved.outcome is SaveOutcome.CREATED
-
-
-def address_of(node: "Node", *, workflow: str, group: str, id: str) -> EntityAddress:
-    """Where an execution lives."""
-    shard = shard_of(group, node.storage.shards_in(group), workflow, id)
-    return EntityAddress(shard, EntityType(workflow), EntityId(id))

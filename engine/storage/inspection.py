@@ -4,7 +4,7 @@ From ``postgres``; every query runs on the pool and needs SELECT only.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import asyncpg
@@ -85,6 +85,10 @@ class Inspection:
         query, arguments = _compiled(_page(self._pool.queries.schema, filter, limit))
         rows = await self._pool.read(query, *arguments)
         return await self._read(lambda: [owned_execution_from(row, self._groups) for row in rows])
+
+    async def workflows(self) -> Mapping[str, str]:
+        rows = await self._pool.fetch("workflows")
+        return {row["workflow"]: row["group"] for row in rows}
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         return [journal_from(row) for row in await self._pool.fetch("history", execution)]

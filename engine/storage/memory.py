@@ -175,6 +175,10 @@ class MemoryStorage:
         await self._travel()
         return self._database.rows.page(filter, limit)
 
+    async def workflows(self) -> Mapping[str, str]:
+        await self._travel()
+        return self._database.rows.workflows()
+
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         await self._travel()
         return self._database.rows.journal(execution)

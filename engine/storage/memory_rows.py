@@ -301,6 +301,10 @@ class MemoryRows:
         stored = (self.execution(ids[position]) for position in range(start - 1, -1, -1))
         return list(islice((each for each in stored if each and passes(each, filter)), limit))
 
+    def workflows(self) -> dict[str, str]:
+        """Each workflow's name with its shard group."""
+        return {each.workflow: each.shard.group for each in self._executions.values()}
+
     def journal(self, execution: Snowflake, *, run: int | None = None) -> list[JournalRow]:
         """The rows of one run, or of all, in order."""
         rows = sorted(self._journal.get(execution, {}).items())

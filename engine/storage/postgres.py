@@ -5,7 +5,7 @@ the pool and needs SELECT only; everything else is opened when it is first asked
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -40,6 +40,7 @@ from engine.storage.protocol import (
 from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
 from engine.storage.saving import Saving
+from engine.storage.server import ServerFacts, server_facts
 from engine.storage.transaction import Transaction
 from engine.storage.user_transaction import UserTransactions
 
@@ -218,6 +219,9 @@ class PostgresStorage:
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
         return await self._inspection.executions(filter, limit=limit)
 
+    async def workflows(self) -> Mapping[str, str]:
+        return await self._inspection.workflows()
+
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         return await self._inspection.history(execution)
 
@@ -229,6 +233,16 @@ class PostgresStorage:
 
     async def waiting_rows(self, execution: Snowflake) -> int:
         return await self._inspection.waiting_rows(execution)
+
+    # --- the server, for a diagnosis; neither needs the schema ------------------------------------
+
+    async def server(self) -> ServerFacts:
+        return await server_facts(self._pool)
+
+    async def connect_directly(self) -> None:
+        """Open a session as a lane does, and close it: raises what a runner would."""
+        session = await self._direct.open(self.identity, "probe")
+        await session.close(timeout=1)
 
     # --- a runner's own connections ---------------------------------------------------------------
 

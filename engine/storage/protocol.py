@@ -471,6 +471,10 @@ class Storage(Protocol):
         """A page, youngest first."""
         ...
 
+    async def workflows(self) -> Mapping[str, str]:
+        """The names of all workflows that have executions, each with its shard group."""
+        ...
+
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         """All journal rows of the execution, run by run, in order."""
         ...

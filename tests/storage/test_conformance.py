@@ -1067,6 +1067,18 @@ async def test_executions_are_found_by_each_filter(process: Process, lane: LaneS
     assert await found(ExecutionFilter(attributes={"tenant": "green"})) == ""
 
 
+async def test_workflows_that_have_executions_are_named_once_with_their_group(
+    process: Process,
+) -> None:
+    await process.storage.ensure_groups(["slow"])
+    names = ["Fulfil-x", "Fulfil", "Fulfil.y", "Fulfil0", "Z", "a"]
+    slow = ShardId("slow", 1)
+    runs = [start(f"{i}/{name}", workflow=name) for name in names for i in range(3)]
+    await process.storage.save([message(key="x"), *runs, start("s", workflow="S", shard=slow)])
+
+    assert await process.storage.workflows() == dict.fromkeys(names, "default") | {"S": "slow"}
+
+
 async def test_executions_are_found_by_when_they_were_started(process: Process) -> None:
     run = await save_one(process, start("o-1"))
     found = await process.storage.find("Fulfil", "o-1")

@@ -1,0 +1,145 @@
+"""Start and reach executions by the names they are stored under, with payloads already encoded.
+
+Under ``client`` and ``execution``, which know the workflows' classes; used as it is by the CLI,
+which does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from engine.core.codec import same_json
+from engine.core.envelope import EnvelopeRequest, dedup_key
+from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
+from engine.core.ids import EntityAddress, EntityId, EntityType, shard_of
+from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
+from engine.workflow.tags import RUN
+
+if TYPE_CHECKING:
+    from engine.node import Node
+
+_WORKFLOW = "workflow:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """All that starts an execution. ``group`` is the shard group of its workflow."""
+
+    workflow: str
+    group: str
+    id: str
+    payload: bytes
+    version: int = 1
+    deliver_at: datetime | None = None
+    attributes: bytes | None = None
+
+
+async def start(
+    node: "Node",
+    start: Start,
+    *,
+    on_conflict: Literal["join", "fail"] = "join",
+    connection: object = None,
+) -> Saved:
+    """Start an execution, or find the one with this id; returns once that is durable.
+
+    ``PayloadConflict`` when it was started with another request; ``AlreadyStarted`` with
+    ``on_conflict="fail"``. ``connection``: the caller's own, whose transaction decides.
+    """
+    await node.know(start.group)
+    envelope = EnvelopeRequest(
+        request_id=await node.outbox.next_id(),
+        address=address_of(node, workflow=start.workflow, group=start.group, id=start.id),
+        tag=RUN,
+        payload=start.payload,
+        deliver_at=start.deliver_at,
+        key=dedup_key(RUN, start.workflow, start.id),
+    )
+    execution = ExecutionStart(version=start.version, attributes=start.attributes)
+    save = SaveRequest(envelope=envelope, execution=execution)
+    if connection is None:
+        saved = await node.outbox.save(save)
+    else:
+        saved = await node.storage.save_on(connection, save)
+    _check(start, saved, on_conflict)
+    return saved
+
+
+async def tell(
+    node: "Node", *, workflow: str, group: str, id: str, tag: str, payload: bytes, once: str | None
+) -> bool:
+    """Store a message to an execution, with ``once`` only the first of that name.
+
+    False when it came too late; ``NotFound`` when there is no such execution.
+    """
+    await node.know(group)
+    key = None if once is None else dedup_key("deferred", workflow, f"{len(id)}.{id}/{once}")
+    envelope = EnvelopeRequest(
+        request_id=await node.outbox.next_id(),
+        address=address_of(node, workflow=workflow, group=group, id=id),
+        tag=tag,
+        payload=payload,
+        key=key,
+    )
+    saved = await node.outbox.save(
+        SaveRequest(envelope=envelope, target=dedup_key(RUN, workflow, id))
+    )
+    if saved.outcome is SaveOutcome.NO_TARGET:
+        raise NotFound(f"there is no execution {workflow}/{id}; 'outlast ls' lists those there are")
+    return saved.outcome is SaveOutcome.CREATED
+
+
+def address_of(node: "Node", *, workflow: str, group: str, id: str) -> EntityAddress:
+    """Where an execution lives."""
+    shard = shard_of(group, node.storage.shards_in(group), workflow, id)
+    return EntityAddress(shard, EntityType(workflow), EntityId(id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """Where a workflow's executions live, and whether a runner serves it now."""
+
+    group: str
+    served: bool
+
+
+async def locate(storage: Storage, workflow: str) -> Located:
+    """Find a workflow by its name among what live runners serve and what has executions.
+
+    ``NotRegistered`` when it is neither.
+    """
+    served = await served_types(storage)
+    kind = served.get(workflow, "")
+    if kind.startswith(_WORKFLOW):
+        return Located(group=kind.removeprefix(_WORKFLOW), served=True)
+    stored = await storage.workflows()
+    if workflow in stored:
+        return Located(group=stored[workflow], served=False)
+    if kind:
+        raise NotRegistered(f"{workflow} is an entity; only workflows can be started")
+    names = ", ".join(sorted(name for name in served if served[name].startswith(_WORKFLOW)))
+    raise NotRegistered(
+        f"no live runner serves a workflow {workflow!r}"
+        + (f"; served now: {names}" if names else ", and none serves any other")
+        + ("" if names else "; start one with 'outlast run APP'")
+    )
+
+
+async def served_types(storage: Storage) -> Mapping[str, str]:
+    """What the live runners serve: names with their kind and group, as in ``RunnerRow.types``."""
+    live = [row for row in await storage.runners() if row.died_at is None]
+    return {name: kind for row in live for name, kind in row.types.items()}
+
+
+def _check(start: Start, saved: Saved, on_conflict: str) -> None:
+    if saved.outcome is SaveOutcome.CREATED:
+        return
+    name = f"{start.workflow}/{start.id}"
+    if saved.payload is not None and not same_json(saved.payload, start.payload):
+        raise PayloadConflict(
+            f"{name} was started before with another request;"
+            " use another key, or start it with the same request"
+        )
+    if on_conflict == "fail":
+        raise AlreadyStarted(f"{name} was started before")
