@@ -7,6 +7,7 @@ executions with a ``Client``. See the README for a program.
 from engine.client import Client
 from engine.cluster.entity import Entity
 from engine.cluster.rpc import rpc
+from engine.cluster.sharding import ReplyReceiver, Sharding
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, Uninterruptible
 from engine.core.errors import (
     AlreadyStarted,
@@ -91,6 +92,7 @@ __all__ = [
     "Pending",
     "Reply",
     "ReplyChunk",
+    "ReplyReceiver",
     "ReplyWithExit",
     "RequestFailed",
     "RetryPolicy",
@@ -99,6 +101,7 @@ __all__ = [
     "SchemaMismatch",
     "Settings",
     "ShardId",
+    "Sharding",
     "Snowflake",
     "Status",
     "StepFailed",

@@ -22,9 +22,10 @@ from engine.cluster.entity import Entity, EntityHost
 from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
 from engine.cluster.ownership import Ownership
+from engine.cluster.sharding import ClusterSharding, Sharding
 from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, StorageUnavailable
-from engine.core.ids import RunnerId, ShardId, Snowflake, SnowflakeGenerator
+from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
 from engine.node import Node, OpenStorage, postgres
 from engine.settings import Settings
 from engine.storage.lane import Lane
@@ -86,6 +87,22 @@ class Runner:
     def client(self) -> Client:
         """A client that shares this process's connections; usable while the runner is entered."""
         return self._client
+
+    @property
+    def sharding(self) -> Sharding:
+        """Messages to entities, directly; usable while the runner is entered."""
+        return ClusterSharding(
+            storage=self._node.storage,
+            outbox=self._node.outbox,
+            replies=self._node.replies,
+            ids=self._node.ids,
+            delivery=lambda: None if self._incarnation is None else self._incarnation.delivery,
+            group_of=self._group_of,
+        )
+
+    def _group_of(self, entity_type: EntityType) -> str:
+        registered = self._registered.get(entity_type)
+        return "default" if registered is None else registered.shard_group
 
     @property
     def id(self) -> RunnerId | None:

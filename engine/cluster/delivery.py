@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 class MessageHost(Protocol):
     """Handles the messages of one entity type, or of all executions.
 
-    ``deliver`` must not block. ``drop`` cancels all of a shard's work at once, since the shard is
+    Its length is how many of them are in memory. ``deliver`` must not block. ``drop`` cancels all of a shard's work at once, since the shard is
     lost; ``drain`` lets running work end for a while, then cancels it, since the shard is being
     given away. Afterwards nothing of the shard is left in the host.
     """
 
+    def __len__(self) -> int: ...
     def deliver(self, shard: OwnedShard, row: InboxRow) -> None: ...
     def drop(self, shard: OwnedShard) -> None: ...
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None: ...
@@ -98,6 +99,11 @@ class Delivery:
         for seq, shard in parked.items():
             shard.in_flight.discard(seq)
         self.ring({shard.id for shard in parked.values()})
+
+    @property
+    def active(self) -> int:
+        """How many entities and executions are in memory."""
+        return sum(len(host) for host in self._all_hosts())
 
     # --- ownership (the ShardHost of cluster.ownership) ---------------------------------------
 

@@ -7,16 +7,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 from engine.core.codec import Signature
 from engine.core.envelope import Uninterruptible
 from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name
 
-S = TypeVar("S")
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 HANDLE = "_outlast_handle"
 _DEFINITION = "__outlast_rpc__"
@@ -64,15 +62,11 @@ class RpcHandle(Protocol):
 class RpcDecorator(Protocol):
     """``@rpc(...)`` with options: keeps the method's shape."""
 
-    def __call__(
-        self, function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+    def __call__(self, function: F, /) -> F: ...
 
 
 @overload
-def rpc(
-    function: Callable[Concatenate[S, P], Coroutine[Any, Any, R]], /
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
+def rpc(function: F, /) -> F: ...
 @overload
 def rpc(
     *,

@@ -147,6 +147,16 @@ class Lane:
 
         await self._order(give, None)
 
+    async def sweep(self) -> None:
+        """Read the inboxes of all shards now; returns when the rows have been handed on."""
+
+        async def read(session: LaneSession) -> None:
+            self.ring_all()
+            while self._rung and not session.closed:
+                await self._sweep(session)
+
+        await self._order(read, None)
+
     def terminate(self) -> None:
         """End the session at once, with whatever it is doing."""
         if self._session is not None:

@@ -36,7 +36,7 @@ class TestCluster:
     ) -> None:
         options: dict[str, Any] = {"shards_per_group": 8, **settings}
         self.settings = Settings(dsn=dsn or "memory", **options)
-        self._prototypes = prototypes
+        self.prototypes = prototypes
         self.clock: Clock
         self._open: OpenStorage
         if dsn is None:
@@ -54,7 +54,7 @@ class TestCluster:
         return self.runner.client
 
     async def __aenter__(self) -> Self:
-        await self.runner.register(*self._prototypes).__aenter__()
+        await self.runner.register(*self.prototypes).__aenter__()
         await self._owning()
         return self
 
