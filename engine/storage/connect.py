@@ -30,7 +30,12 @@ OUR_PLANS = {
 table that was empty when a statement was planned may be full when it runs; planning or compiling
 each time costs more than the query."""
 _PLAN_LIFETIME = 60
+_LENT = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 _CHECK_INTERVAL = "client_connection_check_interval"
+
+
+class TransactionPooler(ConfigurationError):
+    """Where a direct connection was to be, a pooler lends a server for each transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,8 @@ class Connector:
         self, identity: UUID, role: str, settings: Mapping[str, str] | None = None
     ) -> Session:
         """A new session. ``StorageUnavailable`` when the server cannot be reached or refuses,
-        ``ConfigurationError`` when the DSN or the server cannot work at all."""
+        ``ConfigurationError`` when the DSN or the server cannot work at all, of which
+        ``TransactionPooler`` is one unless the connector is for one."""
         session: Session | None = None
         try:
             async with asyncio.timeout(self.connect_timeout.total_seconds()):
@@ -63,7 +69,7 @@ class Connector:
                 session.keep_alive()
                 self._check_version(session)
                 if not self.pooled:
-                    await self.settle(session, settings or {})
+                    await self._settle_unless_lent(session, settings or {}, identity)
         except BaseException as error:
             if session is not None:
                 session.terminate()
@@ -78,38 +84,53 @@ class Connector:
 
     async def settle(self, session: Session, settings: Mapping[str, str]) -> None:
         """Make the session's settings, also anew after a ``reset``."""
+        await self._set(session, settings, None)
+
+    async def _settle_unless_lent(
+        self, session: Session, settings: Mapping[str, str], identity: UUID
+    ) -> None:
+        """Settle the session; ``TransactionPooler`` when its statements may reach many servers."""
+        try:
+            if await self._set(session, settings, session.get_server_pid()):
+                return
+            if not await self._is_lent(session, identity):
+                await self._set(session, settings, None)
+                return
+        except _LENT:
+            pass
+        raise TransactionPooler(
+            f"{self.address} is a transaction pooler: a runner's locks and LISTEN need direct"
+            " connections, or a pooler in session mode; set the DSN to the server itself and keep"
+            " the pooler for the pool's DSN"
+        )
+
+    async def _set(self, session: Session, settings: Mapping[str, str], pid: int | None) -> bool:
         values = _settings(self.statement_timeout) | dict(settings)
         query = self.queries["settle_session"]
         try:
-            await session.fetch(query, list(values), list(values.values()), False)
+            made = await session.fetch(query, list(values), list(values.values()), False, pid)
         except asyncpg.InvalidParameterValueError:
             # Servers on some systems cannot watch their client's socket; keepalives remain.
             del values[_CHECK_INTERVAL]
-            await session.fetch(query, list(values), list(values.values()), False)
+            made = await session.fetch(query, list(values), list(values.values()), False, pid)
+        return bool(made)
 
-    async def refuse_transaction_pooler(self, session: Session, identity: UUID) -> None:
-        """``ConfigurationError`` when the session's statements reach different server processes.
+    async def _is_lent(self, session: Session, identity: UUID) -> bool:
+        """Whether a pooler in front of the server gives a session another server from one
+        transaction to the next.
 
-        A direct connection is told its server process when it connects, so it costs one statement.
-        Otherwise another session opens a transaction: a transaction pooler either lends it the
-        first one's server, or moves the first to another.
+        While another session is in a transaction, either that one has the first one's server or
+        the first has to take another.
         """
         first = await self._pid(session)
-        if first == session.get_server_pid():
-            return
-        other = await self.open(identity, "probe")
+        other = await self._connect(f"outlast:{identity}:probe")
         try:
             async with other.transaction():
                 second = await self._pid(other)
                 again = await self._pid(session)
         finally:
-            await other.close(timeout=1)
-        if second == first or again != first:
-            raise ConfigurationError(
-                f"{self.address} is a transaction pooler: a runner's locks and LISTEN need direct"
-                " connections (or a pooler in session mode); set the DSN to the server itself and"
-                " keep the pooler for the pool's DSN"
-            )
+            other.terminate()
+        return second == first or again != first
 
     async def _pid(self, session: Session) -> int:
         rows = await session.ask(self.queries["backend"], within=self.statement_timeout)

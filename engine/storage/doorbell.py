@@ -160,7 +160,6 @@ class PostgresDoorbell:
         ended = asyncio.Event()
         session.add_termination_listener(lambda _: ended.set())
         try:
-            await self._connector.refuse_transaction_pooler(session, self._identity)
             with session.deadline(self._connector.statement_timeout):
                 for channel in (channel_of(self._identity), self._everybody):
                     await session.add_listener(channel, self._on_notify)

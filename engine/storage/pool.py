@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -137,7 +138,11 @@ class Pool:
             if within is not None:
                 settings.setdefault("statement_timeout", milliseconds(within))
             settle = self.queries["settle_session"]
-            await session.fetch(settle, list(settings), list(settings.values()), True)
+            await session.fetch(settle, list(settings), list(settings.values()), True, None)
+
+    def serve_transactions_only(self) -> None:
+        """From now on expect a transaction pooler: prepare nothing, set nothing for long."""
+        self.connector = replace(self.connector, pooled=True)
 
     async def close(self) -> None:
         self._closed = True

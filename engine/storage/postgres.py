@@ -16,7 +16,7 @@ from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ConfigurationError
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
-from engine.storage.connect import OUR_PLANS, Connector
+from engine.storage.connect import OUR_PLANS, Connector, TransactionPooler
 from engine.storage.doorbell import PostgresDoorbell, channel_of
 from engine.storage.groups import Groups
 from engine.storage.inspection import Inspection
@@ -147,7 +147,13 @@ class PostgresStorage:
 
     async def open(self) -> None:
         """Check that the server can be reached and has this code's schema; align the clock."""
-        await self._align_clock()
+        try:
+            await self._align_clock()
+        except TransactionPooler:
+            # Good enough for a client, which then polls; opening a lane says that it is not.
+            self._pool.serve_transactions_only()
+            self._user_pool.serve_transactions_only()
+            await self._align_clock()
         await check(self._dsn, schema=self._queries.schema)
         await self._learn_groups()
 
@@ -253,11 +259,6 @@ class PostgresStorage:
         """``ConfigurationError`` when the DSN leads to a transaction pooler."""
         settings = OUR_PLANS | _LOCK_TIMEOUT
         session = await self._direct.open(runner, f"lane-{index}", settings)
-        try:
-            await self._direct.refuse_transaction_pooler(session, self.identity)
-        except BaseException:
-            session.terminate()
-            raise
         return PostgresLaneSession(
             session=session,
             runner=runner,
