@@ -1,0 +1,161 @@
+"""Mistakes that the type checkers must find, each on a line that is marked, and on no other."""
+
+import asyncio
+from datetime import timedelta
+
+from pydantic import BaseModel
+
+from engine import (
+    Client,
+    Deferred,
+    Entity,
+    Execution,
+    RetryPolicy,
+    Runner,
+    Transaction,
+    Workflow,
+    activity,
+    rpc,
+    transaction,
+)
+
+
+class Order(BaseModel):
+    id: str
+    cents: int
+
+
+class Stock(Entity):
+    @rpc
+    async def reserve(self, count: int, *, note: str = "") -> str:
+        return note
+
+    @rpc(name="drop")
+    async def release(self, hold: str) -> None:
+        return None
+
+    @rpc  # expect-error
+    def free(self) -> int:
+        return 0
+
+
+class Pay(Workflow[Order, int]):
+    approved = Deferred(bool)
+    limit = Deferred[int | None]()
+    either = Deferred(int | None)  # expect-error
+
+    @activity
+    async def charge(self, cents: int) -> str:
+        return str(cents)
+
+    @activity(retry=RetryPolicy(attempts=2))
+    def tally(self, words: list[str]) -> int:
+        return len(words)
+
+    @transaction
+    async def record(self, tx: Transaction, payment: str) -> None:
+        await tx.execute("select $1", payment)
+
+    @transaction  # expect-error
+    async def forget(self, payment: str) -> None:
+        return None
+
+    @transaction  # expect-error
+    def late(self, tx: Transaction) -> None:
+        return None
+
+    @activity(retry=5)  # expect-error
+    async def again(self) -> None:
+        return None
+
+    @activity(timeout=5)  # expect-error
+    async def timed(self) -> None:
+        return None
+
+    async def execute(self, request: Order) -> int:
+        await self.charge("5")  # expect-error
+        await self.charge()  # expect-error
+        await self.charge(5, 6)  # expect-error
+        await self.charge(amount=5)  # expect-error
+        number: int = await self.charge(5)  # expect-error
+        text: str = await self.tally(["a"])  # expect-error
+        length: int = self.tally(["a"])  # expect-error
+        await self.tally("a")  # expect-error
+        await self.record(Transaction(), "p")  # expect-error
+        await self.record(1)  # expect-error
+        both = await asyncio.gather(self.charge(1), self.tally(["a"]))
+        swapped: tuple[int, str] = both  # expect-error
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.tally(["a"]))
+        word: str = task.result()  # expect-error
+        print(number, text, length, swapped, word)
+        return await self.from_outside()
+
+    async def from_outside(self) -> int:
+        stock = self.entity(Stock, "sku")
+        await stock.reserve("1")  # expect-error
+        await stock.reserve(1, "note")  # expect-error
+        count: int = await stock.reserve(1)  # expect-error
+        self.entity(Stock, 1)  # expect-error
+        self.entity(Pay, "1")  # expect-error
+        self.compensate(stock.release)  # expect-error
+        self.compensate(stock.release, 1)  # expect-error
+        self.compensate(stock.reserve, 1, notes="a")  # expect-error
+        self.compensate(print, "a")  # expect-error
+        await self.sleep(5)  # expect-error
+        await self.approved.wait(timeout=5)  # expect-error
+        approved: int | None = await self.limit.wait()
+        limit: str = await self.limit.wait()  # expect-error
+        self.attempt = 3  # expect-error
+        print(count, approved, limit)
+        return await self.approved.wait() + await self.limit.wait()  # expect-error
+
+
+class Wrong(Workflow[Order, int]):
+    async def execute(self, request: str) -> int:  # expect-error
+        return 0
+
+
+class Renamed(Workflow[Order, int]):
+    async def execute(self, request: Order) -> str:  # expect-error
+        return ""
+
+
+async def clients(client: Client, order: Order) -> None:
+    execution = await client.start(Pay, order)
+    await client.start(Pay, "order")  # expect-error
+    await client.start(Pay)  # expect-error
+    await client.start(Pay, order, on_conflict="replace")  # expect-error
+    await client.start(Pay, order, delay=5)  # expect-error
+    await client.start(Stock, order)  # expect-error
+    await client.start(Pay(), order)  # expect-error
+    await client.execute(Pay, 1)  # expect-error
+    result: str = await client.execute(Pay, order)  # expect-error
+    other: Execution[str] = execution  # expect-error
+    text: str = await execution.join()  # expect-error
+    await execution.join(timeout=5)  # expect-error
+    await execution.join(timedelta(seconds=5))
+    await execution.resolve(Pay.approved, "yes")  # expect-error
+    await execution.resolve(Pay.limit, "none")  # expect-error
+    await execution.resolve(Pay.approved)  # expect-error
+    await execution.resolve("approved", True)  # expect-error
+    await execution.resolve(Pay.charge, True)  # expect-error
+    await execution.reject(Pay.approved, ValueError("no"))  # expect-error
+    print(result, other, text)
+
+
+async def handles(client: Client) -> None:
+    stock = client.entity(Stock, "sku")
+    await stock.reserve("1")  # expect-error
+    await stock.missing()  # expect-error
+    count: int = await stock.reserve(1)  # expect-error
+    await client.tell(stock.reserve)  # expect-error
+    await client.tell(stock.reserve, "1")  # expect-error
+    await client.tell(stock.reserve, 1, note=2)  # expect-error
+    await client.tell(stock.release("h"))  # expect-error
+    await client.tell(stock, "h")  # expect-error
+    client.entity(Stock, "sku", key=1)  # expect-error
+    client.entity(Stock(), "sku")  # expect-error
+    Runner().register(Pay)  # expect-error
+    Runner().register("pay")  # expect-error
+    print(count)
