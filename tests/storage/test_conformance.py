@@ -1091,6 +1091,14 @@ async def test_executions_are_found_by_when_they_were_started(process: Process) 
     assert (before, after) == ([run.envelope.address.entity_id], [])
 
 
+async def test_workflows_that_have_executions_are_named_with_their_group(process: Process) -> None:
+    assert dict(await process.storage.workflows()) == {}
+
+    await process.storage.save([start("a"), start("b"), start("c", workflow="Refund"), message()])
+
+    assert dict(await process.storage.workflows()) == {"Fulfil": "default", "Refund": "default"}
+
+
 async def test_the_history_of_nothing_is_empty(process: Process) -> None:
     assert list(await process.storage.history(next_id())) == []
     assert list(await process.storage.load([])) == []
