@@ -1,0 +1,204 @@
+"""Processes of ``tests.chaos.app`` over one database: started, killed, frozen and told to leave.
+
+It signals only what it started, waits by polling, and leaves nothing behind.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.chaos.app import TABLES
+from tests.eventually import eventually
+
+ROOT = Path(__file__).parents[2]
+SHARDS = 300
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """One process of the application and what it has said so far."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+    lines: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    answers: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    _ids: "count[int]" = field(default_factory=count)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.returncode is None
+
+    @property
+    def owned(self) -> int:
+        return int(self.lines[-1]["owned"]) if self.lines else 0
+
+    @property
+    def resident(self) -> int:
+        return int(self.lines[-1]["resident"]) if self.lines else 0
+
+    @property
+    def runner(self) -> str:
+        """Its id now, or the last it had."""
+        return next((line["runner"] for line in reversed(self.lines) if line["runner"]), "")
+
+    @property
+    def rss(self) -> int:
+        """Its memory in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(found.split()[1]) * 1024
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        if self.running:
+            self.process.kill()
+        await self.process.wait()
+
+    async def ask(self, do: str, *, within: float = 70, **command: Any) -> Any:
+        """A command to a client; its result, or ``AssertionError`` with the error it had."""
+        id = next(self._ids)
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, "id": id, **command}).encode() + b"\n")
+        await self.process.stdin.drain()
+        answer = await eventually(lambda: self.answers.pop(id, None), timeout=within)
+        assert "result" in answer, answer
+        return answer["result"]
+
+    async def listen(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            said = json.loads(line)
+            if "id" in said:
+                self.answers[said["id"]] = said
+            else:
+                self.lines.append(said)
+
+
+class Cluster:
+    """The processes of one test. ``settings`` are the ``OUTLAST_…`` variables they get."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        logs: Path,
+        group: asyncio.TaskGroup,
+        settings: Mapping[str, object],
+        database: "asyncpg.Pool[Any]",
+    ) -> None:
+        self.dsn = dsn
+        self.database = database
+        self.processes: list[Process] = []
+        self._logs = logs
+        self._group = group
+        self._settings = settings
+        self._names = count(1)
+
+    @property
+    def runners(self) -> list[Process]:
+        return [each for each in self.processes if each.running and each.name.startswith("runner")]
+
+    async def start_runner(self, **settings: object) -> Process:
+        """A runner; it may not own anything yet."""
+        return await self._start("runner", settings)
+
+    async def start_client(self, **settings: object) -> Process:
+        """A process with a client and no runner, ready for commands."""
+        client = await self._start("client", settings)
+        await eventually(lambda: client.lines, timeout=30)
+        return client
+
+    async def start_runners(self, number: int, **settings: object) -> list[Process]:
+        runners = [await self.start_runner(**settings) for _ in range(number)]
+        await self.shared(runners)
+        return runners
+
+    async def shared(self, runners: Iterable[Process], *, within: float = 40) -> None:
+        """Between them they own every shard, and each has some."""
+        runners = list(runners)
+
+        def owned() -> bool:
+            if crashes := self.crashes():
+                raise RuntimeError("\n".join(crashes))
+            return all(r.owned for r in runners) and sum(r.owned for r in runners) == SHARDS
+
+        await eventually(owned, timeout=within)
+
+    async def _start(self, kind: str, settings: Mapping[str, object]) -> Process:
+        name = f"{kind}-{next(self._names)}"
+        chosen = {"dsn": self.dsn, **self._settings, **settings}
+        variables = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
+        log = self._logs / f"{name}.log"
+        with log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.chaos.app",
+                kind,
+                cwd=ROOT,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                limit=1 << 24,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+            )
+        started = Process(name, process, log)
+        self.processes.append(started)
+        self._group.create_task(started.listen())
+        return started
+
+    async def end(self) -> None:
+        """End what is left, frozen or not."""
+        for each in self.processes:
+            await each.kill()
+            if each.process.stdin is not None:
+                each.process.stdin.close()
+
+    def crashes(self) -> list[str]:
+        """Logs of processes that ended in a traceback nobody killed them for."""
+        return [
+            f"{each.name} ({each.process.returncode}):\n{each.log.read_text()[-3000:]}"
+            for each in self.processes
+            if each.process.returncode not in {None, 0, -signal.SIGKILL, -signal.SIGTERM}
+        ]
+
+
+@asynccontextmanager
+async def cluster(dsn: str, logs: Path, **settings: object) -> AsyncIterator[Cluster]:
+    """A cluster without processes yet, over the application's tables."""
+    database = await asyncpg.create_pool(dsn, min_size=1, max_size=4)
+    try:
+        await database.execute(TABLES)
+        async with asyncio.TaskGroup() as group:
+            made = Cluster(dsn, logs=logs, group=group, settings=settings, database=database)
+            try:
+                yield made
+                assert not made.crashes()
+            finally:
+                await made.end()
+    finally:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(database.close(), 5)
