@@ -142,5 +142,6 @@ def runner() -> Runner:
 
 if __name__ == "__main__":
     from examples.fulfil_demo import main
+    from examples.stage import run_script
 
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -6,7 +6,6 @@ asked the shop's tables and the payment provider's ledger, not the engine.
 
 import asyncio
 import os
-import sys
 import tempfile
 from pathlib import Path
 from time import monotonic
@@ -23,16 +22,8 @@ PER_SECOND = 25
 OPEN_CALLS = "select key from calls where pid = ? and not answered"
 
 
-def main(orders: int = 60) -> int:
+async def main(orders: int = 60) -> int:
     """Run the demo; 0 when every check holds."""
-    try:
-        return asyncio.run(_main(orders))
-    except TimeoutError as error:
-        print(f"\nThe demo did not end in time: {error}", file=sys.stderr)
-        return 1
-
-
-async def _main(orders: int) -> int:
     began = monotonic()
     say("Starting PostgreSQL" if "OUTLAST_DSN" not in os.environ else "Using your PostgreSQL")
     with tempfile.TemporaryDirectory(prefix="outlast-demo-") as folder:

@@ -10,7 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -54,6 +54,18 @@ def server() -> Iterator[str]:
     else:
         with EmbeddedPostgres(ROOT) as embedded:
             yield embedded.dsn
+
+
+def run_script(main: Callable[[], Coroutine[None, None, int]]) -> int:
+    """Run an example to its end; SIGTERM and Ctrl-C end it early, and what it started with it."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        return asyncio.run(main())
+    except TimeoutError as error:
+        print(f"It did not end in time: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 class RunnerProcess:

@@ -1,0 +1,33 @@
+"""An application that signs a member up; it needs no runner of its own.
+
+OUTLAST_DSN=postgresql://… python examples/signup_client.py
+"""
+
+import asyncio
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from engine import Client, Failed, Pending, Succeeded
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from examples.signup import Member, Signup
+
+
+async def main() -> str:
+    async with Client() as client:  # reads OUTLAST_DSN
+        ada = Member(name="Ada", email="ada@example.org")
+        execution = await client.start(Signup, ada)  # durable once this returns
+        match await execution.poll():  # a look, any time, from any process
+            case Pending(status):
+                print(f"{execution.id} is {status}")
+            case Succeeded(value):
+                print(f"{execution.id} ended before: {value}")
+            case Failed(error):
+                print(f"{execution.id} failed: {error}")
+        await client.execution(Signup, "ada@example.org").resolve(Signup.confirmed, True)
+        return await execution.join(timeout=timedelta(seconds=30))
+
+
+if __name__ == "__main__":
+    print(asyncio.run(main()))
