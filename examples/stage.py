@@ -58,13 +58,19 @@ def server() -> Iterator[str]:
 
 def run_script(main: Callable[[], Coroutine[None, None, int]]) -> int:
     """Run an example to its end; SIGTERM and Ctrl-C end it early, and what it started with it."""
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    async def run() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main()
+
     try:
-        return asyncio.run(main())
+        return asyncio.run(run())
     except TimeoutError as error:
         print(f"It did not end in time: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         return 130
 
 
