@@ -1,0 +1,72 @@
+"""A runner that is told to leave, and one that is killed, in the middle of its executions' steps."""
+
+import asyncio
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from engine import Client, Settings
+from engine.core.clock import monotonic
+from tests.chaos.app import Job, Lingers
+from tests.chaos.cluster import SHARDS, Cluster, cluster
+from tests.chaos.journals import assert_once
+from tests.eventually import eventually
+
+EXECUTIONS = 40
+STEPS = dict.fromkeys(["record", "linger", "again"], EXECUTIONS)
+
+
+async def lingering(chaos: Cluster, client: Client, *, seconds: float) -> list[Job]:
+    """Executions that are all in the middle of their second step."""
+    jobs = [Job(id=f"j{n}", number=n, pause=seconds) for n in range(EXECUTIONS)]
+    await asyncio.gather(*(client.start(Lingers, job) for job in jobs))
+
+    async def all_in_it() -> bool:
+        return await touched(chaos, "linger") == EXECUTIONS
+
+    await eventually(all_in_it, timeout=20)
+    return jobs
+
+
+async def touched(chaos: Cluster, step: str) -> int:
+    return await chaos.database.fetchval("select count(*) from touched where step = $1", step)
+
+
+async def results(client: Client, jobs: list[Job]) -> list[int]:
+    return await asyncio.gather(
+        *(client.execution(Lingers, job.id).join(timedelta(seconds=60)) for job in jobs)
+    )
+
+
+@pytest.mark.timeout(120)
+async def test_a_runner_told_to_leave_ends_its_running_steps_and_hands_over(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(dsn, tmp_path) as chaos, Client(Settings(dsn=dsn)) as client:
+        leaves, stays = await chaos.start_runners(2)
+        jobs = await lingering(chaos, client, seconds=2)
+        told_at = monotonic()
+        leaves.send(signal.SIGTERM)
+        # Shards in which nothing runs move before the others' steps have ended.
+        await eventually(lambda: stays.owned >= SHARDS - EXECUTIONS, timeout=2)
+        assert await asyncio.wait_for(leaves.process.wait(), 15) == 0
+        assert monotonic() - told_at < 6
+        await eventually(lambda: stays.owned == SHARDS, timeout=2)
+        assert await results(client, jobs) == [Lingers.result(job.number) for job in jobs]
+        await assert_once(chaos, "Lingers", steps=STEPS, effects=["record", "again"])
+        assert await touched(chaos, "linger") == await touched(chaos, "lingered") == EXECUTIONS
+
+
+@pytest.mark.timeout(120)
+async def test_what_a_killed_runner_had_finished_is_not_done_again(
+    dsn: str, tmp_path: Path
+) -> None:
+    quick = {"heartbeat_interval": 0.5, "time_to_live": 3}
+    async with cluster(dsn, tmp_path, **quick) as chaos, Client(Settings(dsn=dsn)) as client:
+        killed, _ = await chaos.start_runners(2)
+        jobs = await lingering(chaos, client, seconds=4)
+        await killed.kill()
+        assert await results(client, jobs) == [Lingers.result(job.number) for job in jobs]
+        await assert_once(chaos, "Lingers", steps=STEPS, effects=["record", "again"])
