@@ -111,6 +111,7 @@ __all__ = [
     "Success",
     "Terminated",
     "Transaction",
+    "Uninterruptible",
     "UpdateRejected",
     "Workflow",
     "activity",

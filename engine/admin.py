@@ -188,7 +188,8 @@ def _last(journal: Sequence[JournalRow]) -> str:
     if row.kind is JournalKind.CALL:
         return f"; it waits for the reply of {row.name}"
     done = "ended" if row.outcome is Outcome.OK else row.outcome.name.lower()
-    return f"; last, {row.kind.name.lower()} {row.name} {done} at {row.at.isoformat(timespec='seconds')}"
+    at = row.at.isoformat(timespec="seconds")
+    return f"; last, {row.kind.name.lower()} {row.name} {done} at {at}"
 
 
 def _queued(waiting: int) -> str:

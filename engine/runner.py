@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 from uuid import uuid4
@@ -183,7 +184,13 @@ class Runner:
         assert ready is not None
         failures = 0
         while not self._stopping.is_set():
-            incarnation = _Incarnation(self, self._open_storage)
+            incarnation = _Incarnation(
+                settings=self.settings,
+                node=self._node,
+                groups=self._groups,
+                registered=self._registered,
+                open_storage=self._open_storage,
+            )
             try:
                 async with incarnation:
                     self._incarnation = incarnation
@@ -212,13 +219,20 @@ class Runner:
 class _Incarnation:
     """A runner under one id, from its registration to its leave or its loss."""
 
-    def __init__(self, runner: Runner, open_storage: OpenStorage) -> None:
-        settings, node = runner.settings, runner._node
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        node: Node,
+        groups: Sequence[str],
+        registered: Mapping[str, Registered],
+        open_storage: OpenStorage,
+    ) -> None:
         self.id = RunnerId(uuid4())
         self._settings = settings
         self._node = node
-        self._groups = runner._groups
-        self._registered = runner._registered
+        self._groups = groups
+        self._registered = registered
         self.storage: Storage = open_storage(self.id, node.clock)
         self.ids = SnowflakeGenerator(now=node.clock.now)
         self.delivery = Delivery(
@@ -284,7 +298,7 @@ class _Incarnation:
             for index in range(settings.lanes):
                 lane = Lane(
                     index=index,
-                    open_session=lambda index=index: storage.open_lane(self.id, index),
+                    open_session=partial(storage.open_lane, self.id, index),
                     sink=self.delivery,
                     poll=self._poll,
                     horizon=settings.suspend_after * _HORIZON_SHARE,

@@ -123,7 +123,7 @@ def without_password(dsn: str) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = []
+    lines: list[str] = []
     for each in error.errors(include_url=False, include_input=False):
         field = ".".join(str(part) for part in each["loc"])
         name = f"{field} (variable OUTLAST_{field.upper()})" if field else "settings"

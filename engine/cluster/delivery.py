@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 class MessageHost(Protocol):
     """Handles the messages of one entity type, or of all executions.
 
-    Its length is how many of them are in memory. ``deliver`` must not block. ``drop`` cancels all of a shard's work at once, since the shard is
+    Its length is how many of them are in memory. ``deliver`` must not block. ``drop`` cancels all
+    of a shard's work at once, since the shard is
     lost; ``drain`` lets running work end for a while, then cancels it, since the shard is being
     given away. Afterwards nothing of the shard is left in the host.
     """
@@ -55,7 +56,8 @@ class ExecutionsHost(MessageHost, Protocol):
 class Delivery:
     """The shards this runner owns, over all its lanes.
 
-    ``grace`` is how long running work of a shard may go on when it is given away. ``finished`` is told of every exit committed here, ``moved`` when a lane came or went, so that
+    ``grace`` is how long running work of a shard may go on when it is given away. ``finished`` is
+    told of every exit committed here, ``moved`` when a lane came or went, so that
     shards may be acquired.
     """
 

@@ -55,7 +55,7 @@ class Entity:
             return str(self.__dict__[_ID])
         except KeyError:
             raise ConfigurationError(
-                f"this {type(self).__name__} is a prototype and has no id; it has one in its handlers"
+                f"this {type(self).__name__} is a prototype; it has an id inside its handlers"
             ) from None
 
 

@@ -91,7 +91,9 @@ class TestCluster:
                 await asyncio.sleep(0.001)
 
 
-def _memory(database: MemoryDatabase, settings: Settings) -> Callable[[UUID | None, Clock], Storage]:
+def _memory(
+    database: MemoryDatabase, settings: Settings
+) -> Callable[[UUID | None, Clock], Storage]:
     def make(identity: UUID | None, clock: Clock) -> Storage:
         return MemoryStorage(
             database,

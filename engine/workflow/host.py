@@ -65,7 +65,7 @@ class ExecutionHost:
         self._loading: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
         self._to_load: list[Snowflake] = []
         self._loader: asyncio.Task[None] | None = None
-        # ids the sweep must not call due: in memory with a wake_at, being loaded, or not served here
+        # ids the sweep must not call due: in memory with a wake_at, being loaded, not served here
         self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
         self._idle: dict[ResidentExecution, datetime] = {}
         self._idle_alarm: Alarm | None = None
@@ -133,7 +133,7 @@ class ExecutionHost:
         for id, rows in self._loading.items():
             self._loading[id] = [each for each in rows if each[0] is not shard]
 
-    # --- the residents' side ------------------------------------------------------------------------
+    # --- the residents' side ----------------------------------------------------------------------
 
     def forget(self, execution: ResidentExecution) -> None:
         if self._residents.get(execution.id) is execution:
@@ -173,7 +173,7 @@ class ExecutionHost:
                 self._clock.now() + self._suspend_after / 4, self._suspend_idle
             )
 
-    # --- loading ----------------------------------------------------------------------------------------
+    # --- loading ----------------------------------------------------------------------------------
 
     def _begin(self, shard: OwnedShard, loaded: LoadedExecution, rows: Sequence[InboxRow]) -> None:
         definition, prototype = self._workflows[loaded.execution.workflow]

@@ -309,7 +309,7 @@ class ResidentExecution:
         if self._can_suspend(body):
             self._residents.idle(self)
 
-    # --- commands out -------------------------------------------------------------------------------
+    # --- commands out -----------------------------------------------------------------------------
 
     def _launch_ready(self, body: Body) -> None:
         """Start what the body asked for, as far as everything before it is durable.
@@ -352,7 +352,9 @@ class ResidentExecution:
         assert definition is not None
         context = StepContext(
             execution_id=self._state.execution_id,
-            idempotency_key=f"{self.name}/{self.id}/{self._state.run}/{step.name}/{step.ordinal + 1}",
+            idempotency_key="/".join(
+                (self.name, str(self.id), str(self._state.run), step.name, str(step.ordinal + 1))
+            ),
             attempt=step.attempt,
         )
         result: Ended | Errored | Unavailable
@@ -427,7 +429,9 @@ class ResidentExecution:
         try:
             await self._services.renew_lease()
         except (StorageUnavailable, TimeoutError, OSError) as error:
-            log.warning("no lease of a machine id", extra={"execution": self.name, "error": str(error)})
+            log.warning(
+                "no lease of a machine id", extra={"execution": self.name, "error": str(error)}
+            )
             await asyncio.sleep(_UNAVAILABLE_PAUSE.total_seconds())
         step.task = None
         if not self._over and not step.future.done():
@@ -451,7 +455,7 @@ class ResidentExecution:
                 at=self._at,
             )
 
-    # --- events in ------------------------------------------------------------------------------------
+    # --- events in --------------------------------------------------------------------------------
 
     def _ask_position(self, step: Step, payload: bytes) -> "asyncio.Future[JournalRow]":
         """The journal row of a transaction: given when the loop is drained, and from then on no
@@ -542,7 +546,8 @@ class ResidentExecution:
 
     def _exit_of_call(self, step: Step, exit: Exit, source: Snowflake) -> None:
         body = self._body
-        assert body is not None and step.call is not None
+        assert body is not None
+        assert step.call is not None
         if step.future.done():
             return
         match exit:
@@ -630,7 +635,7 @@ class ResidentExecution:
         )
         body.loop.fire(ordinal)
 
-    # --- time -----------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------
 
     def _tick(self) -> datetime:
         """The time of an event being delivered now."""
@@ -686,7 +691,7 @@ class ResidentExecution:
         alarm = self._services.clock.call_at(when, ring)
         self._pauses.add(alarm)
 
-    # --- journal and commits ------------------------------------------------------------------------------
+    # --- journal and commits ----------------------------------------------------------------------
 
     def _append_step(
         self, step: Step, outcome: Outcome, payload: bytes, source: Snowflake | None = None
@@ -827,7 +832,7 @@ class ResidentExecution:
 
         step.task = self._services.spawn(wait())
 
-    # --- the end, one way or another ------------------------------------------------------------------------
+    # --- the end, one way or another --------------------------------------------------------------
 
     def _finish(self, body: Body) -> None:
         task = body.task
@@ -895,7 +900,7 @@ class ResidentExecution:
         if self._held:
             self._residents.settle(self.shard, self._held)
 
-    # --- suspension -----------------------------------------------------------------------------------------
+    # --- suspension -------------------------------------------------------------------------------
 
     def _can_suspend(self, body: Body) -> bool:
         busy = (
@@ -941,7 +946,7 @@ class ResidentExecution:
         self._submit_if_dirty()
 
     def _suspended(self) -> None:
-        """The suspension is durable; what came meanwhile holds a row of its own and goes on here."""
+        """The suspension is durable; what came meanwhile holds a row of its own and goes on."""
         self._suspending = False
         if self._events or self._held:
             if self._wake_at is not None:
