@@ -50,8 +50,14 @@ class Sharding(Protocol):
         """Whether this runner owns the shard now."""
         ...
 
-    def snowflake(self) -> SnowflakeGenerator: ...
-    def is_shutdown(self) -> bool: ...
+    def snowflake(self) -> SnowflakeGenerator:
+        """The generator of this process's request ids."""
+        ...
+
+    def is_shutdown(self) -> bool:
+        """Whether it takes no more work."""
+        ...
+
     async def send(self, envelope: EnvelopeRequest) -> ReplyReceiver:
         """Store a request and give the way to its answer. With a key that is taken, it is that of
         the stored request; ``PayloadConflict`` when its payload differs."""
