@@ -56,6 +56,7 @@ class PostgresDoorbell:
         self._topology = False
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
+        self._tried = asyncio.Event()
         self._ringer: asyncio.Task[None] | None = None
         self._hearer: asyncio.Task[None] | None = None
         self._closed = False
@@ -82,14 +83,9 @@ class PostgresDoorbell:
             self._hearer = _start(self._keep(self._hear, "listener"), "doorbell-listener")
 
     async def listening(self, within: timedelta) -> None:
-        """Wait until rings arrive here, if anybody listens; give up without an error."""
-        if self._hearer is None or self._heard.is_set():
-            return
-        try:
-            async with asyncio.timeout(within.total_seconds()):
-                await self._heard.wait()
-        except TimeoutError:
-            return
+        """Wait until the first attempt to listen has ended well or badly, if anybody listens."""
+        if self._hearer is not None:
+            await _set_within(self._tried, within)
 
     async def close(self) -> None:
         """Send what is still to be rung, if that is quick, and end both connections."""
@@ -122,6 +118,9 @@ class PostgresDoorbell:
                 return
             except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
                 log.warning("doorbell lost", extra={"role": role, "error": str(error)})
+            finally:
+                if role == "listener":
+                    self._tried.set()
             if self._closed:
                 return
             await asyncio.sleep(delay * random.uniform(0.5, 1))
@@ -164,6 +163,7 @@ class PostgresDoorbell:
                 for channel in (channel_of(self._identity), self._everybody):
                     await session.add_listener(channel, self._on_notify)
             self._heard.set()
+            self._tried.set()
             if self._listener is not None:
                 self._listener.doorbell_restored()
             while not await _set_within(ended, self._ping):

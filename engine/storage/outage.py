@@ -4,7 +4,6 @@ From every module that talks to PostgreSQL. The address is host, port and databa
 DSN: it ends up in messages and logs.
 """
 
-import asyncio
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -78,7 +77,7 @@ def unavailable(error: BaseException, address: Address) -> StorageUnavailable:
                 f"the login may not do this at {address} ({error}):"
                 " 'outlast grants' prints what it needs"
             )
-        case ConnectionError() | TimeoutError() | asyncio.CancelledError() | OSError():
+        case TimeoutError() | OSError():
             detail = str(error) or type(error).__name__
             what = f"PostgreSQL at {address} cannot be reached ({detail}): is it running there?"
         case _:

@@ -103,7 +103,7 @@ class Pool:
             try:
                 async with self.session() as session:
                     sent = True
-                    return await self.run(session, query, *args, within=limit)
+                    return await self._run_or_end(session, query, *args, within=limit)
             except (StorageUnavailable, *LOST) as error:
                 if isinstance(error, asyncpg.InterfaceError) and refused(error):
                     raise
@@ -117,6 +117,18 @@ class Pool:
                 again()
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, _BACKOFF_LIMIT)
+
+    async def _run_or_end(
+        self, session: Session, query: str, *args: object, within: timedelta
+    ) -> Sequence[asyncpg.Record]:
+        """As ``run``; a session that failed for a reason of its own (its server is a standby by
+        now) is not used again."""
+        try:
+            return await self.run(session, query, *args, within=within)
+        except Exception as error:
+            if not (refused(error) or transient(error)):
+                session.terminate()
+            raise
 
     async def run(
         self, session: Session, query: str, *args: object, within: timedelta | None

@@ -314,7 +314,7 @@ class Registry(Protocol):
 
     async def leave(self, runner: RunnerId) -> None: ...
     async def bury(self, runner: RunnerId, *, by: RunnerId, ttl: timedelta) -> bool:
-        """Mark it dead if its heartbeat is older than ``ttl`` and ``by`` is alive; one peer wins."""
+        """Mark it dead if its heartbeat is older than ``ttl`` and ``by`` lives; one peer wins."""
         ...
 
     async def unburied(self) -> Sequence[RunnerId]:
@@ -341,7 +341,7 @@ class ShardRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """What a user transaction must find unchanged to commit: the owner and the epoch it began in."""
+    """What a user transaction must find unchanged to commit: its owner and its epoch."""
 
     shard: ShardId
     epoch: int
@@ -355,6 +355,7 @@ class ExecutionFilter:
     statuses: Sequence[Status] = ()
     attributes: Mapping[str, object] = field(default_factory=dict[str, object])
     started_after: datetime | None = None
+    """By ``created_at``: when it was asked for, not when a runner first had it."""
     parent: Snowflake | None = None
     after: Snowflake | None = None
     """Only executions older than this one: the last of the page before."""
@@ -373,8 +374,8 @@ class DoorbellListener(Protocol):
         ...
 
     def doorbell_restored(self) -> None:
-        """The doorbell listens again after an outage: anything may have been missed, and this
-        process's waiters must be registered again."""
+        """The doorbell listens, for the first time or again: anything may have been missed, and
+        this process's waiters must be registered again."""
         ...
 
 
@@ -463,10 +464,15 @@ class Storage(Protocol):
         """Run ``work`` in a transaction with the fence checked first and its journal row inserted
         last. Returns once it is known to have committed. Raises ``OwnershipLost`` when the fence
         does not hold, what ``work`` raised after rolling back, and ``StorageUnavailable`` when it
-        is known not to have committed because the connection was lost."""
+        is known not to have committed because the connection was lost. A cancellation that comes
+        during the commit waits for it, and is dropped if it committed; while the outcome is being
+        found out on another connection it ends the call without an answer."""
         ...
 
-    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None: ...
+    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
+        """The execution whose run request has ``dedup_key("run", workflow, execution_id)``."""
+        ...
+
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
         """A page, youngest first."""
         ...

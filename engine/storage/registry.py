@@ -101,6 +101,8 @@ class PostgresRegistry:
             except LOST as error:
                 raise unavailable(error, self._connector.address) from error
         except asyncpg.PostgresError as error:
+            if self._session is not None:
+                self._session.terminate()  # its server may be a standby by now
             raise unavailable(error, self._connector.address) from error
 
     async def _once(self, name: str, *args: object) -> Sequence[asyncpg.Record]:

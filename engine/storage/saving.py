@@ -116,7 +116,10 @@ class Saving:
         return _own(saved) if reruns else saved
 
     async def _save_patiently(self, request: SaveRequest) -> Answers:
-        """Wait for the transaction that holds the key, on a session that nobody else needs."""
+        """Wait for the transaction that holds the key, on a session that nobody else needs.
+
+        It may be the request's own: one of a lost connection that is still committing.
+        """
         rerun = False
         for _ in range(_RACES):
             try:
@@ -132,7 +135,7 @@ class Saving:
                 raise unavailable(error, self._pool.connector.address) from error
             saved = saved_from(rows)
             if saved:
-                return _own(saved) if rerun else saved
+                return _own(saved)
         raise _lost_every_race()
 
     async def _wait(self, request: SaveRequest) -> Sequence[asyncpg.Record]:
