@@ -293,7 +293,10 @@ class Lane:
         if self._session is not session:
             return
         for source, _ in batch:
-            source.committed(flushed)
+            try:
+                source.committed(flushed)
+            except Exception:
+                log.exception("a commit's source failed after it", extra={"lane": self.index})
 
     def _set_aside(self, source: CommitSource, commit: Commit) -> None:
         """Try a commit that met a lock again later; the others go on without it."""

@@ -20,7 +20,8 @@ from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.core.reply import Exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, LoadedExecution, Storage
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
-from engine.workflow.resident import ResidentExecution, Services
+from engine.workflow.outgoing import Services
+from engine.workflow.resident import ResidentExecution
 
 log = logging.getLogger(__name__)
 _LOAD = 200

@@ -84,6 +84,23 @@ def deadline_of(when: float) -> datetime:
     return _EPOCH + timedelta(seconds=when)
 
 
+def waits(body: Body) -> str | None:
+    """What the body waits for, in words; None when it is nothing."""
+    found = [f"deferred {name}" for name in body.waiting_for]
+    timer = body.loop.next_timer()
+    if timer is not None:
+        found.append(f"the timer due {deadline_of(timer.deadline).isoformat()}")
+    for step in body.steps.values():
+        if step.call is not None:
+            call = step.call
+            found.append(f"the reply of {call.entity.name}/{call.id} {call.rpc.name}")
+        elif step.retry_at is not None:
+            found.append(f"attempt {step.attempt} of {step} due {step.retry_at.isoformat()}")
+        else:
+            found.append(str(step))
+    return "waits for " + ", ".join(found) if found else None
+
+
 def _apply_step(body: Body, row: JournalRow) -> None:
     key = (row.name, row.ordinal)
     if row.outcome is Outcome.CANCELLED:

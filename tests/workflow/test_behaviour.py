@@ -586,3 +586,31 @@ async def test_exiting_the_interpreter_in_a_body_fails_that_execution_only() -> 
         assert isinstance(outcome, Failed)
         assert outcome.error.type == "SystemExit"
         assert await cluster.client.execute(Echo, "still here", timeout=SECOND) == "still here"
+
+
+async def test_a_wake_up_that_races_the_suspension_is_not_lost() -> None:
+    class Waits(Workflow[int, int]):
+        go = Deferred(int)
+
+        async def execute(self, request: int) -> int:
+            return await self.go.wait()
+
+    async with TestCluster(Waits(), suspend_after=timedelta(milliseconds=100)) as cluster:
+        for turns in range(60):
+            execution = await cluster.client.start(Waits, turns)
+            asleep = asyncio.create_task(cluster.advance(SECOND))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await execution.resolve(Waits.go, turns)
+            await asleep
+            await cluster.settle()
+            assert await execution.poll() == Succeeded(turns), turns
+
+
+async def test_a_retry_that_falls_due_during_the_suspension_runs_once() -> None:
+    flaky = Flaky(failures=3)
+    async with TestCluster(flaky, suspend_after=timedelta(seconds=59, milliseconds=999)) as cluster:
+        execution = await cluster.client.start(Flaky, 1)
+        for _ in range(3000):
+            await cluster.clock.advance(timedelta(milliseconds=100))  # type: ignore[attr-defined]
+        assert await execution.poll() == Succeeded([1, 2, 3, 4])

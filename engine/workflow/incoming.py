@@ -1,0 +1,203 @@
+"""What happens to an execution, one event at a time: each becomes a journal row and goes to the body.
+
+From ``workflow.resident``, which calls these between two drains of the body's loop. What changes
+nothing (a late result, a message seen before) is settled and forgotten.
+"""
+
+import logging
+import random
+
+from engine.core.clock import Clock
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import ErrorDetails, InvalidPayload
+from engine.core.ids import Snowflake
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import (
+    Defect,
+    Exit,
+    Failure,
+    Interrupted,
+    Success,
+    Terminated,
+    decode_exit,
+    encode_error,
+)
+from engine.storage.protocol import InboxRow
+from engine.workflow.body import Body, Step
+from engine.workflow.ledger import Ledger
+from engine.workflow.outgoing import Outgoing
+from engine.workflow.replay import deadline_of
+from engine.workflow.steps import Ended, Errored, Unavailable, is_transaction
+from engine.workflow.tags import INTERRUPT, decode_text, deferred_of
+
+log = logging.getLogger(__name__)
+_draw = random.Random()
+
+
+class Incoming:
+    """Delivers events to one body. ``seen`` are the messages its journal holds already."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        body: Body,
+        ledger: Ledger,
+        outgoing: Outgoing,
+        clock: Clock,
+        seen: set[Snowflake],
+    ) -> None:
+        self._name = name
+        self._body = body
+        self._ledger = ledger
+        self._outgoing = outgoing
+        self._clock = clock
+        self._seen = seen
+
+    def ended(self, step: Step, result: Ended | Errored | Unavailable) -> None:
+        """An attempt of a step has ended."""
+        if step.future.done():
+            return
+        match result:
+            case Ended(payload, value):
+                if not is_transaction(step):  # which has written its row itself
+                    self._ledger.append_step(step, Outcome.OK, payload)
+                self._body.end_step(step, Outcome.OK, value)
+            case Errored(error, details, outcome):
+                if step.retry.retries(error, step.attempt):
+                    self._retry(step, details, outcome)
+                else:
+                    self._ledger.append_step(step, outcome, encode_error(details))
+                    self._body.end_step(step, outcome, details)
+            case Unavailable(error):
+                log.warning(
+                    "a transaction could not reach the database; the same attempt follows",
+                    extra={"execution": self._name, "step": str(step), "error": str(error)},
+                )
+                self._outgoing.again_soon(step)
+
+    def fired(self, ordinal: int) -> None:
+        """A timer's time has come."""
+        timer = self._body.loop.timers.get(ordinal)
+        if timer is None:
+            return
+        deadline = deadline_of(timer.deadline)
+        self._ledger.append(
+            JournalKind.TIMER,
+            "timer",
+            ordinal,
+            due_at=deadline,
+            at=max(self._ledger.tick(), deadline),
+        )
+        self._body.loop.fire(ordinal)
+
+    def replied(self, row: InboxRow) -> None:
+        """The exit of a call has come."""
+        step = self._outgoing.calls.pop(row.envelope.request_id, None)
+        if step is not None and row.reply is not None:
+            exit = decode_exit(row.reply.kind, row.reply.payload)
+            self.answered(step, exit, row.envelope.request_id)
+        self._ledger.settle(row.seq)
+
+    def answered(self, step: Step, exit: Exit, source: Snowflake | None) -> None:
+        """A call has its answer."""
+        if step.future.done():
+            return
+        assert step.call is not None
+        match exit:
+            case Success(value):
+                try:
+                    result = step.call.rpc.signature.result.decode(value)
+                except InvalidPayload as error:
+                    self._fail_call(step, ErrorDetails.of(error), source)
+                    return
+                self._ledger.append_step(step, Outcome.OK, value, source)
+                self._body.end_step(step, Outcome.OK, result)
+            case Failure(error) | Defect(error):
+                self._fail_call(step, error, source)
+            case Interrupted(reason) | Terminated(reason):
+                self._fail_call(step, ErrorDetails(type(exit).__name__, reason), source)
+
+    def told(self, row: InboxRow) -> None:
+        """A message to the execution has come: a resolution or an interrupt."""
+        envelope = row.envelope
+        if envelope.request_id not in self._seen:
+            self._seen.add(envelope.request_id)
+            try:
+                self._tell(envelope)
+            except InvalidPayload as error:
+                log.warning(
+                    "a message to an execution could not be read and is left out",
+                    extra={"execution": self._name, "tag": envelope.tag, "error": str(error)},
+                )
+        self._ledger.settle(row.seq)
+
+    def cancelled(self) -> None:
+        """Write down the steps the body has cancelled, and stop their attempts."""
+        body = self._body
+        while body.cancelled:
+            _, step = body.cancelled.popitem()
+            body.steps.pop(step.key, None)
+            if step.task is not None:
+                step.task.cancel()
+            self._ledger.append(
+                JournalKind.STEP,
+                step.name,
+                step.ordinal,
+                outcome=Outcome.CANCELLED,
+                digest=step.digest,
+                started_at=step.started_at,
+                at=self._ledger.at,
+            )
+
+    def replayed(self, row: JournalRow) -> None:
+        """A row of the journal has been applied to the body."""
+        self._ledger.at = max(self._ledger.at, row.at)
+        if row.kind is JournalKind.CALL and row.source is not None:
+            self._outgoing.calls[row.source] = self._body.steps[row.name, row.ordinal]
+
+    def _retry(self, step: Step, details: ErrorDetails, outcome: Outcome) -> None:
+        due = self._clock.now() + step.retry.delay(step.attempt, _draw)
+        self._ledger.append(
+            JournalKind.ATTEMPT,
+            step.name,
+            step.ordinal,
+            attempt=step.attempt,
+            outcome=outcome,
+            digest=step.digest,
+            started_at=step.started_at,
+            due_at=due,
+            payload=encode_error(details),
+        )
+        step.attempt += 1
+        step.retry_at = due
+        self._outgoing.put(step)
+
+    def _fail_call(self, step: Step, error: ErrorDetails, source: Snowflake | None) -> None:
+        self._ledger.append_step(step, Outcome.FAILED, encode_error(error), source)
+        self._body.end_step(step, Outcome.FAILED, error)
+
+    def _tell(self, envelope: EnvelopeRequest) -> None:
+        ledger, body = self._ledger, self._body
+        source, payload = envelope.request_id, envelope.payload
+        deferred = deferred_of(envelope.tag)
+        if deferred is not None and deferred[1]:
+            ledger.append(JournalKind.RESOLVED, deferred[0], 0, source=source, payload=payload)
+            body.resolve(deferred[0], payload)
+        elif deferred is not None:
+            error = ErrorDetails("Rejected", decode_text(payload))
+            ledger.append(
+                JournalKind.RESOLVED,
+                deferred[0],
+                0,
+                outcome=Outcome.FAILED,
+                source=source,
+                payload=encode_error(error),
+            )
+            body.reject(deferred[0], error)
+        elif envelope.tag == INTERRUPT:
+            reason = decode_text(payload)
+            ledger.append(JournalKind.INTERRUPT, INTERRUPT, 0, source=source, payload=payload)
+            body.interrupt(reason)
+        else:
+            raise InvalidPayload(f"this version knows no message {envelope.tag!r}")

@@ -1,0 +1,244 @@
+"""What one execution has to write, and how much of it is durable.
+
+``workflow.resident`` and its parts put journal rows, requests and state changes in; the lane of the
+shard takes them out with its next flush. The execution's clock is kept here too, since every row
+moves it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from engine.core.clock import Clock
+from engine.core.ids import ShardId, Snowflake
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.status import Status
+from engine.storage.protocol import (
+    Commit,
+    ExecutionUpdate,
+    NewReply,
+    SaveRequest,
+    StoredExecution,
+)
+from engine.workflow.body import Step
+
+
+class Ledger:
+    """The rows of one execution between its events and its flushes.
+
+    ``mark`` counts what was appended, ``durable(mark)`` says whether as much has been flushed.
+    ``moved`` is told of every step of the execution's clock. Of the inbox rows it holds, one stays
+    unsettled while the execution runs: by that row (or by its ``wake_at``) a next owner finds it.
+    """
+
+    def __init__(
+        self,
+        state: StoredExecution,
+        *,
+        last_position: int,
+        clock: Clock,
+        moved: Callable[[datetime], None],
+    ) -> None:
+        self.id: Snowflake = state.request_id
+        self.run = state.run
+        self.at = state.started_at or clock.now()
+        self.wake_at = state.wake_at
+        self.mark = 0
+        self.held: list[int] = []
+        self.reply: NewReply | None = None
+        self._clock = clock
+        self._moved = moved
+        self._position = last_position
+        self._flushed = 0
+        self._start_durable = state.started_at is not None
+        self._start_marked = False
+        self._dirty = False
+        self._rows: list[JournalRow] = []
+        self._requests: list[SaveRequest] = []
+        self._settled: list[int] = []
+        self._update: ExecutionUpdate | None = None
+        self._commit: Commit | None = None
+        self._commit_mark = 0
+        self.set_status(Status.RUNNING, flush=False)
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def tick(self) -> datetime:
+        """The time of an event being delivered now; the execution's clock never steps back."""
+        self.move(self._clock.now())
+        return self.at
+
+    def move(self, at: datetime) -> None:
+        self.at = max(self.at, at)
+        self._moved(self.at)
+
+    def append(
+        self,
+        kind: JournalKind,
+        name: str,
+        ordinal: int,
+        *,
+        at: datetime | None = None,
+        attempt: int = 1,
+        outcome: Outcome = Outcome.OK,
+        digest: int = 0,
+        started_at: datetime | None = None,
+        due_at: datetime | None = None,
+        source: Snowflake | None = None,
+        payload: bytes = b"",
+    ) -> None:
+        """Add an event; its position is given here, at delivery. ``at``: not now, but then."""
+        if at is None:
+            self.tick()
+        else:
+            self.move(at)
+        self._position += 1
+        self.mark += 1
+        self._dirty = True
+        self._rows.append(
+            JournalRow(
+                execution=self.id,
+                run=self.run,
+                position=self._position,
+                kind=kind,
+                name=name,
+                ordinal=ordinal,
+                at=self.at,
+                attempt=attempt,
+                outcome=outcome,
+                digest=digest,
+                started_at=started_at,
+                due_at=due_at,
+                source=source,
+                payload=payload,
+            )
+        )
+
+    def append_step(
+        self, step: Step, outcome: Outcome, payload: bytes, source: Snowflake | None = None
+    ) -> None:
+        """Add the end of a step."""
+        self.append(
+            JournalKind.STEP,
+            step.name,
+            step.ordinal,
+            attempt=step.attempt,
+            outcome=outcome,
+            digest=step.digest,
+            started_at=step.started_at,
+            source=source,
+            payload=payload,
+        )
+
+    def transaction_row(self, step: Step, payload: bytes) -> JournalRow:
+        """The row a transaction inserts itself; it takes its position now and is not queued."""
+        self._position += 1
+        return JournalRow(
+            execution=self.id,
+            run=self.run,
+            position=self._position,
+            kind=JournalKind.STEP,
+            name=step.name,
+            ordinal=step.ordinal,
+            at=self.tick(),
+            attempt=step.attempt,
+            digest=step.digest,
+            started_at=step.started_at,
+            payload=payload,
+        )
+
+    def request(self, request: SaveRequest) -> None:
+        self._requests.append(request)
+        self._dirty = True
+
+    def settle(self, seq: int) -> None:
+        """Delete an inbox row with the next flush, unless it is the one that is kept."""
+        if len(self.held) > 1 and seq in self.held:
+            self.held.remove(seq)
+            self._settled.append(seq)
+            self._dirty = True
+
+    def settle_all(self) -> None:
+        self._settled.extend(self.held)
+        self.held = []
+        self._dirty = True
+
+    def need_start(self) -> None:
+        """Something is about to depend on the time of the start: it counts until it is durable."""
+        if not self._start_durable and not self._start_marked:
+            self._start_marked = True
+            self.mark += 1
+            self._dirty = True
+
+    def set_status(
+        self,
+        status: Status,
+        *,
+        waiting: str | None = None,
+        finished_at: datetime | None = None,
+        flush: bool = True,
+    ) -> None:
+        """The execution's state; without ``flush`` it waits for something else to be written."""
+        self._update = ExecutionUpdate(
+            request_id=self.id,
+            run=self.run,
+            status=status,
+            started_at=self.at,
+            finished_at=finished_at,
+            wake_at=None if status.finished else self.wake_at,
+            waiting=waiting,
+        )
+        self._dirty = self._dirty or flush
+
+    def end(self, status: Status, reply: NewReply) -> None:
+        """The exit: it leaves with every row before it."""
+        self.reply = reply
+        self.settle_all()
+        self.set_status(status, finished_at=max(self.at, self._clock.now()))
+
+    # --- out --------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to write and nothing on its way."""
+        return self._dirty and self._commit is None
+
+    @property
+    def busy(self) -> bool:
+        return self._dirty or self._commit is not None
+
+    def durable(self, mark: int) -> bool:
+        return mark <= self._flushed
+
+    def collect(self, shard: ShardId) -> Commit | None:
+        """All there is to write, as one commit; None while another is on its way."""
+        if self._commit is not None:
+            return None
+        self._commit = Commit(
+            shard=shard,
+            journal=self._rows,
+            replies=[] if self.reply is None else [self.reply],
+            requests=self._requests,
+            settled=self._settled,
+            execution=self._update,
+        )
+        self._commit_mark = self.mark
+        self._clear()
+        return self._commit
+
+    def committed(self) -> Commit | None:
+        """The commit on its way has become durable."""
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            self._flushed = self._commit_mark
+            self._start_durable = self._start_durable or commit.execution is not None
+        return commit
+
+    def discard(self) -> None:
+        """The commit on its way was refused for good: forget it and what came after it."""
+        self._commit = None
+        self.reply = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows, self._requests, self._settled, self._update = [], [], [], None
+        self._dirty = False

@@ -1,0 +1,281 @@
+"""The commands of a body on their way out: attempts of steps, and calls of entities.
+
+From ``workflow.resident``, turn by turn; a step's end comes back to it as an event. Nothing starts
+here before everything the body had seen is durable.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from engine.cluster.delivery import Delivery
+from engine.cluster.shard import OwnedShard
+from engine.core.clock import Alarm, Clock
+from engine.core.codec import same_json
+from engine.core.envelope import ReplyTo
+from engine.core.errors import (
+    ConfigurationError,
+    ErrorDetails,
+    OwnershipLost,
+    PayloadConflict,
+    StorageUnavailable,
+)
+from engine.core.ids import Snowflake, SnowflakeGenerator
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import Exit, Failure
+from engine.storage.protocol import Saved, SaveRequest, Storage, StoredExecution
+from engine.workflow.body import Body, Step
+from engine.workflow.definition import Workflow
+from engine.workflow.ledger import Ledger
+from engine.workflow.step_context import StepContext
+from engine.workflow.steps import (
+    Ended,
+    Errored,
+    StepDropped,
+    Unavailable,
+    is_transaction,
+    run_activity,
+    run_transaction,
+)
+
+log = logging.getLogger(__name__)
+
+PAUSE = timedelta(milliseconds=200)
+Event = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What an execution needs from its runner."""
+
+    clock: Clock
+    delivery: Delivery
+    storage: Storage
+    ids: SnowflakeGenerator
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    call_soon: Callable[[Callable[[], None]], object]
+    await_exit: Callable[[Snowflake], Awaitable[Exit]]
+    renew_lease: Callable[[], Awaitable[None]]
+
+
+class Outgoing:
+    """Starts what the body of one execution asks for.
+
+    ``ended`` and ``answered`` take a step's end and a shared reply; ``position`` gives the journal
+    row of a transaction that is about to commit; ``look`` is called when something was left to
+    write outside a turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StoredExecution,
+        prototype: Workflow[Any, Any],
+        shard: OwnedShard,
+        ledger: Ledger,
+        services: Services,
+        ended: Callable[[Step, Ended | Errored | Unavailable], None],
+        answered: Callable[[Step, Exit, Snowflake | None], None],
+        position: Callable[[Step, bytes], "asyncio.Future[JournalRow]"],
+        look: Callable[[], None],
+    ) -> None:
+        self.calls: dict[Snowflake, Step] = {}
+        self.paused = False
+        self._state = state
+        self._name = f"{state.workflow}/{state.execution_id}"
+        self._prototype = prototype
+        self._shard = shard
+        self._ledger = ledger
+        self._services = services
+        self._ended = ended
+        self._answered = answered
+        self._position = position
+        self._look = look
+        self._waiting: deque[Step] = deque()
+        self._alarms: set[Alarm] = set()
+        self._over = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether commands wait for a flush."""
+        return bool(self._waiting)
+
+    def launch_ready(self, body: Body) -> None:
+        """Start what the body asked for, as far as everything before it is durable.
+
+        INVARIANT durable-before-command: ``mark`` counts the rows there were when the command was
+        found; it leaves when as many have been flushed.
+        """
+        while body.commands:
+            step = body.commands.popleft()
+            if is_transaction(step):
+                # Its row is written off the lane, and who finds no start looks for no journal.
+                self._ledger.need_start()
+            self.put(step)
+        while self._waiting and not self.paused and self._ledger.durable(self._waiting[0].mark):
+            step = self._waiting.popleft()
+            if not step.future.done():
+                self._launch(step)
+
+    def put(self, step: Step) -> None:
+        """Launch a step once all that is in the ledger now is durable."""
+        step.mark = self._ledger.mark
+        self._waiting.append(step)
+
+    def again_soon(self, step: Step) -> None:
+        """The same attempt once more: the database could not be asked."""
+        self._later(self._services.clock.now() + PAUSE, partial(self._start, step))
+
+    def stop(self) -> None:
+        """Start nothing any more."""
+        self._over = True
+        self._silence()
+
+    def resume(self, body: Body) -> None:
+        """Go on after a pause: what fell due meanwhile was not started."""
+        self.paused = False
+        self._silence()
+        for step in body.steps.values():
+            if step.retry_at is not None and step.task is None:
+                self.put(step)
+
+    def _silence(self) -> None:
+        for alarm in self._alarms:
+            alarm.cancel()
+        self._alarms.clear()
+
+    def existing(self, request: SaveRequest, saved: Saved) -> None:
+        """A keyed call whose key is taken: share that request's reply."""
+        step = self.calls.pop(request.envelope.request_id, None)
+        if step is None or step.future.done():
+            return
+        if saved.payload is not None and not same_json(saved.payload, request.envelope.payload):
+            error = PayloadConflict(f"the key of {step.name} was used before with other arguments")
+            self._answered(step, Failure(ErrorDetails.of(error)), None)
+            return
+        step.task = self._services.spawn(self._share(step, saved.request_id))
+
+    async def _share(self, step: Step, request_id: Snowflake) -> None:
+        exit = await self._services.await_exit(request_id)
+        step.task = None
+        self._answered(step, exit, request_id)
+
+    def _launch(self, step: Step) -> None:
+        if step.call is not None:
+            self._send(step)
+        elif step.retry_at is not None and step.retry_at > self._services.clock.now():
+            self._later(step.retry_at, partial(self._start, step))
+        else:
+            self._start(step)
+
+    # --- attempts ---------------------------------------------------------------------------------
+
+    def _start(self, step: Step) -> None:
+        # While paused it is left to the shard's next owner: the attempt has not begun.
+        if step.future.done() or self._over or self.paused:
+            return
+        if step.started_at is None:
+            step.started_at = self._services.clock.now()
+        step.retry_at = None
+        step.task = self._services.spawn(self._attempt(step))
+
+    async def _attempt(self, step: Step) -> None:
+        try:
+            result = await self._run(step)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            result = Errored(error, ErrorDetails.of(error), Outcome.FAILED)
+        except StepDropped:
+            return
+        except OwnershipLost:
+            if self._shard.alive:  # another owner took the shard, so this lane's lock is gone
+                self._shard.lane.terminate()
+            return
+        finally:
+            step.task = None
+        self._ended(step, result)
+
+    async def _run(self, step: Step) -> Ended | Errored | Unavailable:
+        state, definition = self._state, step.definition
+        assert definition is not None
+        context = StepContext(
+            execution_id=state.execution_id,
+            idempotency_key=(
+                f"{self._name}/{state.request_id}/{state.run}/{step.name}/{step.ordinal + 1}"
+            ),
+            attempt=step.attempt,
+        )
+        if not is_transaction(step):
+            return await run_activity(self._prototype, step, definition, context)
+        return await run_transaction(
+            self._prototype,
+            step,
+            definition,
+            context,
+            storage=self._services.storage,
+            fence=self._shard.fence,
+            position=self._position,
+        )
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def _send(self, step: Step) -> None:
+        """Send a call: its CALL row and the request leave in one flush."""
+        call = step.call
+        assert call is not None
+        keyed = call.key is not None or call.rpc.key is not None
+        if step.request_id is not None and not keyed:
+            return  # sent before a crash; its reply comes through the inbox
+        try:
+            request_id = self._services.ids.next()
+            envelope = call.envelope(
+                request_id,
+                shards_in=self._services.storage.shards_in,
+                payload=step.payload,
+                reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
+            )
+        except (StorageUnavailable, ConfigurationError):
+            step.task = self._services.spawn(self._prepare_and_send(step, call.entity.shard_group))
+            return
+        if step.request_id is None:
+            step.started_at = self._ledger.at
+            self._ledger.append(
+                JournalKind.CALL,
+                step.name,
+                step.ordinal,
+                digest=step.digest,
+                source=request_id,
+                at=self._ledger.at,
+            )
+        step.request_id = request_id
+        self.calls[request_id] = step
+        self._ledger.request(SaveRequest(envelope=envelope))
+
+    async def _prepare_and_send(self, step: Step, group: str) -> None:
+        """The machine id's lease has run out, or the shard group is new here: mend it, then send."""
+        try:
+            await self._services.renew_lease()
+            await self._services.storage.ensure_groups([group])
+        except (StorageUnavailable, TimeoutError, OSError) as error:
+            log.warning("a call has to wait", extra={"execution": self._name, "error": str(error)})
+            await asyncio.sleep(PAUSE.total_seconds())
+        step.task = None
+        if not self._over and not self.paused and not step.future.done():
+            self._send(step)
+        self._look()
+
+    def _later(self, when: datetime, then: Event) -> None:
+        def ring() -> None:
+            self._alarms.discard(alarm)
+            then()
+            self._look()
+
+        alarm = self._services.clock.call_at(when, ring)
+        self._alarms.add(alarm)
