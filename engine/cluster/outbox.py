@@ -7,7 +7,6 @@ save is in flight at most; what is asked meanwhile is the next batch.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Self
 
 from engine.core.errors import StorageUnavailable
@@ -111,9 +110,6 @@ class Outbox:
         self._storage.doorbell.ring_shards([request.envelope.address.shard])
 
     def _answer(self, request: SaveRequest, answer: asyncio.Future[Saved], saved: Saved) -> None:
-        if saved.outcome is SaveOutcome.EXISTS and saved.request_id == request.envelope.request_id:
-            # Stored by a first try whose outcome was lost with its connection.
-            saved = replace(saved, outcome=SaveOutcome.CREATED)
         if saved.outcome is SaveOutcome.CREATED:
             self._ring(request)
         if not answer.done():

@@ -441,7 +441,7 @@ class Storage(Protocol):
 
     async def save_on(self, connection: object, request: SaveRequest) -> Saved:
         """Store one request in the caller's own transaction: an asyncpg connection or a SQLAlchemy
-        ``AsyncSession``/``AsyncConnection`` over asyncpg. No ring: the caller's commit is his."""
+        ``AsyncSession``/``AsyncConnection`` over asyncpg. The owner is rung by that commit."""
         ...
 
     async def watch(self, requests: Sequence[Snowflake]) -> None:

@@ -76,9 +76,14 @@ class Saving:
         query = self._pool.queries["save"]
         for _ in range(_RACES):
             rows = await driver.fetch(query, *self._arguments([request]))
-            saved = saved_from(rows)
-            if saved:
-                return saved[request.envelope.request_id]
+            answers = saved_from(rows)
+            if answers:
+                saved = answers[request.envelope.request_id]
+                if saved.outcome is SaveOutcome.CREATED and self._channel is not None:
+                    # The server keeps this back until the caller commits.
+                    shard = self._groups.columns([request.envelope.address.shard])
+                    await driver.fetch(self._pool.queries["ring"], *shard, [], [])
+                return saved
         raise _lost_every_race()
 
     async def _save(self, batch: Sequence[SaveRequest], answers: Answers) -> None:

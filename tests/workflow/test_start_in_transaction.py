@@ -1,0 +1,102 @@
+"""A start on the caller's own connection happens if and only if his transaction commits."""
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from engine import ConfigurationError, NotFound, PayloadConflict, Workflow
+from engine.testing import TestCluster
+
+SOON = timedelta(seconds=4)
+
+
+class Double(Workflow[int, int]):
+    async def execute(self, request: int) -> int:
+        return request * 2
+
+
+async def test_it_starts_with_the_commit_of_an_asyncpg_transaction_without_waiting_for_a_poll(
+    dsn: str,
+) -> None:
+    connection = await asyncpg.connect(dsn)
+    async with TestCluster(Double(), dsn=dsn, poll_interval=timedelta(minutes=5)) as cluster:
+        async with connection.transaction():
+            await connection.execute("create table orders (id text)")
+            execution = await cluster.client.start(Double, 4, key="a", connection=connection)
+            with pytest.raises(NotFound):
+                await cluster.client.execution(Double, "a").poll()
+        assert await execution.join(SOON) == 8
+    await connection.close()
+
+
+async def test_a_rollback_leaves_nothing_of_it(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        transaction = connection.transaction()
+        await transaction.start()
+        await cluster.client.start(Double, 4, key="a", connection=connection)
+        await transaction.rollback()
+        with pytest.raises(NotFound):
+            await cluster.client.execution(Double, "a").poll()
+        assert await cluster.client.execute(Double, 5, key="a", timeout=SOON) == 10
+    await connection.close()
+
+
+async def test_it_starts_with_the_commit_of_a_sqlalchemy_session(dsn: str) -> None:
+    engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        async with AsyncSession(engine) as session:
+            await session.execute(text("select 1"))
+            execution = await cluster.client.start(Double, 4, key="a", connection=session)
+            await session.commit()
+        assert await execution.join(SOON) == 8
+        async with AsyncSession(engine) as session:
+            await cluster.client.start(Double, 4, key="b", connection=session)
+            await session.rollback()
+        with pytest.raises(NotFound):
+            await cluster.client.execution(Double, "b").poll()
+    await engine.dispose()
+
+
+async def test_the_same_key_with_another_request_is_refused_there_too(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        await cluster.client.start(Double, 4, key="a")
+        async with connection.transaction():
+            same = await cluster.client.start(Double, 4, key="a", connection=connection)
+            with pytest.raises(PayloadConflict):
+                await cluster.client.start(Double, 5, key="a", connection=connection)
+        assert await same.join(SOON) == 8
+    await connection.close()
+
+
+async def test_a_connection_without_a_transaction_or_of_another_kind_is_refused(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        with pytest.raises(ConfigurationError, match="no transaction is open"):
+            await cluster.client.start(Double, 4, connection=connection)
+        with pytest.raises(ConfigurationError, match="hand in an asyncpg connection"):
+            await cluster.client.start(Double, 4, connection="dsn")
+    await connection.close()
+
+
+async def test_a_start_whose_key_an_open_transaction_holds_keeps_only_itself_waiting(
+    dsn: str,
+) -> None:
+    connection = await asyncpg.connect(dsn)
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        transaction = connection.transaction()
+        await transaction.start()
+        await cluster.client.start(Double, 1, key="held", connection=connection)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(cluster.client.execute(Double, 1, key="held"))
+            for number in range(20):
+                assert await cluster.client.execute(Double, number, timeout=SOON) == number * 2
+            assert not waiting.done()
+            await transaction.commit()
+            assert await waiting == 2
+    await connection.close()
