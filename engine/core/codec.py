@@ -12,7 +12,7 @@ import typing
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Generic, NotRequired, Required, TypeVar
+from typing import Any, Generic, NotRequired, Required, TypeVar, cast
 
 from pydantic import (
     PydanticSchemaGenerationError,
@@ -26,6 +26,9 @@ from typing_extensions import TypedDict
 from engine.core.errors import ConfigurationError, InvalidPayload
 
 T = TypeVar("T")
+_NO_KEYS = frozenset({"tuple", "list", "dict", "model", "dataclass", "typed-dict", "frozenset"})
+_NO_VALUES = {"callable": "a callable", "is-subclass": "a class"}
+_NO_SCHEMA = frozenset({"default", "expected", "metadata"})
 _PLAIN: tuple[object, ...] = (str, int, float, bool, type(None))
 
 
@@ -208,14 +211,43 @@ def _hashable_adapter(annotation: Any) -> TypeAdapter[Any]:
 def _adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
     try:
         try:
-            return _hashable_adapter(annotation)
+            adapter = _hashable_adapter(annotation)
         except TypeError:
-            return TypeAdapter(annotation)
+            adapter = TypeAdapter(annotation)
+        wrong = _not_json(adapter.core_schema)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
-        raise ConfigurationError(
-            f"{what} has a type that JSON cannot carry: {_first_line(error)};"
-            " use plain JSON types, dataclasses, TypedDicts or pydantic models"
-        ) from error
+        raise _refusal(what, _first_line(error)) from error
+    if wrong is not None:
+        raise _refusal(what, wrong)
+    return adapter
+
+
+def _refusal(what: str, wrong: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} has a type that JSON cannot carry: {wrong};"
+        " use plain JSON types, dataclasses, TypedDicts or pydantic models"
+    )
+
+
+def _not_json(schema: object) -> str | None:
+    """What in a pydantic schema can be validated but not stored and read again, if anything."""
+    if isinstance(schema, list | tuple):
+        parts = list(cast("list[object]", schema))
+    elif isinstance(schema, dict):
+        node = cast("dict[str, Any]", schema)
+        kind = node.get("type")
+        if "serialization" in node:
+            return None  # its author has seen to it
+        if kind == "dict" and node.get("keys_schema", {}).get("type") in _NO_KEYS:
+            return f"a dict whose keys are of type {node['keys_schema']['type']}"
+        if kind in _NO_VALUES:
+            return _NO_VALUES[kind]
+        parts = [part for name, part in node.items() if name not in _NO_SCHEMA]
+        if kind == "json-or-python":
+            parts = [node["json_schema"]]
+    else:
+        return None
+    return next((wrong for part in parts if (wrong := _not_json(part)) is not None), None)
 
 
 def _first_line(error: Exception) -> str:
