@@ -92,12 +92,14 @@ async def test_a_login_that_may_only_read_can_inspect(
             assert await storage.find("Fulfil", "o-1") is not None
             assert len(await storage.executions(ExecutionFilter(), limit=5)) == 1
             assert len(await storage.shards()) == 12
+
+            async def one_session() -> bool:
+                count = "select count(*) from pg_stat_activity where usename = $1"
+                return await sql.fetchval(count, role) == 1
+
+            await eventually(one_session)
             with pytest.raises(StorageUnavailable, match="grants"):
                 await storage.save([message()])
-            sessions = await sql.fetchval(
-                "select count(*) from pg_stat_activity where usename = $1", role
-            )
-            assert sessions == 1
     finally:
         await sql.execute(f"drop owned by {role}; drop role {role}")
 
