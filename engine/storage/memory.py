@@ -165,7 +165,6 @@ class MemoryStorage:
             row = await work(MemoryTransaction())
             await self._travel()
             connection.commit(row)
-        await asyncio.sleep(0)
 
     async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
         await self._travel()

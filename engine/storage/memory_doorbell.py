@@ -35,6 +35,7 @@ class MemoryDoorbell:
         self._loop = asyncio.get_running_loop()
         if self._notifications:
             self._database.hearers[self] = None
+            self.hear_restored()
 
     def close(self) -> None:
         self._database.forget(self)
@@ -46,6 +47,8 @@ class MemoryDoorbell:
 
     def listen(self, listener: DoorbellListener) -> None:
         self._listeners.append(listener)
+        if self._loop is not None:
+            self._loop.call_soon(self._begin, listener)
 
     # --- ringing --------------------------------------------------------------------------------
 
@@ -107,6 +110,10 @@ class MemoryDoorbell:
         """Told by the database, from wherever it was broken: pass it on in a turn of its own."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon(self._restored)
+
+    def _begin(self, listener: DoorbellListener) -> None:
+        if self.healthy:
+            listener.doorbell_restored()
 
     def _restored(self) -> None:
         if self.healthy:

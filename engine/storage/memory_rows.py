@@ -13,7 +13,7 @@ from datetime import timedelta
 from itertools import islice
 
 from engine.core.clock import Clock
-from engine.core.envelope import EnvelopeRequest
+from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId, Snowflake
 from engine.core.journal import JournalRow
@@ -53,7 +53,6 @@ class MemoryRows:
         self._exits: dict[Snowflake, StoredReply] = {}
         self._executions: dict[Snowflake, StoredExecution] = {}
         self._by_age: list[Snowflake] = []
-        self._by_name: dict[tuple[str, str], Snowflake] = {}
         self._journal: dict[Snowflake, dict[tuple[int, int], JournalRow]] = {}
         self._waiting: Counter[Snowflake] = Counter()
 
@@ -146,8 +145,6 @@ class MemoryRows:
     def _start(self, execution: StoredExecution) -> None:
         self._executions[execution.request_id] = execution
         insort(self._by_age, execution.request_id)
-        name = execution.workflow, execution.execution_id
-        self._by_name[name] = max(execution.request_id, self._by_name.get(name, Snowflake(0)))
 
     def _deliver(
         self,
@@ -291,7 +288,7 @@ class MemoryRows:
         return None if stored is None else replace(stored, runner=self._shards[stored.shard].runner)
 
     def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
-        request_id = self._by_name.get((workflow, execution_id))
+        request_id = self._dedup.get(dedup_key("run", workflow, execution_id))
         return None if request_id is None else self.execution(request_id)
 
     def page(self, filter: ExecutionFilter, limit: int) -> list[StoredExecution]:

@@ -91,6 +91,7 @@ class Ear:
         self.shards: set[ShardId] = set()
         self.replies: set[Snowflake] = set()
         self.topology = 0
+        self.restored = 0
 
     def shards_rung(self, shards: Sequence[ShardId]) -> None:
         self.shards.update(shards)
@@ -102,7 +103,7 @@ class Ear:
         self.topology += 1
 
     def doorbell_restored(self) -> None:
-        """Not asked for here."""
+        self.restored += 1
 
 
 async def save_one(process: Process, request: SaveRequest) -> SaveRequest:
@@ -1123,6 +1124,15 @@ async def test_ringing_a_shard_wakes_its_owner_only(world: World) -> None:
     assert ears[id(other)].shards == set()
 
 
+async def test_whoever_begins_to_listen_is_told_when_rings_begin_to_arrive(world: World) -> None:
+    process, ear = await world.process(), Ear()
+
+    process.storage.doorbell.listen(ear)
+
+    assert ear.restored == 0
+    await eventually(lambda: ear.restored == 1 and process.storage.doorbell.healthy)
+
+
 async def test_ringing_the_topology_wakes_everybody(world: World) -> None:
     processes = [await world.process() for _ in range(3)]
     ears = [Ear() for _ in processes]
@@ -1469,6 +1479,29 @@ async def test_what_a_transaction_raises_rolls_it_back(process: Process, lane: L
     with pytest.raises(ZeroDivisionError):
         await process.storage.transact(Fence(shard=ONE, epoch=1, runner=process.runner), work)
 
+    await lane.release([ONE])
+    assert await lane.acquire([ONE]) == {ONE: 2}
+
+
+async def test_a_cancelled_transaction_is_rolled_back_and_lets_go_of_its_shard(
+    process: Process, lane: LaneSession
+) -> None:
+    begun = asyncio.Event()
+    row = step(next_id(), 1)
+
+    async def work(transaction: Transaction) -> JournalRow:
+        begun.set()
+        await asyncio.Event().wait()
+        return row
+
+    fence = Fence(shard=ONE, epoch=1, runner=process.runner)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(process.storage.transact(fence, work))
+        await begun.wait()
+        task.cancel()
+
+    assert task.cancelled()
+    assert list(await process.storage.history(row.execution)) == []
     await lane.release([ONE])
     assert await lane.acquire([ONE]) == {ONE: 2}
 
