@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from engine.client import Client
 from engine.cluster.delivery import Delivery
-from engine.cluster.entity import Entity, EntityHost
+from engine.cluster.entity import Entity, EntityHost, check_handlers
 from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
 from engine.cluster.ownership import Ownership
@@ -78,7 +78,9 @@ class Runner:
                     f"two definitions are registered as {prototype.name!r}; give one another name"
                 )
             if isinstance(prototype, Workflow):
-                definition_of(type(prototype)).check()
+                definition_of(type(prototype)).check(prototype)
+            else:
+                check_handlers(type(prototype))
             self._registered[prototype.name] = prototype
             if self._incarnation is not None:
                 self._incarnation.serve(prototype)

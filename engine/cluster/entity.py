@@ -39,7 +39,7 @@ class Entity:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        refuse_reserved(cls, _RESERVED, _OPTIONS)
+        refuse_reserved(cls, Entity, reserved=_RESERVED, options=_OPTIONS)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
         definition_name(cls.name, what=f"entity {cls.__qualname__}")
@@ -60,7 +60,7 @@ class Entity:
 
 
 _OPTIONS = frozenset({"name", "shard_group", "max_idle", "concurrency"})
-_RESERVED = frozenset(vars(Entity)) | _OPTIONS
+_RESERVED = frozenset(name for name in vars(Entity) if not name.startswith("__")) - _OPTIONS
 
 
 def rpcs_of(entity: type[Entity]) -> dict[str, RpcDefinition]:
@@ -78,6 +78,14 @@ def rpcs_of(entity: type[Entity]) -> dict[str, RpcDefinition]:
     return found
 
 
+def check_handlers(entity: type[Entity]) -> dict[str, RpcDefinition]:
+    """The handlers, with every codec built: a type that cannot be stored is refused here."""
+    found = rpcs_of(entity)
+    for definition in found.values():
+        _ = definition.signature
+    return found
+
+
 class EntityHost:
     """Runs the messages of one entity type on this runner (a ``MessageHost``)."""
 
@@ -90,9 +98,7 @@ class EntityHost:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self.prototype = prototype
-        self._rpcs = rpcs_of(type(prototype))
-        for definition in self._rpcs.values():
-            _ = definition.signature  # a type that cannot be encoded is refused here, not later
+        self._rpcs = check_handlers(type(prototype))
         self._delivery = delivery
         self.clock = clock
         self._spawn = spawn

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from engine.core.errors import StorageUnavailable
+from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest, Storage
 
@@ -87,6 +87,10 @@ class Outbox:
         try:
             saved = await self._storage.save([request for request, _ in batch])
         except Exception as error:  # noqa: BLE001 -- the callers get it, the loop goes on
+            if len(batch) > 1 and isinstance(error, InvalidPayload | ConfigurationError):
+                for each in batch:  # one bad request spoils nobody else's
+                    await self._save([each])
+                return
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)

@@ -10,9 +10,10 @@ from uuid import UUID
 
 from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
+from engine.cluster.rpc import rpc_of
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError
-from engine.core.names import definition_name, refuse_reserved
+from engine.core.names import definition_name, refuse_hidden, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.deferred import Deferred
 from engine.workflow.step_context import StepContext, current_step
@@ -42,7 +43,9 @@ class Workflow(Generic[In, Out]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        refuse_reserved(cls, _RESERVED, _OVERRIDABLE)
+        refuse_reserved(
+            cls, Workflow, reserved=_RESERVED, options=_OPTIONS, overridable=_OVERRIDABLE
+        )
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
         definition_name(cls.name, what=f"workflow {cls.__qualname__}")
@@ -119,9 +122,12 @@ class Workflow(Generic[In, Out]):
         return body
 
 
-_OVERRIDABLE = frozenset({"name", "version", "shard_group", "key", "execute"})
-_RESERVED = frozenset(name for name in vars(Workflow) if not name.startswith("__")) | frozenset(
-    {"name"}
+_OPTIONS = frozenset({"name", "version", "shard_group"})
+_OVERRIDABLE = frozenset({"key", "execute"})
+_RESERVED = (
+    frozenset(name for name in vars(Workflow) if not name.startswith("__"))
+    - _OPTIONS
+    - _OVERRIDABLE
 )
 
 
@@ -150,6 +156,12 @@ class WorkflowDefinition:
         for attribute in dir(cls):
             value: object = getattr(cls, attribute, None)
             step = step_of(value)
+            if rpc_of(value) is not None or (step is not None and attribute in _OVERRIDABLE):
+                raise ConfigurationError(
+                    f"{cls.__qualname__}.{attribute} cannot be a step or handler;"
+                    " steps are methods of another name marked @activity or @transaction, and"
+                    " handlers marked @rpc belong to an Entity"
+                )
             if step is not None and self.steps.setdefault(step.name, step) is not step:
                 raise ConfigurationError(
                     f"{cls.__qualname__} has two steps named {step.name!r};"
@@ -158,8 +170,10 @@ class WorkflowDefinition:
             if isinstance(value, Deferred):
                 self.deferreds[attribute] = value  # pyright: ignore[reportUnknownMemberType]
 
-    def check(self) -> None:
+    def check(self, prototype: Workflow[Any, Any] | None = None) -> None:
         """Build every codec now: a type that cannot be stored is refused at registration."""
+        if prototype is not None:
+            refuse_hidden(prototype, Workflow, reserved=_RESERVED)
         for step in self.steps.values():
             _ = step.signature
         for deferred in self.deferreds.values():
@@ -190,19 +204,29 @@ def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
             f"the annotations of {cls.__qualname__}.execute cannot be resolved: {error};"
             " import the types it names at the top of its module, not under TYPE_CHECKING"
         ) from error
-    result = hints.pop("return", Any)
-    request = next(iter(hints.values()), Any)
-    declared = next(
-        (
-            typing.get_args(base)
-            for each in cls.__mro__
-            for base in getattr(each, "__orig_bases__", ())
-            if typing.get_origin(base) is Workflow
-        ),
-        (),
-    )
-    types = [
-        declared[i] if isinstance(found, TypeVar) and i < len(declared) else found
-        for i, found in enumerate((request, result))
-    ]
-    return types[0], types[1]
+    known = _parameters(cls)
+    result = hints.pop("return", Out)
+    request = next(iter(hints.values()), In)
+    return _substitute(request, known), _substitute(result, known)
+
+
+def _parameters(cls: type) -> dict[object, Any]:
+    """What the type variables of a class's generic bases stand for, from the top down."""
+    known: dict[object, Any] = {}
+    for each in cls.__mro__:
+        for base in vars(each).get("__orig_bases__", ()):
+            origin = typing.get_origin(base)
+            for variable, given in zip(
+                getattr(origin, "__parameters__", ()), typing.get_args(base), strict=False
+            ):
+                known.setdefault(variable, _substitute(given, known))
+    return known
+
+
+def _substitute(annotation: Any, known: dict[object, Any]) -> Any:
+    if isinstance(annotation, TypeVar):
+        return known.get(annotation, Any)
+    variables = getattr(annotation, "__parameters__", ())
+    if not variables or isinstance(annotation, type):
+        return annotation
+    return annotation[tuple(known.get(variable, Any) for variable in variables)]

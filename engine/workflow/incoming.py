@@ -1,4 +1,4 @@
-"""What happens to an execution, one event at a time: each becomes a journal row and goes to the body.
+"""What happens to an execution: each event becomes a journal row and goes to the body.
 
 From ``workflow.resident``, which calls these between two drains of the body's loop. What changes
 nothing (a late result, a message seen before) is settled and forgotten.

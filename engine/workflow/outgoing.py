@@ -259,7 +259,7 @@ class Outgoing:
         self._ledger.request(SaveRequest(envelope=envelope))
 
     async def _prepare_and_send(self, step: Step, group: str) -> None:
-        """The machine id's lease has run out, or the shard group is new here: mend it, then send."""
+        """The machine id's lease has run out, or the group is new here: mend it, then send."""
         try:
             await self._services.renew_lease()
             await self._services.storage.ensure_groups([group])

@@ -444,7 +444,7 @@ class ResidentExecution:
         self._submit()
 
     def _suspended(self) -> None:
-        """The suspension is durable; what came meanwhile holds a row of its own and goes on here."""
+        """The suspension is durable; what came meanwhile has a row of its own and goes on here."""
         self._suspending = False
         wake_at, body = self._ledger.wake_at, self._body
         if body is not None and (self._events or self._ledger.held):

@@ -92,7 +92,9 @@ class Branches(Workflow[int, list[int]]):
         return value
 
 
-async def replayed(prototype: Branches, execution: Execution[list[int]], rows: Sequence[JournalRow]) -> object:
+async def replayed(
+    prototype: Branches, execution: Execution[list[int]], rows: Sequence[JournalRow]
+) -> object:
     """The result that the journal alone gives."""
     info = await execution.describe()
     assert info.started_at is not None
@@ -114,7 +116,7 @@ async def replayed(prototype: Branches, execution: Execution[list[int]], rows: S
                 replay.apply(body, row)
             assert body.loop.drain()
             done.set_result(body.task.result())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- the test gets it
             done.set_exception(error)
         finally:
             body.close()

@@ -1,6 +1,7 @@
 """Code that changed under a running execution is noticed, blocks it, and harms nothing."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,9 +152,8 @@ async def test_a_changed_body_blocks_with_expected_found_and_line_and_goes_on_on
 
 def source_line(why: str) -> str:
     """The line of this file that the message points at."""
-    number = int(why.split(f"{__file__}:")[1].split()[0])
-    with open(__file__, encoding="utf-8") as source:
-        lines = source.readlines()
+    number = int(why.split(f"{__file__}:")[1].split(maxsplit=1)[0])
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(lines[number - 1 : number + 1])
 
 

@@ -44,13 +44,19 @@ class Books(Workflow[int, int]):
         self.runs += 1
         await tx.execute("insert into effects values ($1, $2)", self.execution_id, n)
         rows = await tx.fetch("select n from effects where who = $1", self.execution_id)
-        one = await tx.fetchrow("select count(*) as many from effects where who = $1", self.execution_id)
+        one = await tx.fetchrow(
+            "select count(*) as many from effects where who = $1", self.execution_id
+        )
         assert one is not None
         assert one["many"] == len(rows) == 1
-        return int(await tx.fetchval("select sum(n) from effects where who = $1", self.execution_id))
+        return int(
+            await tx.fetchval("select sum(n) from effects where who = $1", self.execution_id)
+        )
 
 
-async def test_the_effect_and_the_step_are_there_once(dsn: str, effects: asyncpg.Connection) -> None:
+async def test_the_effect_and_the_step_are_there_once(
+    dsn: str, effects: asyncpg.Connection
+) -> None:
     async with TestCluster(Books(), dsn=dsn) as cluster:
         assert await cluster.client.execute(Books, 7, key="a", timeout=LIMIT) == 7
         assert await effects.fetch("select * from effects") == [("a", 7)]
@@ -165,7 +171,9 @@ async def test_many_transactions_of_one_execution_at_once_each_take_effect_once(
             await asyncio.sleep(0.02)
             await cluster.crash()
         assert [await h.join(LIMIT) for h in handles] == [190] * 5
-        rows = await effects.fetch("select who, count(*), count(distinct n) from effects group by who")
+        rows = await effects.fetch(
+            "select who, count(*), count(distinct n) from effects group by who"
+        )
         assert sorted(rows) == [(f"m{i}", 20, 20) for i in range(5)]
         for handle in handles:
             assert len(await handle.history()) == 20
