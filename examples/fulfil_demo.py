@@ -193,6 +193,10 @@ async def show(day: Day, dsn: str) -> None:
     await outlast(dsn, "ls", "--limit", "8")
     say(f"{survivor} was cut off by the kill. Its journal:")
     await outlast(dsn, "show", f"Fulfil/{survivor}")
+    seen = "select pid, answered from calls where key like ? order by id"
+    print(f"\nWhat the provider saw of {survivor}, all under one idempotency key:")
+    for pid, answered in day.gateway.read(seen, f"Fulfil/{survivor}/%"):
+        print(f"  a call from process {pid}, {'answered' if answered else 'cut off'}")
 
 
 def say(sentence: str) -> None:

@@ -150,17 +150,20 @@ async def shared_out(dsn: str, processes: list[RunnerProcess], *, seconds: float
 
 async def outlast(dsn: str, *arguments: str) -> None:
     """Run ``outlast`` with these arguments, as anybody would in a shell."""
+    if not sys.stdout.isatty():
+        arguments = (*arguments, "--table")  # into a file or pipe it would write JSON
     print(f"\n$ outlast {' '.join(arguments)}", flush=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli", *arguments, cwd=ROOT, env=environment(dsn)
     )
-    await process.wait()
+    if await process.wait() != 0:
+        raise RuntimeError(f"outlast ended with exit code {process.returncode}")
 
 
 def environment(dsn: str, **more: str) -> dict[str, str]:
     """This process's variables, its settings of the engine replaced."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTLAST_")}
-    return kept | QUICK | more | {"OUTLAST_DSN": dsn}
+    return {"COLUMNS": "100"} | kept | QUICK | more | {"OUTLAST_DSN": dsn}
 
 
 async def until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
