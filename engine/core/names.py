@@ -26,11 +26,33 @@ def entity_id(id: object, *, what: str) -> str:
     return id if len(id) <= _ID_LIMIT else f"sha256:{hashlib.sha256(id.encode()).hexdigest()}"
 
 
-def refuse_reserved(cls: type, reserved: frozenset[str], allowed: frozenset[str]) -> None:
-    """Refuse a class attribute that would hide one the base class gives a meaning."""
-    for name in cls.__dict__:
-        if name in reserved and name not in allowed and not name.startswith("__"):
-            raise ConfigurationError(
-                f"{cls.__qualname__}.{name} hides {name} of the base class; rename it, for example"
-                f" to {name}_"
-            )
+def refuse_reserved(
+    cls: type,
+    base: type,
+    *,
+    reserved: frozenset[str],
+    options: frozenset[str],
+    overridable: frozenset[str] = frozenset(),
+) -> None:
+    """Refuse an attribute of a class, or of its mixins, that would hide one ``base`` gives a
+    meaning. ``options`` may be set to plain values, what is ``overridable`` to methods as well."""
+    for each in cls.__mro__[: cls.__mro__.index(base)]:
+        for name, value in vars(each).items():
+            if name in overridable or (name in options and not callable(value)):
+                continue
+            if name in reserved or name in options:
+                raise _hides(f"{each.__qualname__}.{name}", name, base)
+
+
+def refuse_hidden(prototype: object, base: type, *, reserved: frozenset[str]) -> None:
+    """Refuse an attribute of an object, set in its ``__init__``, that hides one of ``base``."""
+    for name in vars(prototype):
+        if name in reserved:
+            raise _hides(f"self.{name} of {type(prototype).__qualname__}", name, base)
+
+
+def _hides(what: str, name: str, base: type) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} hides {base.__name__}.{name}, which has a meaning of its own; rename it, for"
+        f" example to {name}_"
+    )

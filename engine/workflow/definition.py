@@ -204,23 +204,25 @@ def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
             f"the annotations of {cls.__qualname__}.execute cannot be resolved: {error};"
             " import the types it names at the top of its module, not under TYPE_CHECKING"
         ) from error
-    known = _parameters(cls)
-    result = hints.pop("return", Out)
-    request = next(iter(hints.values()), In)
+    declared = _variables(cls, Workflow, {})
+    result = hints.pop("return", declared[Out])
+    request = next(iter(hints.values()), declared[In])
+    author = next(each for each in cls.__mro__ if "execute" in vars(each))
+    known = _variables(cls, author, {})
     return _substitute(request, known), _substitute(result, known)
 
 
-def _parameters(cls: type) -> dict[object, Any]:
-    """What the type variables of a class's generic bases stand for, from the top down."""
-    known: dict[object, Any] = {}
-    for each in cls.__mro__:
-        for base in vars(each).get("__orig_bases__", ()):
-            origin = typing.get_origin(base)
-            for variable, given in zip(
-                getattr(origin, "__parameters__", ()), typing.get_args(base), strict=False
-            ):
-                known.setdefault(variable, _substitute(given, known))
-    return known
+def _variables(cls: type, ancestor: type, known: dict[object, Any]) -> dict[object, Any]:
+    """What the type variables of a generic ancestor stand for in a class."""
+    if cls is ancestor:
+        return {each: known.get(each, Any) for each in getattr(cls, "__parameters__", ())}
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin = typing.get_origin(base) or base
+        if isinstance(origin, type) and issubclass(origin, ancestor):
+            given = [_substitute(each, known) for each in typing.get_args(base)]
+            names = getattr(origin, "__parameters__", ())
+            return _variables(origin, ancestor, dict(zip(names, given, strict=False)))
+    return {}
 
 
 def _substitute(annotation: Any, known: dict[object, Any]) -> Any:
