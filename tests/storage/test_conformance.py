@@ -1138,6 +1138,7 @@ async def test_ringing_the_topology_wakes_everybody(world: World) -> None:
     ears = [Ear() for _ in processes]
     for process, ear in zip(processes, ears, strict=True):
         process.storage.doorbell.listen(ear)
+    await eventually(lambda: all(process.storage.doorbell.healthy for process in processes))
 
     processes[0].storage.doorbell.ring_topology()
 
