@@ -167,9 +167,13 @@ def _handle_class(entity: type[E]) -> type[E]:
 def _make_handle_class(entity: type[Entity]) -> type:
 
     def guarded(self: Any, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name.startswith("__") or rpc_of(value) is not None:
-            return value
+        if name.startswith("__") or rpc_of(getattr(entity, name, None)) is not None:
+            return object.__getattribute__(self, name)
+        if not hasattr(entity, name):
+            raise AttributeError(
+                f"{entity.__name__} has no handler {name!r}; what an entity keeps on itself is"
+                " reached through its handlers only"
+            )
         raise NotRegistered(
             f"{entity.__name__}.{name} is not marked @rpc, so it cannot be reached from outside;"
             " mark the method @rpc, or add a handler that returns what you need"
