@@ -1,0 +1,95 @@
+"""Ten thousand executions asleep: no memory while they sleep, none awake too early."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from engine import Client, Settings
+from tests.chaos.app import Job, Sleeper
+from tests.chaos.cluster import Cluster, Process, cluster
+from tests.eventually import eventually
+
+log = logging.getLogger(__name__)
+
+FEW, MANY = 100, 10_000
+MEGABYTE = 1 << 20
+WOKEN = """
+    select count(*) as woken, count(distinct execution) as executions,
+           count(*) filter (where at < due) as early,
+           coalesce(max(extract(epoch from at - due)), 0)::float as latest,
+           coalesce(avg(extract(epoch from at - due)), 0)::float as late
+    from woken
+"""
+ASLEEP = """
+    select count(*) from engine.executions
+    where status = 2 and wake_at is not null and workflow = 'Sleeper'
+"""
+
+
+async def put_to_sleep(
+    chaos: Cluster, client: Client, numbers: range, *, until: datetime
+) -> None:
+    """Start executions that sleep until about then, and wait until they are out of memory."""
+    for first in range(numbers.start, numbers.stop, 1000):
+        batch = range(first, min(first + 1000, numbers.stop))
+        left = (until - datetime.now(UTC)).total_seconds()
+        jobs = [Job(id=f"s{n}", number=n, pause=left + n % 100 / 20) for n in batch]
+        await asyncio.gather(*(client.start(Sleeper, job) for job in jobs))
+
+    async def asleep() -> bool:
+        return await chaos.database.fetchval(ASLEEP) == numbers.stop
+
+    await eventually(asleep, timeout=60, every=0.2)
+
+
+async def fresh(chaos: Cluster, runner: Process) -> Process:
+    """Another runner in the place of this one."""
+    await runner.kill()
+    (started,) = await chaos.start_runners(1)
+    await asyncio.sleep(3)  # it has looked at all of its shards, more than once
+    assert started.resident == 0
+    return started
+
+
+@pytest.mark.timeout(240)
+async def test_ten_thousand_asleep_take_no_memory_and_wake_on_time(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with (
+        cluster(dsn, tmp_path, heartbeat_interval=0.5, time_to_live=3) as chaos,
+        Client(Settings(dsn=dsn)) as client,
+    ):
+        (runner,) = await chaos.start_runners(1)
+        until = datetime.now(UTC) + timedelta(seconds=60)
+        await put_to_sleep(chaos, client, range(FEW), until=until)
+        await eventually(lambda: runner.resident == 0)
+        after_few = runner.rss
+        runner = await fresh(chaos, runner)
+        beside_few = runner.rss
+
+        await put_to_sleep(chaos, client, range(FEW, MANY), until=until)
+        assert datetime.now(UTC) < until, "the machine is too slow for this test's times"
+        await eventually(lambda: runner.resident == 0)
+        after_many = runner.rss
+        runner = await fresh(chaos, runner)
+        beside_many = runner.rss
+        assert datetime.now(UTC) < until, "the machine is too slow for this test's times"
+        sizes = [size // MEGABYTE for size in (after_few, after_many, beside_few, beside_many)]
+        log.info("numbers: MB after %d, after %d, beside them: %s", FEW, MANY, sizes)
+        # One that has only ever seen them asleep has nothing of them ...
+        assert beside_many < beside_few + 8 * MEGABYTE
+        # ... and one that put them to sleep keeps what its allocator does not give back.
+        assert after_many < after_few + 96 * MEGABYTE
+
+        async def all_woken() -> bool:
+            return await chaos.database.fetchval("select count(*) from woken") >= MANY
+
+        await eventually(all_woken, timeout=90, every=0.5)
+        woken = dict(await chaos.database.fetchrow(WOKEN))
+        log.info("numbers: %s", woken)
+        assert woken["woken"] == woken["executions"] == MANY
+        assert woken["early"] == 0
+        assert woken["latest"] < 15
