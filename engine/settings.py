@@ -1,5 +1,6 @@
 """Everything that can be set, from arguments or ``OUTLAST_…`` variables, checked at once."""
 
+import re
 import warnings
 from contextlib import suppress
 from datetime import timedelta
@@ -12,9 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.core.errors import ConfigurationError
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore", UserWarning
-    )  # "schema" is the right name, whatever BaseModel had
+    # "schema" is the right name, whatever BaseModel had
+    warnings.simplefilter("ignore", UserWarning)
 
     class Settings(BaseSettings):
         """Settings of a client or runner; each is also the variable ``OUTLAST_<NAME>``.
@@ -119,13 +119,14 @@ def without_password(dsn: str) -> str:
         password = parts.password
     except ValueError:
         return "(unreadable)"
-    return dsn.replace(f":{password}@", ":***@") if password else dsn
+    shown = dsn.replace(f":{password}@", ":***@") if password else dsn
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", shown)
 
 
 def _explain(error: ValidationError) -> str:
     lines: list[str] = []
     for each in error.errors(include_url=False, include_input=False):
-        field = ".".join(str(part) for part in each["loc"])
+        field = str(each["loc"][0]) if each["loc"] else ""
         name = f"{field} (variable OUTLAST_{field.upper()})" if field else "settings"
         if each["type"] == "extra_forbidden":
             lines.append(f"{field}: there is no such setting; remove it")
