@@ -7,16 +7,16 @@ client and by the CLI.
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Final
 
 from engine.core.errors import NotFound
 from engine.core.ids import Snowflake
-from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.journal import JournalRow
 from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
 from engine.core.status import Status
 from engine.outcome import ExecutionInfo, JournalEvent
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
+from engine.why import Situation, why
 
 _PAGE: Final = 200
 
@@ -35,14 +35,20 @@ async def describe(storage: Storage, execution: StoredExecution) -> ExecutionInf
     """Everything about one execution, its ``why``, result and error included."""
     info = summary(execution)
     if execution.status.finished:
-        return await _with_exit(storage, info)
+        return _ended(info, await exit_of(storage, info.request_id))
     rows = await storage.history(execution.request_id)
     journal = [row for row in rows if row.run == execution.run]
-    waiting = await storage.waiting_rows(execution.request_id)
+    request = await storage.request(execution.request_id)
+    runners = {row.id: row for row in await storage.runners()}
+    situation = Situation(
+        execution=execution,
+        journal=journal,
+        queued=await storage.waiting_rows(execution.request_id),
+        owner=runners.get(execution.runner) if execution.runner is not None else None,
+        starts_at=None if request is None else request.deliver_at,
+    )
     return replace(
-        info,
-        attempts=max((row.attempt for row in journal), default=0),
-        why=_why(execution, journal, waiting, now=max((row.at for row in journal), default=None)),
+        info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)
     )
 
 
@@ -54,8 +60,8 @@ async def executions(
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
-        for execution in page:
-            yield summary(execution)
+        for info in await _with_exits(storage, [summary(execution) for execution in page]):
+            yield info
         if len(page) < size:
             return
         wanted = replace(wanted, after=page[-1].request_id)
@@ -112,7 +118,7 @@ def summary(execution: StoredExecution) -> ExecutionInfo:
         parent=execution.parent,
         runner=execution.runner,
         shard=execution.shard,
-        why=_why(execution, (), 0, now=None),
+        why=why(Situation(execution=execution)),
         attributes=attributes if isinstance(attributes, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
     )
 
@@ -125,8 +131,20 @@ async def exit_of(storage: Storage, request_id: Snowflake) -> Exit | None:
     return None
 
 
-async def _with_exit(storage: Storage, info: ExecutionInfo) -> ExecutionInfo:
-    match await exit_of(storage, info.request_id):
+async def _with_exits(storage: Storage, infos: Sequence[ExecutionInfo]) -> list[ExecutionInfo]:
+    """A page with the errors and reasons of those that did not succeed, by one query."""
+    ended = [info for info in infos if info.status.finished and info.status is not Status.SUCCEEDED]
+    replies = await storage.replies([info.request_id for info in ended]) if ended else ()
+    exits = {
+        reply.request_id: decode_exit(reply.kind, reply.payload)
+        for reply in replies
+        if reply.kind is not ReplyKind.CHUNK
+    }
+    return [_ended(info, exits.get(info.request_id)) for info in infos]
+
+
+def _ended(info: ExecutionInfo, exit: Exit | None) -> ExecutionInfo:
+    match exit:
         case None:
             return info
         case Success(value):
@@ -136,61 +154,3 @@ async def _with_exit(storage: Storage, info: ExecutionInfo) -> ExecutionInfo:
         case ended:
             because = f": {ended.reason}" if ended.reason else ""
             return replace(info, why=f"it was {info.status}{because}")
-
-
-def _why(
-    execution: StoredExecution,
-    journal: Sequence[JournalRow],
-    waiting: int,
-    *,
-    now: datetime | None,
-) -> str:
-    owner = f"runner {execution.runner}" if execution.runner else None
-    match execution.status:
-        case Status.SCHEDULED if owner is None:
-            return (
-                f"it waits for a runner: nobody owns shard {execution.shard};"
-                " start one with 'outlast run'"
-            )
-        case Status.SCHEDULED:
-            return f"it is about to be run by {owner}, unless its start lies in the future"
-        case Status.SUSPENDED:
-            since = f", since {now.isoformat(timespec='seconds')}" if now else ""
-            return (execution.waiting or "it waits for something outside") + since
-        case Status.BLOCKED:
-            return f"it is blocked: {execution.waiting}"
-        case Status.RUNNING if owner is None:
-            return (
-                f"it was running, but nobody owns shard {execution.shard} now;"
-                " it goes on as soon as a runner does"
-            )
-        case Status.RUNNING:
-            return f"it is running on {owner}{_last(journal)}{_queued(waiting)}"
-        case _:
-            return (
-                f"it {execution.status}"
-                if execution.status is not Status.PAUSED
-                else "it is paused"
-            )
-
-
-def _last(journal: Sequence[JournalRow]) -> str:
-    if not journal:
-        return ""
-    row = journal[-1]
-    if row.kind is JournalKind.ATTEMPT and row.due_at is not None:
-        error = readable(row.payload)
-        said = f"{error['type']}: {error['message']}" if isinstance(error, dict) else "an error"
-        return (
-            f"; attempt {row.attempt} of step {row.name} failed with {said},"
-            f" the next is due {row.due_at.isoformat(timespec='seconds')}"
-        )
-    if row.kind is JournalKind.CALL:
-        return f"; it waits for the reply of {row.name}"
-    done = "ended" if row.outcome is Outcome.OK else row.outcome.name.lower()
-    at = row.at.isoformat(timespec="seconds")
-    return f"; last, {row.kind.name.lower()} {row.name} {done} at {at}"
-
-
-def _queued(waiting: int) -> str:
-    return f"; {waiting} messages wait for it" if waiting > 1 else ""

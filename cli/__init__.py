@@ -1,0 +1,1 @@
+"""The ``outlast`` command: develop, run, look into and act on executions."""

@@ -1,0 +1,70 @@
+"""The ``outlast`` console script: every command, and how each of them ends."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import act, cluster, dev, look, schema, serve
+from cli.exits import ExitCode, explain
+
+app = typer.Typer(
+    name="outlast",
+    help="Durable workflows in plain Python that need nothing but PostgreSQL.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"outlast {version('outlast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Durable workflows in plain Python that need nothing but PostgreSQL."""
+
+
+for group in (dev, serve, look, act, cluster, schema):
+    group.add_to(app)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; its exit code. What went wrong is one message on standard error."""
+    try:
+        code: object = app(arguments, standalone_mode=False, prog_name="outlast")
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        return _complain(error, arguments)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _complain(error: BaseException, arguments: list[str]) -> int:
+    message, code = explain(error)
+    if message:
+        sys.stderr.write(f"outlast: {message}\n")
+    return code

@@ -1,0 +1,81 @@
+"""Make a function a command: the options all commands have, and an event loop."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+import typer
+
+from cli.output import Output
+from cli.session import Session
+
+_CONNECTION = "Every command"
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        "--dsn",
+        help="Where PostgreSQL is, instead of OUTLAST_DSN.",
+        metavar="DSN",
+        rich_help_panel=_CONNECTION,
+    ),
+]
+Schema = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        help="The schema of the engine's tables, instead of OUTLAST_SCHEMA.",
+        metavar="NAME",
+        rich_help_panel=_CONNECTION,
+    ),
+]
+Json = Annotated[
+    bool | None,
+    typer.Option(
+        "--json/--table",
+        help="JSON or tables; without it: tables on a terminal, JSON when piped.",
+        rich_help_panel=_CONNECTION,
+        show_default=False,
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_CONNECTION),
+]
+
+
+def add_command(
+    app: typer.Typer, function: Callable[..., Coroutine[Any, Any, None] | None], *, panel: str
+) -> None:
+    """Make a function a command of the app, under its name; a coroutine function gets an event
+    loop. Its first parameter is the ``Session``, the others are as typer takes them."""
+    own = list(inspect.signature(function).parameters.values())[1:]
+
+    def run(**options: Any) -> None:
+        session = Session(
+            dsn=options.pop("dsn"),
+            schema=options.pop("schema"),
+            output=Output(as_json=options.pop("json")),
+        )
+        options.pop("debug")
+        work = function(session, **options)
+        if work is not None:
+            asyncio.run(work)
+
+    shared = [
+        _option("dsn", Dsn, None),
+        _option("schema", Schema, None),
+        _option("json", Json, None),
+        _option("debug", Debug, False),
+    ]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__doc__ = function.__doc__
+    app.command(function.__name__, rich_help_panel=panel)(run)
+
+
+def _option(name: str, annotation: object, default: object) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+    )

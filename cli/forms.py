@@ -1,0 +1,103 @@
+"""What the commands print as JSON: one shape for each kind of thing, with stable names."""
+
+from typing import TYPE_CHECKING
+
+from cli.durations import iso
+
+if TYPE_CHECKING:
+    from engine.core.errors import ErrorDetails
+    from engine.outcome import ExecutionInfo, JournalEvent
+    from engine.storage.protocol import RunnerRow, ShardRow
+
+Form = dict[str, object]
+
+
+def execution(info: "ExecutionInfo") -> Form:
+    """What ``ls`` knows. A request id is a text: it has more digits than a JavaScript number."""
+    form: Form = {
+        "id": f"{info.workflow}/{info.id}",
+        "workflow": info.workflow,
+        "key": info.id,
+        "request_id": str(info.request_id),
+        "status": str(info.status),
+        "why": info.why,
+        "version": info.version,
+        "run": info.run,
+        "created_at": iso(info.created_at),
+        "started_at": iso(info.started_at),
+        "finished_at": iso(info.finished_at),
+        "wake_at": iso(info.wake_at),
+        "parent": None if info.parent is None else str(info.parent),
+        "runner": None if info.runner is None else str(info.runner),
+        "shard": str(info.shard),
+        "attributes": dict(info.attributes),
+    }
+    if info.error is not None:
+        form["error"] = str(info.error)
+    return form
+
+
+def outcome(info: "ExecutionInfo") -> Form:
+    """The result or error, where there is one."""
+    if info.error is not None:
+        return {"error": error(info.error)}
+    return {"result": info.result} if str(info.status) == "succeeded" else {}
+
+
+def error(details: "ErrorDetails") -> Form:
+    """An error with what caused it."""
+    return {
+        "type": details.type,
+        "message": details.message,
+        "traceback": details.traceback,
+        "details": details.details,
+        "cause": None if details.cause is None else error(details.cause),
+    }
+
+
+def event(found: "JournalEvent") -> Form:
+    """An event of a journal."""
+    return {
+        "run": found.run,
+        "position": found.position,
+        "kind": found.kind.name.lower(),
+        "name": found.name,
+        "ordinal": found.ordinal,
+        "attempt": found.attempt,
+        "outcome": found.outcome.name.lower(),
+        "at": iso(found.at),
+        "started_at": iso(found.started_at),
+        "due_at": iso(found.due_at),
+        "source": None if found.source is None else str(found.source),
+        "payload": found.payload,
+    }
+
+
+def runner(row: "RunnerRow", *, state: str, shards: int) -> Form:
+    """A runner."""
+    return {
+        "id": str(row.id),
+        "state": state,
+        "host": row.host,
+        "pid": row.pid,
+        "version": row.version,
+        "groups": list(row.groups),
+        "weight": row.weight,
+        "shards": shards,
+        "types": dict(row.types),
+        "started_at": iso(row.started_at),
+        "beat_at": iso(row.beat_at),
+        "died_at": iso(row.died_at),
+    }
+
+
+def shard(row: "ShardRow") -> Form:
+    """A shard."""
+    return {
+        "shard": str(row.shard),
+        "group": row.shard.group,
+        "number": row.shard.number,
+        "epoch": row.epoch,
+        "runner": None if row.runner is None else str(row.runner),
+        "acquired_at": iso(row.acquired_at),
+    }

@@ -1,0 +1,85 @@
+"""Run an app: ``run`` serves until it is told to stop, then drains."""
+
+import asyncio
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.command import add_command
+from cli.loading import load_runner
+from cli.logs import log_to_stderr
+from cli.session import Session
+
+PANEL = "Develop and run"
+App = Annotated[
+    str,
+    typer.Argument(
+        metavar="APP",
+        help="module:attribute, where the attribute is a Runner, a list of prototypes,"
+        " or a function that returns either.",
+    ),
+]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """The commands of this group."""
+    add_command(app, run, panel=PANEL)
+
+
+def run(
+    session: Session,
+    app: App,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            help="The shard groups to serve, separated by commas, instead of OUTLAST_GROUPS;"
+            " a Runner made with groups of its own keeps those.",
+            metavar="NAMES",
+        ),
+    ] = None,
+    log_level: LogLevel = "info",
+    while_stdin_is_open: Annotated[
+        bool, typer.Option("--while-stdin-is-open", hidden=True)
+    ] = False,
+) -> None:
+    """Run an app: serve its workflows and entities until SIGTERM or Ctrl-C, then drain."""
+    session.export()
+    if groups is not None:
+        os.environ["OUTLAST_GROUPS"] = groups
+    session.settings().database()  # said at once, not after an import that may take long
+    sys.path.insert(0, str(Path.cwd()))
+    runner = load_runner(app)
+    log_to_stderr(log_level)
+    if while_stdin_is_open:
+        threading.Thread(target=_stop_after_stdin, name="lifeline", daemon=True).start()
+    with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
+        loop.run(runner.run())
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed, else asyncio's own."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(
+            "uvloop"
+        ).new_event_loop
+    except ImportError:
+        return None
+    return factory
+
+
+def _stop_after_stdin() -> None:
+    """Whoever started us holds the other end: when it is gone, so should we be."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

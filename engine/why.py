@@ -1,0 +1,115 @@
+"""Why an execution stands where it stands, in one sentence that also says what to do.
+
+From ``admin``, which reads the rows; used by ``describe``, ``outlast ls``, ``show`` and ``why``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+from engine.core.errors import InvalidPayload
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import decode_error
+from engine.core.status import Status
+from engine.storage.protocol import RunnerRow, StoredExecution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """An execution that has not ended, with as much of what is around it as was read.
+
+    ``queued``: how many messages wait for it. ``starts_at``: not to begin before then.
+    """
+
+    execution: StoredExecution
+    journal: Sequence[JournalRow] = ()
+    queued: int = 0
+    owner: RunnerRow | None = None
+    starts_at: datetime | None = None
+
+
+def why(situation: Situation) -> str:
+    """The sentence; times in it are ISO 8601."""
+    execution, owner = situation.execution, situation.owner
+    if execution.status.finished:
+        return f"it has ended: {execution.status}"
+    if execution.status is Status.BLOCKED:
+        return f"it is blocked: {execution.waiting}"
+    if execution.runner is None:
+        return (
+            f"nobody owns its shard {execution.shard}: start a runner that serves"
+            f" {execution.workflow} with 'outlast run'; {_standing(situation)}"
+        )
+    if owner is not None and owner.types and execution.workflow not in owner.types:
+        return (
+            f"{_name(situation)} owns its shard {execution.shard} and does not serve"
+            f" {execution.workflow}: let all runners of group {execution.shard.group} register it;"
+            f" {_standing(situation)}"
+        )
+    return _standing(situation)
+
+
+def _standing(situation: Situation) -> str:
+    execution, starts_at = situation.execution, situation.starts_at
+    match execution.status:
+        case Status.SCHEDULED if starts_at is not None:
+            return f"it is to start at {starts_at.isoformat(timespec='seconds')}"
+        case Status.SCHEDULED if execution.runner is None:
+            return "it has not begun"
+        case Status.SCHEDULED:
+            return f"{_name(situation)} is about to begin it"
+        case Status.SUSPENDED:
+            at = situation.journal[-1].at if situation.journal else None
+            since = f", since {at.isoformat(timespec='seconds')}" if at else ""
+            return f"it {execution.waiting or 'waits for something outside'}{since}"
+        case Status.RUNNING:
+            where = "was running" if execution.runner is None else "runs"
+            on = "" if execution.runner is None else f" on {_name(situation)}"
+            return f"it {where}{on}{_last(situation.journal)}{_queued(situation.queued)}"
+        case Status.PAUSED:
+            return "it is paused"
+        case Status.BLOCKED | Status.SUCCEEDED | Status.FAILED:
+            return f"it is {execution.status}"
+        case Status.INTERRUPTED | Status.TERMINATED:
+            return f"it was {execution.status}"
+        case _:
+            assert_never(execution.status)
+
+
+def _name(situation: Situation) -> str:
+    owner = situation.owner
+    if owner is None:
+        return f"runner {situation.execution.runner}"
+    return f"runner {owner.host}:{owner.pid}"
+
+
+def _last(journal: Sequence[JournalRow]) -> str:
+    """What its journal ends with."""
+    if not journal:
+        return "; no step has ended yet"
+    row = journal[-1]
+    if row.kind is JournalKind.ATTEMPT and row.due_at is not None:
+        return (
+            f"; attempt {row.attempt} of step {row.name} failed with {_error(row)},"
+            f" the next is due {row.due_at.isoformat(timespec='seconds')}"
+        )
+    if row.kind is JournalKind.CALL:
+        return f"; it waits for the reply of {row.name}"
+    done = "ended" if row.outcome is Outcome.OK else row.outcome.name.lower().replace("_", " ")
+    at = row.at.isoformat(timespec="seconds")
+    return f"; last, {row.kind.name.lower()} {row.name} {done} at {at}"
+
+
+def _error(row: JournalRow) -> str:
+    try:
+        return str(decode_error(row.payload))
+    except InvalidPayload:
+        return "an error that cannot be read"
+
+
+def _queued(queued: int) -> str:
+    """One row is the one that a next owner finds it by."""
+    if queued < 2:
+        return ""
+    return f"; {queued - 1} message{'s wait' if queued > 2 else ' waits'} for it"
