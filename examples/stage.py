@@ -81,7 +81,7 @@ class RunnerProcess:
         self.log = log
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, app],
+                [sys.executable, "-m", "cli", "run", app],
                 cwd=ROOT,
                 env=environment(dsn, **env),
                 stdin=subprocess.DEVNULL,
@@ -173,13 +173,3 @@ async def until(condition: Callable[[], bool], *, seconds: float, what: str) -> 
         if monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         await asyncio.sleep(0.01)
-
-
-_SERVE = """
-import asyncio, importlib, logging, sys
-logging.basicConfig(level=logging.INFO)
-module, name = sys.argv[1].split(":")
-async def serve():
-    await getattr(importlib.import_module(module), name)().run()
-asyncio.run(serve())
-"""
