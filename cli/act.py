@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import arguments, forms
+from cli import arguments
 from cli.command import add_command
 from cli.durations import parse_duration, parse_time, readable
 from cli.executions import ExecutionId, find, name_of
@@ -99,6 +99,7 @@ async def start(
 
 async def poll(session: Session, id: ExecutionId) -> None:
     """Say what has become of an execution, without waiting."""
+    from cli import forms
     from engine import admin
 
     async with session.storage() as storage:
@@ -250,7 +251,9 @@ def _result(stored: "StoredExecution", exit: "Exit") -> object:
 
 def _value(info: "ExecutionInfo") -> str:
     """The result, or what is there instead."""
-    if str(info.status) == "succeeded":
+    from engine.core.status import Status
+
+    if info.status is Status.SUCCEEDED:
         return f": {to_json(info.result)}"
     return f": {info.error}" if info.error is not None else f": {info.why}"
 

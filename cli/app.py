@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import act, cluster, dev, look, schema, serve
-from cli.exits import ExitCode, explain
+from cli.exits import Complaint, ExitCode, explain
 
 app = typer.Typer(
     name="outlast",
@@ -67,4 +67,8 @@ def _complain(error: BaseException, arguments: list[str]) -> int:
     message, code = explain(error)
     if message:
         sys.stderr.write(f"outlast: {message}\n")
+    if isinstance(error, Complaint):
+        commands = {command.name for command in app.registered_commands}
+        named = [word for word in arguments[:1] if word in commands]
+        sys.stderr.write(f"see: {' '.join(['outlast', *named, '--help'])}\n")
     return code

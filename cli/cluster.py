@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import forms
 from cli.command import add_command
 from cli.durations import ago, readable
 from cli.exits import ExitCode
@@ -40,6 +39,8 @@ async def runners(
     ] = False,
 ) -> None:
     """List the runners: where they are, what they serve, whether they live."""
+    from cli import forms
+
     limit = session.settings().time_to_live
     async with session.storage() as storage:
         rows = await storage.runners()
@@ -61,6 +62,8 @@ async def shards(
     all: Annotated[bool, typer.Option("--all", help="A line for each shard.")] = False,
 ) -> None:
     """Show which runner owns how many shards of each group."""
+    from cli import forms
+
     async with session.storage() as storage:
         rows = await storage.shards()
         names = {row.id: f"{row.host}:{row.pid}" for row in await storage.runners()}
@@ -91,6 +94,7 @@ async def doctor(session: Session) -> None:
 
     Exit code 1 when something is.
     """
+    from cli import forms
     from engine.diagnosis import Severity, examine
 
     storage = session.unchecked_storage()
@@ -101,7 +105,7 @@ async def doctor(session: Session) -> None:
     finally:
         await storage.close()
     drawn = table(["", "WHAT", "FINDING"], [_finding_row(finding, now) for finding in findings])
-    session.output.show(drawn, *(_finding_form(finding) for finding in findings))
+    session.output.show(drawn, *(forms.finding(finding) for finding in findings))
     if any(finding.severity is Severity.WRONG for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
 
@@ -174,12 +178,3 @@ def _finding_row(finding: "Finding", now: "datetime") -> Sequence["RenderableTyp
     if finding.fix:
         text.append(f"\nfix: {finding.fix}", style="bold")
     return [Text(word, style=_SEVERITY_STYLES[word]), finding.topic, text]
-
-
-def _finding_form(finding: "Finding") -> forms.Form:
-    return {
-        "topic": finding.topic,
-        "severity": finding.severity.value,
-        "message": finding.message,
-        "fix": finding.fix,
-    }

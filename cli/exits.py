@@ -34,7 +34,7 @@ class UsageError(CommandError):
 
 
 @runtime_checkable
-class _Complaint(Protocol):
+class Complaint(Protocol):
     """What the command-line parser raises, whichever copy of click it comes from."""
 
     exit_code: int
@@ -49,7 +49,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.code
     if isinstance(error, KeyboardInterrupt):
         return "", ExitCode.CTRL_C
-    if isinstance(error, _Complaint):
+    if isinstance(error, Complaint):
         return _without_full_stop(error.format_message()), ExitCode.USAGE
     return _engine_error(error)
 

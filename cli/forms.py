@@ -1,18 +1,16 @@
 """What the commands print as JSON: one shape for each kind of thing, with stable names."""
 
-from typing import TYPE_CHECKING
-
 from cli.durations import iso
-
-if TYPE_CHECKING:
-    from engine.core.errors import ErrorDetails
-    from engine.outcome import ExecutionInfo, JournalEvent
-    from engine.storage.protocol import RunnerRow, ShardRow
+from engine.core.errors import ErrorDetails
+from engine.core.status import Status
+from engine.diagnosis import Finding
+from engine.outcome import ExecutionInfo, JournalEvent
+from engine.storage.protocol import RunnerRow, ShardRow
 
 Form = dict[str, object]
 
 
-def execution(info: "ExecutionInfo") -> Form:
+def execution(info: ExecutionInfo) -> Form:
     """What ``ls`` knows. A request id is a text: it has more digits than a JavaScript number."""
     form: Form = {
         "id": f"{info.workflow}/{info.id}",
@@ -37,14 +35,14 @@ def execution(info: "ExecutionInfo") -> Form:
     return form
 
 
-def outcome(info: "ExecutionInfo") -> Form:
+def outcome(info: ExecutionInfo) -> Form:
     """The result or error, where there is one."""
     if info.error is not None:
         return {"error": error(info.error)}
-    return {"result": info.result} if str(info.status) == "succeeded" else {}
+    return {"result": info.result} if info.status is Status.SUCCEEDED else {}
 
 
-def error(details: "ErrorDetails") -> Form:
+def error(details: ErrorDetails) -> Form:
     """An error with what caused it."""
     return {
         "type": details.type,
@@ -55,7 +53,7 @@ def error(details: "ErrorDetails") -> Form:
     }
 
 
-def event(found: "JournalEvent") -> Form:
+def event(found: JournalEvent) -> Form:
     """An event of a journal."""
     return {
         "run": found.run,
@@ -73,7 +71,7 @@ def event(found: "JournalEvent") -> Form:
     }
 
 
-def runner(row: "RunnerRow", *, state: str, shards: int) -> Form:
+def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
     """A runner."""
     return {
         "id": str(row.id),
@@ -91,7 +89,7 @@ def runner(row: "RunnerRow", *, state: str, shards: int) -> Form:
     }
 
 
-def shard(row: "ShardRow") -> Form:
+def shard(row: ShardRow) -> Form:
     """A shard."""
     return {
         "shard": str(row.shard),
@@ -100,4 +98,14 @@ def shard(row: "ShardRow") -> Form:
         "epoch": row.epoch,
         "runner": None if row.runner is None else str(row.runner),
         "acquired_at": iso(row.acquired_at),
+    }
+
+
+def finding(found: Finding) -> Form:
+    """What ``doctor`` found."""
+    return {
+        "topic": found.topic,
+        "severity": found.severity.value,
+        "message": found.message,
+        "fix": found.fix,
     }

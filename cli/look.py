@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import arguments, forms
+from cli import arguments
 from cli.command import add_command
 from cli.durations import ago, brief, clock_time, readable
 from cli.executions import ExecutionId, find, name_of
 from cli.output import STATUS_STYLES, error_text, to_json
-from cli.report import advice, report
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ async def ls(
     ] = None,
 ) -> None:
     """List executions, youngest first."""
+    from cli import forms
     from engine import admin
     from engine.storage.protocol import ExecutionFilter
 
@@ -84,15 +84,17 @@ async def ls(
 
 async def show(session: Session, id: ExecutionId) -> None:
     """Show an execution: why it stands where it stands, and its journal as a timeline."""
+    from cli.report import report
+
     async with session.storage() as storage:
         stored = await find(storage, id)
         found = await report(storage, stored)
-    console = session.output.console
-    session.output.show(found.drawn(console), found.form())
+    session.output.show(found.drawn(session.output.console), found.form())
 
 
 async def why(session: Session, id: ExecutionId) -> None:
     """Say in one sentence what an execution waits for, or what is wrong and what to do."""
+    from cli.report import advice
     from engine import admin
 
     async with session.storage() as storage:
@@ -111,6 +113,7 @@ async def why(session: Session, id: ExecutionId) -> None:
 
 async def history(session: Session, id: ExecutionId) -> None:
     """Print the journal, event by event, as it is stored."""
+    from cli import forms
     from engine import admin
 
     async with session.storage() as storage:
@@ -149,6 +152,8 @@ async def tail(session: Session, id: ExecutionId) -> None:
 def _row(info: "ExecutionInfo", now: "datetime") -> Sequence["RenderableType"]:
     from rich.text import Text
 
+    from engine.core.status import Status
+
     status = str(info.status)
     end = info.finished_at or now
     took = brief(end - info.started_at) if info.started_at else ""
@@ -157,7 +162,7 @@ def _row(info: "ExecutionInfo", now: "datetime") -> Sequence["RenderableType"]:
         Text(status, style=STATUS_STYLES.get(status, "")),
         ago(info.created_at, now),
         took,
-        Text("" if status == "succeeded" else _in_short(info, now)),
+        Text("" if info.status is Status.SUCCEEDED else _in_short(info, now)),
     ]
 
 
@@ -185,6 +190,8 @@ def _event_row(event: "JournalEvent") -> Sequence["RenderableType"]:
 
 def _print_event(session: Session, event: "JournalEvent", execution: "StoredExecution") -> None:
     if session.output.as_json:
+        from cli import forms
+
         session.output.line(forms.event(event))
         return
     offset = event.at - (execution.started_at or execution.created_at)

@@ -4,19 +4,20 @@ From the events of ``admin.history``; on to ``drawing``, which puts the lines on
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from cli.durations import ago, brief, readable
 from cli.output import error_text, to_json
+from engine.core.ids import Snowflake
+from engine.core.journal import JournalKind, Outcome
+from engine.outcome import JournalEvent
 
-if TYPE_CHECKING:
-    from engine.outcome import JournalEvent
-
-_WAITS = re.compile(r"^(?:it )?waits for ")
+_WAITS = re.compile(r"waits for ")
+_REPLY = re.compile(r"the reply of (.+?)/(.*) (\S+)")
+_RETRY = re.compile(r"attempt \d+ of (?:step )?(\S+?)(?:#\d+)? due .*")
 
 
 class Mark(Enum):
@@ -43,141 +44,140 @@ class Line:
 
     name: str
     begin: datetime
-    end: datetime | None
-    mark: Mark
     run: int
+    end: datetime | None = None
+    mark: Mark = Mark.PENDING
     note: str = ""
     attempts: int = 0
     spans: list[Span] = field(default_factory=list[Span])
-    tries: list[str] = field(default_factory=list[str])
-    """The failed attempts that another followed."""
+    tries: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    """The failed attempts that another followed: number and error."""
+
+    @property
+    def resumed(self) -> datetime:
+        """When the attempt after the last span began."""
+        return self.spans[-1].end if self.spans else self.begin
 
 
-def lines(
-    events: Sequence["JournalEvent"], *, waiting: str | None, since: datetime, now: datetime
+class Timeline:
+    """Collects events into lines. ``targets``: the entity that each call's request went to."""
+
+    def __init__(self, *, now: datetime, targets: Mapping[Snowflake, str]) -> None:
+        self._now = now
+        self._targets = targets
+        self._lines: dict[tuple[int, str, int], Line] = {}
+        self._instants: list[Line] = []
+
+    def add(self, event: JournalEvent) -> None:
+        """The next event of the journal."""
+        match event.kind:
+            case JournalKind.CALL:
+                self._line(event, begin=event.at).note = "no reply yet"
+            case JournalKind.ATTEMPT:
+                self._attempt(event)
+            case JournalKind.STEP:
+                self._step(event)
+            case JournalKind.TIMER:
+                self._instant(event, "timer", "fired")
+            case JournalKind.RESOLVED if event.outcome is Outcome.OK:
+                self._instant(event, f"deferred {event.name}", f"resolved: {_value(event.payload)}")
+            case JournalKind.RESOLVED:
+                reason = _error(event.payload).partition(": ")[2]
+                self._instant(event, f"deferred {event.name}", f"rejected: {reason}")
+            case JournalKind.INTERRUPT:
+                self._instant(event, "interrupt", str(event.payload or ""))
+
+    def lines(self, *, waiting: str | None, run: int, since: datetime) -> list[Line]:
+        """All lines, by when they began, those that have not ended last. ``waiting``: what the
+        execution's row says it waits for; what of it the journal does not show is a pending line of
+        ``run`` that began at ``since``."""
+        found = [*self._lines.values(), *self._instants]
+        pending = {line.name for line in found if line.mark is Mark.PENDING}
+        for name, note in self._awaited(waiting, pending):
+            found.append(Line(name=name, begin=since, run=run, note=note))
+        return sorted(found, key=lambda line: (line.run, line.mark is Mark.PENDING, line.begin))
+
+    def _line(self, event: JournalEvent, *, begin: datetime) -> Line:
+        target = self._targets.get(event.source) if event.source is not None else None
+        name = event.name
+        if event.kind is JournalKind.CALL:
+            entity_type, _, method = name.partition(".")
+            name = f"call {entity_type}/{target} {method}" if target else f"call {name}"
+        key = event.run, event.name, event.ordinal
+        return self._lines.setdefault(key, Line(name=name, begin=begin, run=event.run))
+
+    def _attempt(self, event: JournalEvent) -> None:
+        line = self._line(event, begin=event.started_at or event.at)
+        due = max(event.due_at or event.at, event.at)
+        line.spans.append(Span(begin=min(line.resumed, event.at), end=event.at, works=True))
+        line.spans.append(Span(begin=event.at, end=due, works=False))
+        line.attempts = event.attempt
+        error = f"{_error(event.payload)}, again after {brief(due - event.at)}"
+        line.tries.append((event.attempt, error))
+        line.note = f"attempt {event.attempt + 1} is due {ago(due, self._now)}"
+        if due <= self._now:
+            line.note = f"attempt {event.attempt + 1} is due since {brief(self._now - due)}"
+
+    def _step(self, event: JournalEvent) -> None:
+        line = self._line(event, begin=event.started_at or event.at)
+        line.spans.append(Span(begin=min(line.resumed, event.at), end=event.at, works=True))
+        line.end = event.at
+        line.attempts = event.attempt
+        line.mark = _mark(event.outcome)
+        match line.mark:
+            case Mark.OK:
+                line.note = _value(event.payload)
+            case Mark.CANCELLED:
+                line.note = "cancelled by the body"
+            case Mark.FAILED | Mark.PENDING:
+                line.note = _error(event.payload)
+
+    def _instant(self, event: JournalEvent, name: str, note: str) -> None:
+        """What has no duration."""
+        line = Line(name=name, begin=event.at, end=event.at, run=event.run, note=note)
+        line.mark = _mark(event.outcome)
+        self._instants.append(line)
+
+    def _awaited(self, waiting: str | None, shown: set[str]) -> Iterator[tuple[str, str]]:
+        """What the execution waits for and its journal says nothing of: name and note."""
+        if waiting is None or not _WAITS.match(waiting):
+            return
+        for item in _WAITS.sub("", waiting, count=1).split(", "):
+            if (reply := _REPLY.fullmatch(item)) is not None:
+                entity_type, id, method = reply.groups()
+                if {f"call {entity_type}/{id} {method}", f"call {entity_type}.{method}"} & shown:
+                    continue
+            if (retry := _RETRY.fullmatch(item)) is not None and retry[1] in shown:
+                continue
+            name, _, when = item.removeprefix("the ").partition(" due ")
+            yield name, readable(f"due {when}", self._now) if when else "waits for it"
+
+
+def timeline(
+    events: Sequence[JournalEvent],
+    *,
+    waiting: str | None,
+    begin: datetime,
+    now: datetime,
+    targets: Mapping[Snowflake, str],
 ) -> list[Line]:
-    """The timeline, by when things began. ``waiting``: what the execution's row says it waits for;
-    what of it the journal does not show becomes a pending line that began at ``since``."""
-    drawn: dict[tuple[object, ...], Line] = {}
+    """The lines of a whole journal of an execution that began at ``begin``."""
+    collected = Timeline(now=now, targets=targets)
     for event in events:
-        _draw(drawn, event, now)
-    found = list(drawn.values())
-    run = events[-1].run if events else 1
-    found += _pending(waiting, found, run=run, since=since, now=now)
-    return sorted(found, key=lambda line: (line.run, line.mark is Mark.PENDING, line.begin))
+        collected.add(event)
+    last = events[-1] if events else None
+    run, since = (1, begin) if last is None else (last.run, last.at)
+    return collected.lines(waiting=waiting, run=run, since=since)
 
 
-def _draw(drawn: dict[tuple[object, ...], Line], event: "JournalEvent", now: datetime) -> None:
-    match event.kind.name:
-        case "CALL":
-            drawn[_key(event)] = Line(
-                name=f"call {event.name}",
-                begin=event.at,
-                end=None,
-                mark=Mark.PENDING,
-                run=event.run,
-                note="no reply yet",
-            )
-        case "ATTEMPT":
-            _attempt(drawn, event, now)
-        case "STEP":
-            _step(drawn, event)
-        case kind:
-            drawn[event.run, event.position] = _instant(kind, event)
-
-
-def _attempt(drawn: dict[tuple[object, ...], Line], event: "JournalEvent", now: datetime) -> None:
-    begin = event.started_at or event.at
-    line = drawn.setdefault(
-        _key(event),
-        Line(name=event.name, begin=begin, end=None, mark=Mark.PENDING, run=event.run),
-    )
-    due = event.due_at or event.at
-    line.spans.append(Span(begin=_resumed(line), end=event.at, works=True))
-    line.spans.append(Span(begin=event.at, end=max(due, event.at), works=False))
-    line.attempts = event.attempt
-    line.tries.append(
-        f"attempt {event.attempt}: {_error(event.payload)}, again after {brief(due - event.at)}"
-    )
-    line.note = f"attempt {event.attempt + 1} is due {ago(due, now)}"
-    if due <= now:
-        line.note = f"attempt {event.attempt + 1} is due since {brief(now - due)}"
-
-
-def _step(drawn: dict[tuple[object, ...], Line], event: "JournalEvent") -> None:
-    begin = event.started_at or event.at
-    line = drawn.setdefault(
-        _key(event), Line(name=event.name, begin=begin, end=None, mark=Mark.PENDING, run=event.run)
-    )
-    line.spans.append(Span(begin=min(_resumed(line), event.at), end=event.at, works=True))
-    line.end = event.at
-    line.attempts = event.attempt
-    line.mark = _MARKS.get(event.outcome.name, Mark.FAILED)
-    match event.outcome.name:
-        case "OK":
-            line.note = _value(event.payload)
-        case "CANCELLED":
-            line.note = "cancelled by the body"
-        case _:
-            line.note = _error(event.payload)
-
-
-def _instant(kind: str, event: "JournalEvent") -> Line:
-    """What has no duration: a timer, a resolution, an interrupt."""
-    names = {"TIMER": "timer", "RESOLVED": f"deferred {event.name}", "INTERRUPT": "interrupt"}
-    note = ""
-    if kind == "RESOLVED":
-        ok = event.outcome.name == "OK"
-        note = (
-            f"resolved: {_value(event.payload)}" if ok else f"rejected: {_message(event.payload)}"
-        )
-    elif kind == "INTERRUPT":
-        note = str(event.payload or "")
-    elif kind == "TIMER":
-        note = "fired"
-    return Line(
-        name=names.get(kind, f"{kind.lower()} {event.name}"),
-        begin=event.at,
-        end=event.at,
-        mark=_MARKS.get(event.outcome.name, Mark.FAILED),
-        run=event.run,
-        note=note,
-    )
-
-
-def _pending(
-    waiting: str | None, found: Iterable[Line], *, run: int, since: datetime, now: datetime
-) -> Iterable[Line]:
-    """Lines for what the execution waits for and its journal says nothing of."""
-    if not waiting or not _WAITS.match(waiting):
-        return
-    shown = " ".join(line.name for line in found if line.mark is Mark.PENDING)
-    for item in _WAITS.sub("", waiting).split(", "):
-        call = re.fullmatch(r"the reply of ([^/]+)/.* (\S+)", item)
-        if call and f"call {call[1]}.{call[2]}" in shown:
-            continue
-        retried = re.fullmatch(r"attempt \d+ of (?:step )?(\S+?)(?:#\d+)? due .*", item)
-        if retried and retried[1] in shown:
-            continue
-        name, _, when = item.partition(" due ")
-        note = readable(f"due {when}", now) if when else "waits for it"
-        yield Line(
-            name=name.removeprefix("the "),
-            begin=since,
-            end=None,
-            mark=Mark.PENDING,
-            run=run,
-            note=note,
-        )
-
-
-def _key(event: "JournalEvent") -> tuple[object, ...]:
-    return event.run, "step", event.name, event.ordinal
-
-
-def _resumed(line: Line) -> datetime:
-    """When the attempt that follows the line's spans began."""
-    return line.spans[-1].end if line.spans else line.begin
+def _mark(outcome: Outcome) -> Mark:
+    match outcome:
+        case Outcome.OK:
+            return Mark.OK
+        case Outcome.CANCELLED:
+            return Mark.CANCELLED
+        case Outcome.FAILED | Outcome.TIMED_OUT:
+            return Mark.FAILED
 
 
 def _value(payload: object) -> str:
@@ -186,11 +186,3 @@ def _value(payload: object) -> str:
 
 def _error(payload: object) -> str:
     return error_text(payload) or _value(payload)
-
-
-def _message(payload: object) -> str:
-    """The text of an error that is nobody's exception."""
-    return _error(payload).partition(": ")[2]
-
-
-_MARKS = {"OK": Mark.OK, "CANCELLED": Mark.CANCELLED}
