@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from engine import Runner, Settings, Workflow, activity
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples.stage import ROOT, database, run_script
 
 LINES = 100

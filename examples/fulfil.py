@@ -29,7 +29,7 @@ from engine import (
     transaction,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples.gateway import Gateway
 
 NEEDS_APPROVAL = 10_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine import Client, Failed, Pending, Succeeded
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples.signup import Member, Signup
 
 

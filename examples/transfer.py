@@ -26,7 +26,7 @@ from engine import (
     transaction,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples.stage import database, run_script, runners, shared_out, until
 
 TABLES = """
