@@ -271,7 +271,8 @@ class Lane:
             source = next(iter(self._sources))
             del self._sources[source]
             commit = source.collect()
-            if commit is not None:
+            # INVARIANT pen-holds: what is not locked here is not written here, whoever still asks.
+            if commit is not None and commit.shard in self.shards:
                 batch.append((source, commit))
         if batch:
             await self._write(session, batch)
@@ -356,13 +357,14 @@ class _Order(Generic[R]):
 class _Again:
     """A commit that was set aside, as a source of its own."""
 
-    __slots__ = ("_commit", "_delay", "_generation", "_lane", "_source")
+    __slots__ = ("_commit", "_delay", "_epoch", "_generation", "_lane", "_source")
 
     def __init__(self, lane: Lane, source: CommitSource, commit: Commit) -> None:
         self._lane = lane
         self._source = source
         self._commit = commit
         self._generation = lane.generation
+        self._epoch = lane.shards.get(commit.shard)
         self._delay = _ASIDE[0]
 
     def submit_later(self) -> None:
@@ -375,8 +377,10 @@ class _Again:
         except OwnershipLost:
             log.debug("a commit set aside outlived its session", extra={"lane": self._lane.index})
 
-    def collect(self) -> Commit:
-        return self._commit
+    def collect(self) -> Commit | None:
+        # The shard may have been given away meanwhile, and have come back in another epoch.
+        same = self._lane.shards.get(self._commit.shard) == self._epoch
+        return self._commit if same else None
 
     def committed(self, flushed: Flushed) -> None:
         self._source.committed(flushed)

@@ -1,0 +1,161 @@
+"""A lane's queue over a scripted session: what it writes, and what it must not write any more."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from engine.core.errors import OwnershipLost
+from engine.core.ids import ShardId, Snowflake
+from engine.core.journal import JournalKind, JournalRow
+from engine.storage.lane import Lane
+from engine.storage.protocol import BadBatch, Commit, Flushed, Sweep
+from tests.eventually import eventually
+
+ONE, TWO = ShardId("default", 1), ShardId("default", 2)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Session:
+    """Remembers what was flushed; refuses commits of a shard in ``locked`` for a while."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.flushed: list[Commit] = []
+        self.locked: set[ShardId] = set()
+        self.epochs: dict[ShardId, int] = {}
+        self._closing: list[Callable[[], None]] = []
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        self._closing.append(callback)
+
+    async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
+        for shard in shards:
+            self.epochs[shard] = self.epochs.get(shard, 0) + 1
+        return {shard: self.epochs[shard] for shard in shards}
+
+    async def release(self, shards: Sequence[ShardId]) -> None:
+        await asyncio.sleep(0)
+
+    async def flush(self, commits: Sequence[Commit]) -> Flushed:
+        if any(commit.shard in self.locked for commit in commits):
+            raise BadBatch("a lock", transient=True)
+        self.flushed += commits
+        return Flushed(requests={}, replies={})
+
+    async def sweep(self, shards: Sequence[ShardId], **_: object) -> Sweep:
+        return Sweep(rows=[], due=[], next_due=None, more=False, now=NOW)
+
+    def terminate(self) -> None:
+        self.closed = True
+        for callback in self._closing:
+            callback()
+
+    async def close(self) -> None:
+        self.terminate()
+
+
+class Sink:
+    def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]:
+        return []
+
+    def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]:
+        return []
+
+    def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None: ...
+    def lane_opened(self, lane: Lane) -> None: ...
+    def lane_lost(self, lane: Lane) -> None: ...
+
+
+class Source:
+    """One commit of one shard."""
+
+    def __init__(self, shard: ShardId) -> None:
+        row = JournalRow(
+            execution=Snowflake(1), run=1, position=1, kind=JournalKind.STEP, name="a",
+            ordinal=0, at=NOW,
+        )  # fmt: skip
+        self.commit = Commit(shard=shard, journal=[row])
+        self.done = False
+
+    def collect(self) -> Commit:
+        return self.commit
+
+    def committed(self, flushed: Flushed) -> None:
+        self.done = True
+
+    def refused(self, error: BadBatch) -> None:
+        raise error
+
+
+@asynccontextmanager
+async def lane_over(session: Session) -> AsyncIterator[Lane]:
+    async def open_session() -> Session:
+        return session
+
+    lane = Lane(
+        index=0,
+        open_session=open_session,
+        sink=Sink(),
+        poll=lambda: timedelta(seconds=5),
+        horizon=timedelta(0),
+    )
+    async with lane:
+        await eventually(lambda: lane.connected)
+        yield lane
+
+
+async def test_a_commit_that_met_a_lock_is_written_when_the_lock_is_gone() -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE, TWO])
+        session.locked = {ONE}
+        held_up, other = Source(ONE), Source(TWO)
+        lane.submit(held_up, lane.generation)
+        lane.submit(other, lane.generation)
+        await eventually(lambda: other.done)
+        assert not held_up.done
+        session.locked = set()
+        await eventually(lambda: held_up.done)
+        assert [commit.shard for commit in session.flushed] == [TWO, ONE]
+
+
+@pytest.mark.parametrize("taken_again", [False, True], ids=["given away", "taken again"])
+async def test_a_commit_set_aside_is_not_written_once_its_epoch_is_over(taken_again: bool) -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE, TWO])
+        session.locked = {ONE}
+        held_up, other = Source(ONE), Source(TWO)
+        lane.submit(held_up, lane.generation)
+        lane.submit(other, lane.generation)
+        await eventually(lambda: other.done)
+        await lane.release([ONE])
+        if taken_again:
+            assert await lane.acquire([ONE]) == {ONE: 2}
+        session.locked = set()
+        await asyncio.sleep(0.3)  # longer than it is set aside for
+        assert [commit.shard for commit in session.flushed] == [TWO]
+        assert not held_up.done
+
+
+async def test_a_shard_that_is_not_held_is_not_written_for() -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE])
+        stray, good = Source(TWO), Source(ONE)
+        lane.submit(stray, lane.generation)
+        lane.submit(good, lane.generation)
+        await eventually(lambda: good.done)
+        assert session.flushed == [good.commit]
+
+
+async def test_a_write_of_an_ended_generation_is_refused() -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE])
+        session.terminate()
+        with pytest.raises(OwnershipLost):
+            lane.submit(Source(ONE), 1)
