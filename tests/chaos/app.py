@@ -126,7 +126,7 @@ class Steps(Workflow[Job, int]):
     @transaction(retry=RetryPolicy(attempts=3))
     async def record(self, tx: Transaction, number: int) -> int:
         await tx.execute("insert into effects values ($1, 'record')", self.execution_id)
-        await a_while(0.05)
+        await tx.execute("select pg_sleep(random() / 20)")
         return number + 7
 
     @transaction(retry=RetryPolicy(attempts=3))

@@ -49,6 +49,12 @@ UNFINISHED = """
     from engine.executions x join engine.shards s using (group_id, shard)
     where x.workflow = $1 and x.status < 5
 """
+ATTEMPTS = """
+    select x.execution_id, j.name, j.attempt, convert_from(j.payload, 'utf8') as error
+    from engine.journal j join engine.executions x on x.request_id = j.execution
+    where j.kind = 2
+"""
+"""No step of the application ever fails by itself: what the outside does to it is no attempt."""
 ENTITY_REQUESTS = """
     select count(*) as requests, count(distinct e.payload) as calls
     from engine.envelopes e where e.entity_type = 'Ledger'
@@ -81,6 +87,7 @@ async def assert_once(
         (requests,) = await rows(cluster, ENTITY_REQUESTS)
         assert requests["requests"] == requests["calls"]
     assert await rows(cluster, KEYS) == []
+    assert await rows(cluster, ATTEMPTS) == []
 
 
 async def statistics(cluster: Cluster) -> dict[str, Any]:

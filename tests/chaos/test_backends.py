@@ -1,6 +1,7 @@
 """Server processes that are terminated under the runners: one lane's, all of them, the server."""
 
 import asyncio
+import logging
 import os
 import signal
 import tempfile
@@ -18,8 +19,10 @@ from engine.storage.migrate import migrate
 from tests.chaos import audit
 from tests.chaos.app import Five, Job, Mixed, Steps
 from tests.chaos.cluster import SHARDS, Cluster, cluster
-from tests.chaos.journals import assert_once
+from tests.chaos.journals import assert_once, statistics
 from tests.eventually import eventually
+
+log = logging.getLogger(__name__)
 
 FIVE = ["fetch", "Ledger.book", "record", "pack"]
 MIXED = ["record", "fetch", "Ledger.book", "pack", "again"]
@@ -72,6 +75,7 @@ class Load:
         await assert_once(chaos, "Five", steps=dict.fromkeys(FIVE, five), effects=["record"])
         mixed_effects = ["record", "again"]
         await assert_once(chaos, "Mixed", steps=dict.fromkeys(MIXED, mixed), effects=mixed_effects)
+        log.info("numbers: %s", await statistics(chaos))
         return five + mixed
 
 
