@@ -35,6 +35,12 @@ CHECKOUT = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
+@pytest.fixture(autouse=True)
+def _programs_of_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever server the other tests run on, these are about ours."""
+    monkeypatch.delenv("OUTLAST_PG_BIN", raising=False)
+
+
 class User:
     """A process that uses the server of a project until it is told to leave, or is killed."""
 
