@@ -31,8 +31,8 @@ format: $(INSTALLED) ## Format the code and apply safe fixes
 bench: $(INSTALLED) ## Measure latency, throughput and statements per workflow
 	$(BIN)/python -m bench $(ARGS)
 
-docs: $(INSTALLED) ## Check that the documentation's links and snippets hold
-	$(BIN)/python -m pytest -q tests/examples $(ARGS)
+docs: $(INSTALLED) ## Check the documents' links, snippets, commands and names
+	$(BIN)/python -m pytest -q tests/examples/test_documents.py $(ARGS)
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \

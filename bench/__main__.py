@@ -9,7 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,7 +130,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @asynccontextmanager
-async def runner_process(server: Server) -> AsyncIterator[int]:
+async def runner_process(server: Server) -> AsyncGenerator[int]:
     """A runner in a process of its own; its pid."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.runner", server.dsn, cwd=ROOT, stdout=subprocess.PIPE

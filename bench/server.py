@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -56,7 +56,7 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server() -> AsyncIterator[Server]:
+async def open_server() -> AsyncGenerator[Server]:
     """A new, migrated database on the server of ``OUTLAST_DSN``, else on an embedded one."""
     if dsn := os.environ.get("OUTLAST_DSN"):
         async with _database(dsn) as server:
@@ -68,7 +68,7 @@ async def open_server() -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def _database(dsn: str) -> AsyncIterator[Server]:
+async def _database(dsn: str) -> AsyncGenerator[Server]:
     name = f"outlast_bench_{secrets.token_hex(3)}"
     admin = await asyncpg.connect(dsn)
     try:

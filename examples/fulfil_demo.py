@@ -149,7 +149,8 @@ async def check(day: Day, shop: asyncpg.Connection) -> bool:
     charges = day.gateway.read("select reference, cents from charges order by reference")
     keys = day.gateway.read("select count(*) from charges group by key having count(*) > 1")
     booked = await shop.fetch("select order_id, cents from shop.payments order by order_id")
-    on_hand = dict(await shop.fetch("select sku, on_hand from shop.stock"))
+    shelves = await shop.fetch("select sku, on_hand from shop.stock")
+    on_hand = {row["sku"]: row["on_hand"] for row in shelves}
     sold = {
         sku: sum(o.count for o in day.orders if o.sku == sku and o.id not in refused)
         for sku in ON_HAND

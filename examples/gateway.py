@@ -9,7 +9,7 @@ import asyncio
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -66,7 +66,7 @@ class Gateway:
             return ledger.execute(query, args).fetchall()
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def _write(self) -> Generator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.ledger, timeout=10, isolation_level=None)) as ledger:
             ledger.execute("begin immediate")
             yield ledger

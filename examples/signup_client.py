@@ -25,6 +25,8 @@ async def main() -> str:
                 print(f"{execution.id} ended before: {value}")
             case Failed(error):
                 print(f"{execution.id} failed: {error}")
+            case ended:
+                print(f"{execution.id} was ended: {ended.reason}")
         await client.execution(Signup, "ada@example.org").resolve(Signup.confirmed, True)
         return await execution.join(timeout=timedelta(seconds=30))
 

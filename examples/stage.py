@@ -10,7 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -29,7 +29,7 @@ QUICK = {"OUTLAST_HEARTBEAT_INTERVAL": "0.5", "OUTLAST_TIME_TO_LIVE": "2"}
 
 
 @asynccontextmanager
-async def database(name: str) -> AsyncIterator[str]:
+async def database(name: str) -> AsyncGenerator[str]:
     """The DSN of a new, migrated database; it is dropped when the block ends."""
     with server() as dsn:
         database = f"outlast_{name}_{secrets.token_hex(3)}"
@@ -47,7 +47,7 @@ async def database(name: str) -> AsyncIterator[str]:
 
 
 @contextmanager
-def server() -> Iterator[str]:
+def server() -> Generator[str]:
     """The DSN of ``OUTLAST_DSN``, else of an embedded server that runs within the block."""
     if dsn := os.environ.get("OUTLAST_DSN"):
         yield dsn
@@ -118,7 +118,7 @@ class RunnerProcess:
 @contextmanager
 def runners(
     count: int, app: str, *, dsn: str, folder: Path, **env: str
-) -> Iterator[list[RunnerProcess]]:
+) -> Generator[list[RunnerProcess]]:
     """That many runner processes, stopped when the block ends."""
     processes: list[RunnerProcess] = []
     try:
