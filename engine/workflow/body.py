@@ -132,7 +132,7 @@ class Body:
         self.suspending = False
         self.interrupted: str | None = None
         self.random = random.Random(seed)
-        self.loop = DeterministicLoop(observed=observed)
+        self.loop = DeterministicLoop(observed=observed, salt=digest(seed.encode()))
         self.steps: dict[StepKey, Step] = {}
         self.commands: deque[Step] = deque()
         self.cancelled: dict[StepKey, Step] = {}

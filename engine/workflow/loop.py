@@ -15,10 +15,12 @@ from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from typing_extensions import TypeVarTuple
 
+from engine.core.errors import ConfigurationError
 from engine.workflow.refusals import Refusals
 
 T = TypeVar("T")
@@ -26,6 +28,8 @@ Ts = TypeVarTuple("Ts")
 
 _DRAIN_BUDGET = 5000
 _CLOSE_TRIES = 50
+_HASH_BITS = (1 << 60) - 1
+_AS_COMPLETED = frozenset({"as_completed", "_AsCompletedIterator.__init__"})
 
 
 class DurableTimer(asyncio.TimerHandle):
@@ -39,19 +43,51 @@ class DurableTimer(asyncio.TimerHandle):
         return self.when()
 
 
+def _hash(self: "DurableTask | DurableFuture") -> int:
+    """By order of creation instead of by address: asyncio keeps tasks in sets, and the order in
+    which it walks them (a TaskGroup that cancels, the results of ``wait``) must be the same again.
+    """
+    try:
+        return self.order
+    except AttributeError:
+        loop = self.get_loop()
+        assert isinstance(loop, DeterministicLoop)
+        self.order = loop.next_order()
+        return self.order
+
+
+class DurableTask(asyncio.Task[Any]):
+    """A task on a workflow's loop."""
+
+    __slots__ = ("order",)
+    order: int
+    __hash__ = _hash
+
+
+class DurableFuture(asyncio.Future[Any]):
+    """A future on a workflow's loop."""
+
+    __slots__ = ("order",)
+    order: int
+    __hash__ = _hash
+
+
 class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
     """A ready queue and a list of timers; nothing in it knows the real time.
 
-    ``observed`` is called when code on it reads the clock. ``fatal`` is the first SystemExit or
-    KeyboardInterrupt raised on it: it is contained here and fails the execution.
+    ``observed`` is called when code on it reads the clock. ``salt`` keeps the hashes of its tasks
+    apart from those of other loops; it must be the same in a replay. ``fatal`` is the first
+    SystemExit or KeyboardInterrupt raised on it: it is contained here and fails the execution.
     """
 
-    def __init__(self, *, observed: Callable[[], None]) -> None:
+    def __init__(self, *, observed: Callable[[], None], salt: int = 0) -> None:
         self.now = 0.0
         self.dead = False
         self.fatal: BaseException | None = None
         self.timers: dict[int, DurableTimer] = {}
         self._observed = observed
+        self._order = salt & _HASH_BITS
+        self._tasks_made = 0
         self._ready: deque[asyncio.Handle] = deque()
         self._timers_made = 0
         self._schedule: list[tuple[float, int]] = []
@@ -106,10 +142,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self.dead = True
         with self.running():
             for task in list(self._tasks):
-                if task.done():
-                    continue
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-                _close(task.get_coro())
+                if not task.done():
+                    _discard(task)
             for generator in list(self._generators):
                 _close_generator(generator)
         for timer in self.timers.values():
@@ -182,8 +216,12 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         if isinstance(handle, DurableTimer):
             self.timers.pop(handle.ordinal, None)
 
+    def next_order(self) -> int:
+        self._order = (self._order + 1) & _HASH_BITS
+        return self._order
+
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return DurableFuture(loop=self)
 
     def create_task(
         self,
@@ -193,8 +231,13 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
         **options: Any,
     ) -> asyncio.Task[T]:
-        task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
+        _refuse_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        self._tasks_made += 1
+        name = name or f"Task-{self._tasks_made}"
+        task = DurableTask(coro, loop=self, name=name, context=context, **options)
         self._tasks.add(task)
+        if self.dead:
+            _discard(task)  # made by cleanup that runs as the body leaves memory
         return task
 
     def get_debug(self) -> bool:
@@ -217,6 +260,24 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """See ``call_exception_handler``."""
+
+
+def _refuse_as_completed(caller: FrameType | None) -> None:
+    """It puts coroutines into a set, and starts them in the order of their addresses."""
+    for _ in range(4):
+        if caller is None or caller.f_globals.get("__name__") != "asyncio.tasks":
+            return
+        if caller.f_code.co_qualname in _AS_COMPLETED:
+            raise ConfigurationError(
+                "asyncio.as_completed() starts coroutines in no fixed order, which a replay could"
+                " not repeat: hand it tasks, made by group.create_task() of a TaskGroup"
+            )
+        caller = caller.f_back
+
+
+def _discard(task: asyncio.Task[Any]) -> None:
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    _close(task.get_coro())
 
 
 def _close(coroutine: Any) -> None:
