@@ -7,6 +7,7 @@ with it in here. The workloads W1 to W4 and W8 are those that we measure other e
 import argparse
 import asyncio
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable
@@ -40,6 +41,7 @@ class Driver:
         self.variant = variant
         self.runner = runner
         self._keys = 0
+        self._series = secrets.token_hex(4)  # a key used before would find the result of then
 
     async def run(self, *, scale: float, counting: bool) -> None:
         sized = [max(1, int(n * scale)) for n in (LATENCY, MANY, LONGER, SEQUENTIAL)]
@@ -105,7 +107,7 @@ class Driver:
 
     async def _one(self, *, steps: int) -> None:
         self._keys += 1
-        key = f"{self.variant}-{self._keys}"
+        key = f"{self._series}-{self._keys}"
         result = await self.client.execute(Steps, steps, key=key)
         if result != sum(range(steps)):
             raise AssertionError(f"{key} gave {result}")

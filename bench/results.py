@@ -30,6 +30,13 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(percentile(seconds, share) * 1000, 2) for name, share in shares.items()}
 
 
+def _checked_out() -> str:
+    """The commit that is checked out, or ``unknown``."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 @dataclass(slots=True, kw_only=True)
 class Results:
     """Figures of one run of the benchmark, written as they come.
@@ -40,6 +47,7 @@ class Results:
 
     path: Path
     postgres: str
+    commit: str = field(default_factory=_checked_out)
     rows: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
 
     def add(
@@ -57,7 +65,7 @@ class Results:
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
             "postgres": self.postgres,
-            "commit": commit(),
+            "commit": self.commit,
         }
         self.rows.append(row)
         self.path.parent.mkdir(exist_ok=True)
@@ -77,10 +85,3 @@ class Results:
             more = ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden)
             table.add_row(*(str(row[name]) for name in shown), more, str(row["load"]))
         Console(width=None if Console().is_terminal else 120).print(table)
-
-
-def commit() -> str:
-    """The commit that is checked out, or ``unknown``."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
