@@ -192,6 +192,16 @@ class Body:
         self.suspending = True
         self.loop.close_body()
 
+    def free(self) -> None:
+        """Let go of everything, once closed."""
+        self.instance.__dict__.pop(BODY, None)
+        self.steps.clear()
+        self.commands.clear()
+        self.cancelled.clear()
+        self._deferreds.clear()
+        self._undo.clear()
+        self.loop.free()
+
     @property
     def waiting_for(self) -> list[str]:
         """The names of the deferreds that are awaited now."""

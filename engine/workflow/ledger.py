@@ -60,6 +60,10 @@ class Ledger:
         self._commit_mark = 0
         self.set_status(Status.RUNNING, flush=False)
 
+    def free(self) -> None:
+        """Tell nobody any more."""
+        self._moved = _nobody
+
     # --- in ---------------------------------------------------------------------------------------
 
     def tick(self) -> datetime:
@@ -242,3 +246,7 @@ class Ledger:
     def _clear(self) -> None:
         self._rows, self._requests, self._settled, self._update = [], [], [], None
         self._dirty = False
+
+
+def _nobody(_: object) -> None:
+    """Nobody listens any more."""

@@ -118,6 +118,14 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
                         self.fatal = self.fatal or error
         return not ready
 
+    def free(self) -> None:
+        """Part the tasks of a closed body from the futures they waited for."""
+        for task in list(self._tasks):
+            waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+            if waiter is not None:
+                waiter.cancel()
+        self._observed = _nothing
+
     def fire(self, ordinal: int) -> None:
         """Run a timer's callback at the next drain."""
         timer = self.timers.pop(ordinal)
@@ -278,6 +286,10 @@ def _refuse_as_completed(caller: FrameType | None) -> None:
 def _discard(task: asyncio.Task[Any]) -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     _close(task.get_coro())
+
+
+def _nothing() -> None:
+    """Nobody listens any more."""
 
 
 def _close(coroutine: Any) -> None:

@@ -136,6 +136,13 @@ class Outgoing:
         self._over = True
         self._silence()
 
+    def free(self) -> None:
+        """Tell nobody any more: attempts may still be on their way to their end."""
+        self._ended = self._answered = self._look = _nobody
+        self._position = _drop
+        self.calls.clear()
+        self._waiting.clear()
+
     def resume(self, body: Body) -> None:
         """Go on after a pause: what fell due meanwhile was not started."""
         self.paused = False
@@ -279,3 +286,11 @@ class Outgoing:
 
         alarm = self._services.clock.call_at(when, ring)
         self._alarms.add(alarm)
+
+
+def _nobody(*_: object) -> None:
+    """Nobody listens any more."""
+
+
+def _drop(step: Step, payload: bytes) -> "asyncio.Future[JournalRow]":
+    raise StepDropped

@@ -109,9 +109,7 @@ class ResidentExecution:
             ledger=self._ledger,
             services=services,
             ended=self._step_ended,
-            answered=lambda step, exit, source: self._push(
-                partial(self._in.answered, step, exit, source)
-            ),
+            answered=self._answered,
             position=self._ask_position,
             look=self._after_turn,
         )
@@ -178,6 +176,7 @@ class ResidentExecution:
             self._over = True
             self._stop_work()
             self._residents.forget(self)
+            self._free()
 
     async def drain(self, grace: timedelta) -> None:
         """Start nothing new, let running steps end and be written, then leave memory."""
@@ -258,14 +257,19 @@ class ResidentExecution:
 
     def _step_ended(self, step: Step, result: Ended | Errored | Unavailable) -> None:
         """An attempt has ended: as an event, but that of a committed transaction comes first."""
+        if self._over:
+            return
         event = partial(self._in.ended, step, result)
         if self._committing is not step:
             self._push(event)
             return
         self._committing = None
+        self._events.appendleft(event)
+        self._schedule()
+
+    def _answered(self, step: Step, exit: Exit, source: Snowflake | None) -> None:
         if not self._over:
-            self._events.appendleft(event)
-            self._schedule()
+            self._push(partial(self._in.answered, step, exit, source))
 
     def _ask_position(self, step: Step, payload: bytes) -> "asyncio.Future[JournalRow]":
         """The journal row of a transaction: given when the loop is drained, and from then on no
@@ -407,6 +411,7 @@ class ResidentExecution:
         if self._ledger.held:
             self._residents.settle(self.shard, self._ledger.held)
         self._check_quiet()
+        self._free()
 
     # --- suspension -------------------------------------------------------------------------------
 
@@ -457,8 +462,19 @@ class ResidentExecution:
         self._over = True
         self._stop_work()
         self._residents.forget(self)
+        self._free()
         if wake_at is not None:
             self._services.delivery.due_at(wake_at)
+
+    def _free(self) -> None:
+        """Take the cycles of references apart, so that the memory is free now and not when the
+        collector comes: an execution has lived long enough to be in its oldest generation."""
+        self._events.clear()
+        if self._body is not None:
+            self._body.free()
+        self._body = self._incoming = None
+        self._ledger.free()
+        self._outgoing.free()
 
     def _stop_work(self) -> None:
         self._outgoing.stop()
