@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from engine import EngineError
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
@@ -65,13 +66,23 @@ def run_script(main: Callable[[], Coroutine[None, None, int]]) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await main()
 
+    code = 1
     try:
-        return asyncio.run(run())
-    except TimeoutError as error:
-        print(f"It did not end in time: {error}", file=sys.stderr)
-        return 1
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return 130
+        code = asyncio.run(run())
+    except* TimeoutError as errors:
+        print(f"It did not end in time: {_first(errors)}", file=sys.stderr)
+    except* (EngineError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as errors:
+        print(f"It cannot go on: {_first(errors)}", file=sys.stderr)
+    except* (asyncio.CancelledError, KeyboardInterrupt):
+        code = 130
+    return code
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> str:
+    """The message of the first error inside."""
+    for error in errors.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else str(error)  # pyright: ignore[reportUnknownArgumentType]
+    return str(errors)
 
 
 class RunnerProcess:
