@@ -187,7 +187,7 @@ def _types(live: Sequence[RunnerRow]) -> Iterator[Finding]:
             yield _note(
                 "types",
                 f"not all runners of group {group} serve {', '.join(partly)}:"
-                " what is on the others' shards waits",
+                " what is on others' shards waits",
                 "let all of them register the same, or finish the deployment",
             )
 

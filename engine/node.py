@@ -52,10 +52,10 @@ class Node:
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        self.storage = (open_storage or postgres(settings))(None, self.clock)
-        self.ids = SnowflakeGenerator(now=self.clock.now)
-        self.outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
-        self.replies = ReplyBoard(storage=self.storage, poll=self.poll)
+        self.storage: Storage = (open_storage or postgres(settings))(None, self.clock)
+        self.ids: SnowflakeGenerator = SnowflakeGenerator(now=self.clock.now)
+        self.outbox: Outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
+        self.replies: ReplyBoard = ReplyBoard(storage=self.storage, poll=self.poll)
         self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
         self._groups: set[str] = set()
         self._stack = AsyncExitStack()

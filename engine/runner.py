@@ -34,7 +34,7 @@ from engine.storage.protocol import RunnerRow, Storage
 from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.host import ExecutionHost
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Registered = Workflow[Any, Any] | Entity
 _HORIZON_SHARE = 0.5
@@ -54,7 +54,7 @@ class Runner:
         clock: Clock | None = None,
         open_storage: OpenStorage | None = None,
     ) -> None:
-        self.settings = settings or Settings()
+        self.settings: Settings = settings or Settings()
         self._groups = tuple(groups or self.settings.groups)
         self._open_storage = open_storage or postgres(self.settings)
         self._node = Node(self.settings, clock=clock, open_storage=self._open_storage)

@@ -28,7 +28,7 @@ from engine.storage.protocol import (
     Sweep,
 )
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class MessageHost(Protocol):

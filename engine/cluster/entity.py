@@ -20,7 +20,7 @@ from engine.core.names import definition_name, refuse_reserved
 from engine.core.reply import Defect, Exit, Failure, Success, encode_exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, NewReply
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 _ID = "_outlast_id"
 
 
@@ -190,13 +190,13 @@ class _Instance:
     def __init__(self, host: EntityHost, shard: OwnedShard, id: str) -> None:
         self._host = host
         self._idle: object = None
-        self.id = id
-        self.shard = shard
+        self.id: str = id
+        self.shard: OwnedShard = shard
         prototype = host.prototype
-        self.entity = prototype.__class__.__new__(prototype.__class__)
+        self.entity: Entity = prototype.__class__.__new__(prototype.__class__)
         self.entity.__dict__.update(prototype.__dict__)
         self.entity.__dict__[_ID] = id
-        self.mailbox = Mailbox(concurrency=prototype.concurrency, start=self._start)
+        self.mailbox: Mailbox = Mailbox(concurrency=prototype.concurrency, start=self._start)
 
     def _start(self, row: InboxRow) -> None:
         self._host.start(self, row)

@@ -97,10 +97,10 @@ class Handle:
                 f"{entity!r} is not an Entity class; define it as class X(Entity)"
             )
         self._entity = entity
-        self.id = entity_id(id, what=f"the id of a {entity.name}")
+        self.id: str = entity_id(id, what=f"the id of a {entity.name}")
         self._caller = caller
-        self.deliver_at = deliver_at
-        self.key = key
+        self.deliver_at: datetime | None = deliver_at
+        self.key: str | None = key
 
     def prepare(
         self, rpc: RpcDefinition, args: tuple[object, ...], kwargs: dict[str, object]

@@ -22,7 +22,7 @@ from engine.core.errors import EngineError, OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry, RunnerRow
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class Mailbox:
         self._concurrency = concurrency
         self._start = start
         self._queue: deque[InboxRow] = deque()
-        self.running = 0
+        self.running: int = 0
 
     def put(self, row: InboxRow) -> None:
         self._queue.append(row)

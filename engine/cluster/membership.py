@@ -21,7 +21,7 @@ from engine.core.errors import ConfigurationError
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry, RunnerRow
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Membership:
@@ -71,7 +71,7 @@ class Membership:
         self._failure: BaseException | None = None
         self._group = asyncio.TaskGroup()
         self._heartbeat: Heartbeat | None = None
-        self.lost = asyncio.Event()
+        self.lost: asyncio.Event = asyncio.Event()
 
     @property
     def id(self) -> RunnerId:

@@ -17,7 +17,7 @@ from engine.cluster.backoff import Backoff
 from engine.cluster.view import Electorate, View
 from engine.core.ids import RunnerId, ShardId
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Ground = tuple[Electorate, frozenset[RunnerId]]
 """All that a share depends on."""

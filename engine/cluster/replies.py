@@ -17,7 +17,7 @@ from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
 from engine.storage.protocol import Storage, StoredReply
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 _READ = 1000
 
 

@@ -37,11 +37,11 @@ class RpcDefinition:
         what = f"handler {function.__qualname__}"
         if inspect.isasyncgenfunction(function) or not inspect.iscoroutinefunction(function):
             raise ConfigurationError(f"{what} must be 'async def' and return its answer")
-        self.function = function
-        self.name = definition_name(name or function.__name__, what=what)
-        self.persisted = persisted
-        self.uninterruptible = uninterruptible
-        self.key = key
+        self.function: Callable[..., Any] = function
+        self.name: str = definition_name(name or function.__name__, what=what)
+        self.persisted: bool = persisted
+        self.uninterruptible: Uninterruptible = uninterruptible
+        self.key: Callable[..., str] | None = key
         self._signature: Signature | None = None
 
     @property

@@ -20,14 +20,14 @@ class OwnedShard:
     __slots__ = ("accepting", "alive", "epoch", "generation", "id", "in_flight", "lane", "runner")
 
     def __init__(self, *, id: ShardId, epoch: int, lane: Lane, runner: RunnerId) -> None:
-        self.id = id
-        self.epoch = epoch
-        self.lane = lane
-        self.runner = runner
-        self.generation = lane.generation
+        self.id: ShardId = id
+        self.epoch: int = epoch
+        self.lane: Lane = lane
+        self.runner: RunnerId = runner
+        self.generation: int = lane.generation
         self.in_flight: set[int] = set()
-        self.alive = True
-        self.accepting = True
+        self.alive: bool = True
+        self.accepting: bool = True
 
     def submit(self, source: CommitSource) -> None:
         """Queue a write of this epoch; ``OwnershipLost`` once the epoch is over."""

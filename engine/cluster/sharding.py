@@ -33,7 +33,7 @@ class ReplyReceiver:
 
     def __init__(self, board: ReplyBoard, request_id: Snowflake) -> None:
         self._board = board
-        self.request_id = request_id
+        self.request_id: Snowflake = request_id
 
     def __await__(self) -> Generator[Any, None, Exit]:
         return self._board.wait(self.request_id).__await__()

@@ -18,7 +18,7 @@ from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Undertaker:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from engine.core.clock import monotonic
 from engine.core.ids import RunnerId
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Watchdog:

@@ -38,7 +38,7 @@ class ValueCodec(Generic[T]):
     __slots__ = ("_adapter", "_plain", "what")
 
     def __init__(self, annotation: object, *, what: str) -> None:
-        self.what = what
+        self.what: str = what
         self._adapter: TypeAdapter[T] = _adapter(annotation, what)
         self._plain = annotation if annotation in _PLAIN else type(None)
 
@@ -84,7 +84,7 @@ class Signature:
     __slots__ = ("_adapter", "_bind", "_by_name", "_names", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
-        self.what = what
+        self.what: str = what
         hints = _hints(function, what)
         parameters = list(inspect.signature(function).parameters.values())[skip:]
         self._bind = inspect.Signature(parameters)

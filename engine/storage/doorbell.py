@@ -24,7 +24,7 @@ from engine.storage.outage import LOST
 from engine.storage.protocol import DoorbellListener
 from engine.storage.session import Session
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BACKOFF = 0.1

@@ -18,7 +18,7 @@ from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
 from engine.storage.protocol import BadBatch, Commit, Flushed, LaneSession, Sweep
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 BATCH = 1000
@@ -71,7 +71,7 @@ class Lane:
         horizon: timedelta,
     ) -> None:
         self.index = index
-        self.generation = 0
+        self.generation: int = 0
         self.shards: dict[ShardId, int] = {}
         self._open = open_session
         self._sink = sink

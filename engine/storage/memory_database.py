@@ -59,10 +59,10 @@ class MemoryDatabase:
         self.clock = clock
         self.mutex = threading.RLock()
         self.available = True
-        self.started_at = clock.now() - timedelta(days=1)
+        self.started_at: datetime = clock.now() - timedelta(days=1)
         self.groups: dict[str, int] = {}
         self.shards: dict[ShardId, MemoryShard] = {}
-        self.rows = MemoryRows(clock, self.shards)
+        self.rows: MemoryRows = MemoryRows(clock, self.shards)
         self.runners: dict[RunnerId, RunnerRow] = {}
         self.unburied: set[RunnerId] = set()
         self.sessions: dict[Session, None] = {}

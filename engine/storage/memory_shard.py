@@ -49,12 +49,12 @@ class MemoryShard:
     )
 
     def __init__(self, id: ShardId) -> None:
-        self.id = id
-        self.epoch = 0
+        self.id: ShardId = id
+        self.epoch: int = 0
         self.runner: RunnerId | None = None
         self.acquired_at: datetime | None = None
         self.holder: object | None = None
-        self.fences = 0
+        self.fences: int = 0
         self._rows: dict[int, MemoryRow] = {}
         self._ready: dict[int, MemoryRow] = {}
         self._later: list[tuple[datetime, int]] = []

@@ -23,7 +23,7 @@ class Queries:
 
     def __init__(self, schema: str) -> None:
         """``ConfigurationError`` when the schema's name is not a plain identifier."""
-        self.schema = schema_name(schema)
+        self.schema: str = schema_name(schema)
         qualifier = f'"{schema}".'
         self._texts = {name: _QUALIFIER.sub(qualifier, text) for name, text in _sources().items()}
 

@@ -11,7 +11,7 @@ from engine.storage.groups import Groups
 from engine.storage.protocol import InboxKind, InboxRow, StoredExecution, StoredReply, Sweep
 from engine.storage.records import envelope_from, execution_from
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId) -> Sweep:

@@ -28,7 +28,7 @@ from engine.storage.records import journal_from
 from engine.storage.session import Session
 from engine.storage.transaction import Row, Transaction
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Outer = AsyncpgTransaction
 Work = Callable[[Transaction], Awaitable[JournalRow]]

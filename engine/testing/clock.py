@@ -61,9 +61,9 @@ class _Alarm:
     __slots__ = ("callback", "cancelled", "number", "when")
 
     def __init__(self, when: datetime, number: int, callback: Callable[[], None]) -> None:
-        self.when = when
-        self.number = number
-        self.callback = callback
+        self.when: datetime = when
+        self.number: int = number
+        self.callback: Callable[[], None] = callback
         self.cancelled = False
 
     def cancel(self) -> None:

@@ -35,7 +35,7 @@ class TestCluster:
         **settings: Any,
     ) -> None:
         options: dict[str, Any] = {"shards_per_group": 8, **settings}
-        self.settings = Settings(dsn=dsn or "memory", **options)
+        self.settings: Settings = Settings(dsn=dsn or "memory", **options)
         self.prototypes = prototypes
         self.clock: Clock
         self._open: OpenStorage
@@ -47,7 +47,7 @@ class TestCluster:
             self.clock = SystemClock()
             self.database = None
             self._open = postgres(self.settings)
-        self.runner = Runner(self.settings, clock=self.clock, open_storage=self._open)
+        self.runner: Runner = Runner(self.settings, clock=self.clock, open_storage=self._open)
 
     @property
     def client(self) -> Client:

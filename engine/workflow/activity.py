@@ -46,13 +46,13 @@ class StepDefinition:
         key: Callable[..., str] | None,
     ) -> None:
         what = f"step {function.__qualname__}"
-        self.function = function
-        self.kind = kind
-        self.name = definition_name(name or function.__name__, what=what)
-        self.retry = retry
-        self.timeout = timeout
-        self.key = key
-        self.sync = not inspect.iscoroutinefunction(function)
+        self.function: Callable[..., Any] = function
+        self.kind: StepKind = kind
+        self.name: str = definition_name(name or function.__name__, what=what)
+        self.retry: RetryPolicy = retry
+        self.timeout: timedelta | None = timeout
+        self.key: Callable[..., str] | None = key
+        self.sync: bool = not inspect.iscoroutinefunction(function)
         self._signature: Signature | None = None
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"{what} is a generator; return its results as one value")

@@ -66,18 +66,18 @@ class Step:
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> None:
-        self.name = name
-        self.ordinal = ordinal
-        self.payload = payload
-        self.digest = digest
-        self.future = future
-        self.where = where
-        self.definition = definition
-        self.call = call
-        self.args = args
-        self.kwargs = kwargs or {}
-        self.attempt = 1
-        self.mark = 0
+        self.name: str = name
+        self.ordinal: int = ordinal
+        self.payload: bytes = payload
+        self.digest: int = digest
+        self.future: asyncio.Future[Any] = future
+        self.where: tuple[CodeType, int] | None = where
+        self.definition: StepDefinition | None = definition
+        self.call: EntityCall | None = call
+        self.args: tuple[object, ...] = args
+        self.kwargs: dict[str, object] = kwargs or {}
+        self.attempt: int = 1
+        self.mark: int = 0
         self.retry_at: datetime | None = None
         self.started_at: datetime | None = None
         self.request_id: int | None = None
@@ -129,17 +129,19 @@ class Body:
         observed: Callable[[], None],
     ) -> None:
         self.execution_id = execution_id
-        self.suspending = False
+        self.suspending: bool = False
         self.interrupted: str | None = None
-        self.random = random.Random(seed)
-        self.loop = DeterministicLoop(observed=observed, salt=digest(seed.encode()))
+        self.random: random.Random = random.Random(seed)
+        self.loop: DeterministicLoop = DeterministicLoop(
+            observed=observed, salt=digest(seed.encode())
+        )
         self.steps: dict[StepKey, Step] = {}
         self.commands: deque[Step] = deque()
         self.cancelled: dict[StepKey, Step] = {}
         self._ordinals: dict[str, int] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
-        self.instance = copy_of(prototype)
+        self.instance: Workflow[Any, Any] = copy_of(prototype)
         self.instance.__dict__[BODY] = self
         with self.loop.running():
             self.task: asyncio.Task[Any] = self.loop.create_task(

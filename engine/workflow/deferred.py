@@ -26,8 +26,8 @@ class Deferred(Generic[T]):
     def __init__(self, type: type[T] | None = None) -> None:
         self._type: Any = type
         self._codec: ValueCodec[T] | None = None
-        self.name = ""
-        self.owner = ""
+        self.name: str = ""
+        self.owner: str = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = definition_name(name, what=f"deferred {owner.__qualname__}.{name}")

@@ -144,10 +144,10 @@ class WorkflowDefinition:
     __slots__ = ("cls", "deferreds", "group", "name", "request", "result", "steps", "version")
 
     def __init__(self, cls: type[Workflow[Any, Any]]) -> None:
-        self.cls = cls
-        self.name = cls.name
-        self.version = cls.version
-        self.group = cls.shard_group
+        self.cls: type[Workflow[Any, Any]] = cls
+        self.name: str = cls.name
+        self.version: int = cls.version
+        self.group: str = cls.shard_group
         request, result = _types(cls)
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
         self.result: ValueCodec[Any] = ValueCodec(result, what=f"the result of {cls.name}")

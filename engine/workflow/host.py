@@ -23,7 +23,7 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.outgoing import Services
 from engine.workflow.resident import ResidentExecution
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 _LOAD = 200
 
 

@@ -30,7 +30,7 @@ from engine.workflow.replay import deadline_of
 from engine.workflow.steps import Ended, Errored, Unavailable, is_transaction
 from engine.workflow.tags import INTERRUPT, decode_text, deferred_of
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 _draw = random.Random()
 
 

@@ -39,10 +39,10 @@ class Ledger:
         moved: Callable[[datetime], None],
     ) -> None:
         self.id: Snowflake = state.request_id
-        self.run = state.run
-        self.at = state.started_at or clock.now()
-        self.wake_at = state.wake_at
-        self.mark = 0
+        self.run: int = state.run
+        self.at: datetime = state.started_at or clock.now()
+        self.wake_at: datetime | None = state.wake_at
+        self.mark: int = 0
         self.held: list[int] = []
         self.reply: NewReply | None = None
         self._clock = clock

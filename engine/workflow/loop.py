@@ -81,8 +81,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
     """
 
     def __init__(self, *, observed: Callable[[], None], salt: int = 0) -> None:
-        self.now = 0.0
-        self.dead = False
+        self.now: float = 0.0
+        self.dead: bool = False
         self.fatal: BaseException | None = None
         self.timers: dict[int, DurableTimer] = {}
         self._observed = observed

@@ -43,7 +43,7 @@ from engine.workflow.steps import (
     run_transaction,
 )
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 PAUSE = timedelta(milliseconds=200)
 Event = Callable[[], None]
@@ -85,7 +85,7 @@ class Outgoing:
         look: Callable[[], None],
     ) -> None:
         self.calls: dict[Snowflake, Step] = {}
-        self.paused = False
+        self.paused: bool = False
         self._state = state
         self._name = f"{state.workflow}/{state.execution_id}"
         self._prototype = prototype

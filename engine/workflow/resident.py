@@ -46,7 +46,7 @@ from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Event, Outgoing, Services
 from engine.workflow.steps import Ended, Errored, StepDropped, Unavailable
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _EVENTS_PER_TURN = 200
 
@@ -89,7 +89,7 @@ class ResidentExecution:
     ) -> None:
         self.id: Snowflake = state.request_id
         self.shard = shard
-        self.name = f"{state.workflow}/{state.execution_id}"
+        self.name: str = f"{state.workflow}/{state.execution_id}"
         self._definition = definition
         self._envelope = envelope
         self._services = services

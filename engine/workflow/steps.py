@@ -21,7 +21,7 @@ from engine.workflow.body import Step, copy_of
 from engine.workflow.definition import Workflow
 from engine.workflow.step_context import StepContext, current_step
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,6 @@ class Scenarios:
                     break
 
         await asyncio.gather(*(read(n) for n in range(6)))
-        gc.collect()
         await asyncio.sleep(1)
 
 
