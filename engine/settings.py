@@ -21,6 +21,12 @@ with warnings.catch_warnings():
 
         Durations are ``timedelta``; in variables, seconds or ISO 8601. Errors name the variable
         and the fix.
+
+        >>> Settings(dsn="postgresql://app:secret@localhost/shop")
+        Settings(dsn='postgresql://app:***@localhost/shop', schema='engine')
+        >>> Settings(lanes=0)
+        Traceback (most recent call last):
+        engine.core.errors.ConfigurationError: lanes (variable OUTLAST_LANES): Input should be ...
         """
 
         model_config = SettingsConfigDict(env_prefix="OUTLAST_", extra="forbid", frozen=True)

@@ -30,6 +30,24 @@ class Entity:
     The object you register is a prototype; each id gets a shallow copy of it on its first message
     and loses it after ``max_idle`` without one. ``concurrency`` is how many messages of one id run
     at once (0: any number); with 1 they run one after the other, in the order they were sent.
+
+    >>> from engine import rpc
+    >>> from engine.testing import TestCluster
+    >>> class Counter(Entity):
+    ...     def __init__(self) -> None:
+    ...         self.total = 0
+    ...
+    ...     @rpc
+    ...     async def add(self, by: int) -> int:
+    ...         self.total += by
+    ...         return self.total
+    >>> async def main() -> int:
+    ...     async with TestCluster(Counter()) as cluster:
+    ...         counter = cluster.client.entity(Counter, "c-1")
+    ...         await counter.add(1)
+    ...         return await counter.add(2)
+    >>> asyncio.run(main())
+    3
     """
 
     name: ClassVar[str]

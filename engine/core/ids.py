@@ -25,7 +25,11 @@ _EPOCH_MS = int(SNOWFLAKE_EPOCH.timestamp() * 1000)
 
 
 class ShardId(NamedTuple):
-    """One shard: the group it belongs to and its number there, 1 to the group's size."""
+    """One shard: the group it belongs to and its number there, 1 to the group's size.
+
+    >>> str(ShardId("default", 7))
+    'default:7'
+    """
 
     group: str
     number: int

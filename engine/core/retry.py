@@ -16,6 +16,12 @@ class RetryPolicy:
     that is drawn at random (0.1: up to 10 % less). An error is retried when it is of a type in
     ``retry_on`` and of none in ``give_up_on``. Attempts and their times are durable: after a crash
     attempt 4 follows attempt 3.
+
+    >>> policy = RetryPolicy(attempts=3, initial=timedelta(seconds=1), jitter=0)
+    >>> [policy.delay(attempt, random.Random()).seconds for attempt in (1, 2, 3)]
+    [1, 2, 4]
+    >>> policy.retries(OSError(), attempt=2), policy.retries(OSError(), attempt=3)
+    (True, False)
     """
 
     attempts: int = 5

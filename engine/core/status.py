@@ -21,4 +21,9 @@ class Status(Enum):
 
     @property
     def finished(self) -> bool:
+        """Whether nothing of it will run again.
+
+        >>> [str(status) for status in Status if status.finished]
+        ['succeeded', 'failed', 'interrupted', 'terminated']
+        """
         return self.value >= Status.SUCCEEDED.value

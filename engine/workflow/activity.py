@@ -129,6 +129,17 @@ def activity(
     ``name`` is the name in the journal; keep it when you rename the method. ``key`` computes a text
     from the call's arguments that tells calls of one step apart, instead of their order.
     ``self.idempotency_key`` is the same on every attempt: hand it to what you call.
+
+    On a plain object, as in a unit test, it is a plain call:
+
+    >>> import asyncio
+    >>> from engine import Workflow
+    >>> class Count(Workflow[str, int]):
+    ...     @activity(retry=RetryPolicy(attempts=3))
+    ...     def words(self, text: str) -> int:
+    ...         return len(text.split())
+    >>> asyncio.run(Count().words("one two"))
+    2
     """
     return _step(function, kind=StepKind.ACTIVITY, retry=retry, timeout=timeout, name=name, key=key)
 

@@ -21,6 +21,22 @@ class Deferred(Generic[T]):
 
     ``approved = Deferred(bool)``; for a union write ``Deferred[int | None]()``. The first
     resolution (or rejection) wins, whether the body waits already or not yet.
+
+    >>> import asyncio
+    >>> from engine import Workflow
+    >>> from engine.testing import TestCluster
+    >>> class Ask(Workflow[str, bool]):
+    ...     approved = Deferred(bool)
+    ...
+    ...     async def execute(self, request: str) -> bool:
+    ...         return await self.approved.wait(timeout=timedelta(days=2))
+    >>> async def main() -> bool:
+    ...     async with TestCluster(Ask()) as cluster:
+    ...         execution = await cluster.client.start(Ask, "holiday")
+    ...         await execution.resolve(Ask.approved, True)
+    ...         return await execution.join()
+    >>> asyncio.run(main())
+    True
     """
 
     def __init__(self, type: type[T] | None = None) -> None:

@@ -35,6 +35,25 @@ class Workflow(Generic[In, Out]):
     the execution's own and is rebuilt by replay. The body may use plain asyncio (gather,
     TaskGroup, timeout, Event, …); time, random numbers and everything outside come through steps
     and the methods below, so that a replay sees the same again.
+
+    >>> import asyncio
+    >>> from engine import activity
+    >>> from engine.testing import TestCluster
+    >>> class Greet(Workflow[str, str]):
+    ...     async def execute(self, request: str) -> str:
+    ...         await self.sleep(timedelta(days=1))
+    ...         return await self.spell(request)
+    ...
+    ...     @activity
+    ...     async def spell(self, name: str) -> str:
+    ...         return f"Good morning, {name}"
+    >>> async def main() -> str:
+    ...     async with TestCluster(Greet()) as cluster:
+    ...         execution = await cluster.client.start(Greet, "Ada", key="g-1")
+    ...         await cluster.advance(timedelta(days=1))
+    ...         return await execution.join()
+    >>> asyncio.run(main())
+    'Good morning, Ada'
     """
 
     name: ClassVar[str]
