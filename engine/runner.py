@@ -412,7 +412,9 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
     """Nothing a step or handler does may end the runner."""
     try:
         await work
-    except Exception:
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException:
         log.exception("a task of the runner failed; its message is delivered again to a next owner")
 
 

@@ -203,6 +203,15 @@ class Delivery:
         if shard is None or not shard.accepting or row.seq in shard.in_flight:
             return
         shard.in_flight.add(row.seq)
+        try:
+            self._hand_over(shard, row)
+        except Exception:  # one message must not cost the lane, and every message behind it
+            log.exception(
+                "a message cannot be handled here; it waits for the shard's next owner",
+                extra={"request_id": row.envelope.request_id, "shard": str(shard.id)},
+            )
+
+    def _hand_over(self, shard: OwnedShard, row: InboxRow) -> None:
         if row.execution is not None and self._executions is not None:
             self._executions.deliver(shard, row)
             return

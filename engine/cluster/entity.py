@@ -196,7 +196,9 @@ class EntityHost:
             if task is not None and task.cancelling():
                 raise
             return Failure(ErrorDetails.of(error))
-        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its reply
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 -- whatever a handler raises is its reply
             return Failure(ErrorDetails.of(error))
 
 

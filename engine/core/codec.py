@@ -57,14 +57,14 @@ class ValueCodec(Generic[T]):
         """The value; ``InvalidPayload`` naming the field when the bytes do not validate."""
         try:
             return self._adapter.validate_json(payload, by_alias=True, by_name=True)
-        except (ValidationError, ValueError, RecursionError) as error:
+        except Exception as error:  # a user's validator may raise anything
             raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
 
     def validate(self, value: object) -> T:
         """The value as its type; ``InvalidPayload`` naming the field when it does not fit."""
         try:
             return self._adapter.validate_python(value, by_alias=True, by_name=True)
-        except (ValidationError, RecursionError) as error:
+        except Exception as error:  # as above
             raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
 
     def settle(self, value: T) -> tuple[bytes, T]:
@@ -115,21 +115,20 @@ class Signature:
 
     def validated(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """As ``encode``, after validating each argument; errors name the argument."""
+        bound = self.bind(args, kwargs)
         try:
-            bound = self._adapter.validate_python(
-                self.bind(args, kwargs), by_alias=True, by_name=True
-            )
-        except (ValidationError, RecursionError) as error:
+            valid = self._adapter.validate_python(bound, by_alias=True, by_name=True)
+        except Exception as error:  # as above
             raise InvalidPayload(
                 f"the arguments of {self.what} do not validate: {_fields(error)}"
             ) from error
-        return self._dump(bound)
+        return self._dump(valid)
 
     def decode(self, payload: bytes) -> tuple[list[object], dict[str, object]]:
         """Positional and keyword arguments for the call; ``InvalidPayload`` naming the field."""
         try:
             named = self._adapter.validate_json(payload, by_alias=True, by_name=True)
-        except (ValidationError, ValueError, RecursionError) as error:
+        except Exception as error:  # as above
             raise InvalidPayload(
                 f"the arguments of {self.what} do not validate: {_fields(error)}"
             ) from error
@@ -258,7 +257,7 @@ def _first_line(error: Exception) -> str:
 
 def _fields(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return _first_line(error)
+        return f"{type(error).__name__}: {_first_line(error)}"
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(
         f"{'.'.join(str(part) for part in each['loc']) or 'value'}: {each['msg']}"

@@ -270,7 +270,11 @@ class Lane:
         while self._sources and len(batch) < BATCH:
             source = next(iter(self._sources))
             del self._sources[source]
-            commit = source.collect()
+            try:
+                commit = source.collect()
+            except Exception:
+                log.exception("a commit's source failed before it", extra={"lane": self.index})
+                continue
             # INVARIANT pen-holds: what is not locked here is not written here, whoever still asks.
             if commit is not None and commit.shard in self.shards:
                 batch.append((source, commit))
@@ -289,7 +293,7 @@ class Lane:
             elif error.transient:
                 self._set_aside(*batch[0])
             else:
-                batch[0][0].refused(error)
+                self._refuse(batch[0][0], error)
             return
         if self._session is not session:
             return
@@ -298,6 +302,12 @@ class Lane:
                 source.committed(flushed)
             except Exception:
                 log.exception("a commit's source failed after it", extra={"lane": self.index})
+
+    def _refuse(self, source: CommitSource, error: BadBatch) -> None:
+        try:
+            source.refused(error)
+        except Exception:
+            log.exception("a refused commit's source failed", extra={"lane": self.index})
 
     def _set_aside(self, source: CommitSource, commit: Commit) -> None:
         """Try a commit that met a lock again later; the others go on without it."""

@@ -23,6 +23,9 @@ from engine.workflow.step_context import StepContext, current_step
 
 log: logging.Logger = logging.getLogger(__name__)
 
+PASSED_ON = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
+"""What is not a step's own end, but somebody's wish that it ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -65,7 +68,9 @@ async def run_activity(
             async with asyncio.timeout(definition.timeout.total_seconds()):
                 result = await _call(definition, instance, step)
         return Ended(*definition.signature.result.settle(result))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a step raises is its end
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # noqa: BLE001 -- whatever a step raises is its end
         return failed(error, definition)
 
 
@@ -103,11 +108,11 @@ async def run_transaction(
 
     try:
         await storage.transact(fence, work)
-    except OwnershipLost:
+    except (*PASSED_ON, StepDropped, OwnershipLost):
         raise
     except (StorageUnavailable, OSError) as error:
         return failed(error, definition) if error in own else Unavailable(error)
-    except Exception as error:  # noqa: BLE001 -- as above
+    except BaseException as error:  # noqa: BLE001 -- as above
         return failed(error, definition)
     assert ended is not None
     return ended
@@ -128,11 +133,15 @@ def failed(error: BaseException, definition: StepDefinition) -> Errored:
 async def _call(definition: StepDefinition, instance: Workflow[Any, Any], step: Step) -> Any:
     if not definition.sync:
         return await definition.function(instance, *step.args, **step.kwargs)
-    run = copy_context().run
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(
-        None, lambda: run(definition.function, instance, *step.args, **step.kwargs)
-    )
+    context = copy_context()
+
+    def run() -> Any:
+        try:
+            return context.run(definition.function, instance, *step.args, **step.kwargs)
+        except StopIteration as error:  # a future cannot carry it: nobody would hear of the end
+            raise RuntimeError("the step raised StopIteration") from error
+
+    return await asyncio.get_running_loop().run_in_executor(None, run)
 
 
 def is_transaction(step: Step) -> bool:
