@@ -21,15 +21,20 @@ class FieldsFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *words])
 
 
-def log_to_stderr(level: str) -> None:
+def level_of(name: str) -> int:
+    """The level by its name, or ``UsageError``."""
+    if name.lower() not in _LEVELS:
+        raise UsageError(f"there is no log level {name!r}: use {', '.join(_LEVELS)}")
+    return logging.getLevelNamesMapping()[name.upper()]
+
+
+def log_to_stderr(level: int) -> None:
     """Show records from ``level`` on; an app that has set up logging itself keeps its own way."""
-    if level.lower() not in _LEVELS:
-        raise UsageError(f"there is no log level {level!r}: use {', '.join(_LEVELS)}")
     root = logging.getLogger()
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FieldsFormatter())
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    root.setLevel(level)
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from cli.command import add_command
+from cli.exits import CommandError, ExitCode
 from cli.loading import load_runner
-from cli.logs import log_to_stderr
+from cli.logs import level_of, log_to_stderr
 from cli.session import Session
 
 PANEL = "Develop and run"
@@ -54,17 +55,23 @@ def run(
     ] = False,
 ) -> None:
     """Run an app: serve its workflows and entities until SIGTERM or Ctrl-C, then drain."""
+    level = level_of(log_level)
     session.export()
     if groups is not None:
         os.environ["OUTLAST_GROUPS"] = groups
     session.settings().database()  # said at once, not after an import that may take long
     sys.path.insert(0, str(Path.cwd()))
     runner = load_runner(app)
-    log_to_stderr(log_level)
+    log_to_stderr(level)
     if while_stdin_is_open:
         threading.Thread(target=_stop_after_stdin, name="lifeline", daemon=True).start()
-    with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
-        loop.run(runner.run())
+    try:
+        with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
+            loop.run(runner.run())
+    except asyncio.CancelledError:
+        raise CommandError(
+            "cut short by a second signal; what was running begins again elsewhere", ExitCode.CTRL_C
+        ) from None
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -16,7 +16,9 @@ from engine.core.journal import JournalKind, Outcome
 from engine.outcome import JournalEvent
 
 _WAITS = re.compile(r"waits for ")
+_BETWEEN = re.compile(r", (?=(?:deferred|the|attempt|step|child) )")
 _REPLY = re.compile(r"the reply of (.+?)/(.*) (\S+)")
+_LAST = 1 << 31
 _RETRY = re.compile(r"attempt \d+ of (?:step )?(\S+?)(?:#\d+)? due .*")
 
 
@@ -45,6 +47,8 @@ class Line:
     name: str
     begin: datetime
     run: int
+    position: int = 0
+    """Where the journal first speaks of it."""
     end: datetime | None = None
     mark: Mark = Mark.PENDING
     note: str = ""
@@ -94,8 +98,8 @@ class Timeline:
         found = [*self._lines.values(), *self._instants]
         pending = {line.name for line in found if line.mark is Mark.PENDING}
         for name, note in self._awaited(waiting, pending):
-            found.append(Line(name=name, begin=since, run=run, note=note))
-        return sorted(found, key=lambda line: (line.run, line.mark is Mark.PENDING, line.begin))
+            found.append(Line(name=name, begin=since, run=run, position=_LAST, note=note))
+        return sorted(found, key=_order)
 
     def _line(self, event: JournalEvent, *, begin: datetime) -> Line:
         target = self._targets.get(event.source) if event.source is not None else None
@@ -104,7 +108,8 @@ class Timeline:
             entity_type, _, method = name.partition(".")
             name = f"call {entity_type}/{target} {method}" if target else f"call {name}"
         key = event.run, event.name, event.ordinal
-        return self._lines.setdefault(key, Line(name=name, begin=begin, run=event.run))
+        line = Line(name=name, begin=begin, run=event.run, position=event.position)
+        return self._lines.setdefault(key, line)
 
     def _attempt(self, event: JournalEvent) -> None:
         line = self._line(event, begin=event.started_at or event.at)
@@ -134,7 +139,8 @@ class Timeline:
 
     def _instant(self, event: JournalEvent, name: str, note: str) -> None:
         """What has no duration."""
-        line = Line(name=name, begin=event.at, end=event.at, run=event.run, note=note)
+        line = Line(name=name, begin=event.at, run=event.run, position=event.position)
+        line.end, line.note = event.at, note
         line.mark = _mark(event.outcome)
         self._instants.append(line)
 
@@ -142,7 +148,7 @@ class Timeline:
         """What the execution waits for and its journal says nothing of: name and note."""
         if waiting is None or not _WAITS.match(waiting):
             return
-        for item in _WAITS.sub("", waiting, count=1).split(", "):
+        for item in _BETWEEN.split(_WAITS.sub("", waiting, count=1)):
             if (reply := _REPLY.fullmatch(item)) is not None:
                 entity_type, id, method = reply.groups()
                 if {f"call {entity_type}/{id} {method}", f"call {entity_type}.{method}"} & shown:
@@ -168,6 +174,10 @@ def timeline(
     last = events[-1] if events else None
     run, since = (1, begin) if last is None else (last.run, last.at)
     return collected.lines(waiting=waiting, run=run, since=since)
+
+
+def _order(line: Line) -> tuple[object, ...]:
+    return line.run, line.mark is Mark.PENDING, line.begin, line.position
 
 
 def _mark(outcome: Outcome) -> Mark:
