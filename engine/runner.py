@@ -126,6 +126,10 @@ class Runner:
 
     def crash(self) -> None:
         """For tests: cut every lane's session, as a lost network would."""
+        self._cut()
+
+    def _cut(self) -> None:
+        """End every lane's session: all work on their shards is dropped, and nothing is awaited."""
         if self._incarnation is not None:
             for lane in self._incarnation.delivery.lanes:
                 lane.terminate()
@@ -139,6 +143,7 @@ class Runner:
 
         def signalled() -> None:
             if stop.is_set() and main is not None:
+                self._cut()
                 main.cancel()
             stop.set()
 
