@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from engine.core.codec import same_json
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
-from engine.core.ids import EntityAddress, EntityId, EntityType, shard_of
+from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
 from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
 from engine.workflow.tags import RUN
 
@@ -41,15 +41,17 @@ async def start(
     *,
     on_conflict: Literal["join", "fail"] = "join",
     connection: object = None,
+    expected: Snowflake | None = None,
 ) -> Saved:
     """Start an execution, or find the one with this id; returns once that is durable.
 
     ``PayloadConflict`` when it was started with another request; ``AlreadyStarted`` with
     ``on_conflict="fail"``. ``connection``: the caller's own, whose transaction decides.
+    ``expected``: the request id to use, whose reply this process is waiting for already.
     """
     await node.know(start.group)
     envelope = EnvelopeRequest(
-        request_id=await node.outbox.next_id(),
+        request_id=expected or await node.outbox.next_id(),
         address=address_of(node, workflow=start.workflow, group=start.group, id=start.id),
         tag=RUN,
         payload=start.payload,
@@ -57,7 +59,7 @@ async def start(
         key=dedup_key(RUN, start.workflow, start.id),
     )
     execution = ExecutionStart(version=start.version, attributes=start.attributes)
-    save = SaveRequest(envelope=envelope, execution=execution)
+    save = SaveRequest(envelope=envelope, execution=execution, wait=expected is not None)
     if connection is None:
         saved = await node.outbox.save(save)
     else:

@@ -3,6 +3,7 @@
 Requests leave through the process's ``outbox``; replies come back to its ``replies``.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -84,21 +85,13 @@ class Client:
         your transaction commits.
         """
         definition = definition_of(workflow)
-        payload = _encode(definition, request)
-        id = entity_id(key if key is not None else workflow.key(request), what="the key")
-        start = by_name.Start(
-            workflow=definition.name,
-            group=definition.group,
-            id=id,
-            payload=payload,
-            version=definition.version,
-            deliver_at=self._when(at, delay),
-            attributes=_attributes(attributes),
+        start = _start(
+            definition, request, key, deliver_at=self._when(at, delay), attributes=attributes
         )
         saved = await by_name.start(
             self._node, start, on_conflict=on_conflict, connection=connection
         )
-        return Execution(self._node, definition, id, saved.request_id)
+        return Execution(self._node, definition, start.id, saved.request_id)
 
     async def execute(
         self,
@@ -108,9 +101,19 @@ class Client:
         key: str | None = None,
         timeout: timedelta | None = None,
     ) -> Out:
-        """Start (or find) an execution and join it."""
-        execution = await self.start(workflow, request, key=key)
-        return await execution.join(timeout)
+        """Start (or find) an execution and join it; ``TimeoutError`` after ``timeout``."""
+        definition = definition_of(workflow)
+        start = _start(definition, request, key)
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            request_id = await self._node.outbox.next_id()
+            with self._node.replies.expect(request_id) as answer:
+                saved = await by_name.start(self._node, start, expected=request_id)
+                execution: Execution[Out] = Execution(
+                    self._node, definition, start.id, saved.request_id
+                )
+                if saved.outcome is SaveOutcome.CREATED:
+                    return execution.result_of(await answer)
+            return await execution.join()
 
     def execution(self, workflow: type[Workflow[In, Out]], id: str) -> Execution[Out]:
         """A handle on an execution by its id; asks nothing of the database."""
@@ -204,6 +207,27 @@ def _answer(call: EntityCall, exit: Exit) -> Any:
                 f"{call.entity.name}/{call.id} {call.rpc.name} was ended: {ended.reason}",
                 ErrorDetails(type(ended).__name__, ended.reason),
             )
+
+
+def _start(
+    definition: WorkflowDefinition,
+    request: Any,
+    key: str | None,
+    *,
+    deliver_at: datetime | None = None,
+    attributes: Mapping[str, object] | None = None,
+) -> by_name.Start:
+    payload = _encode(definition, request)
+    id = entity_id(key if key is not None else definition.cls.key(request), what="the key")
+    return by_name.Start(
+        workflow=definition.name,
+        group=definition.group,
+        id=id,
+        payload=payload,
+        version=definition.version,
+        deliver_at=deliver_at,
+        attributes=_attributes(attributes),
+    )
 
 
 def _encode(definition: WorkflowDefinition, request: object) -> bytes:

@@ -50,6 +50,12 @@ class _Borrowed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
+    async def set_type_codec(self, typename: str, **options: Any) -> None:
+        """Once a connection: at each, asyncpg forgets its statements and looks the type up."""
+        if typename not in self._session.codecs:
+            await self._session.set_type_codec(typename, **options)
+            self._session.codecs.add(typename)
+
     async def close(self, *, timeout: float | None = None) -> None:
         """Nothing: its owner closes it."""
 

@@ -16,7 +16,14 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USE
 
 
 class Session(asyncpg.Connection):
-    """An asyncpg connection whose statements are never cancelled, only ended with it."""
+    """An asyncpg connection whose statements are never cancelled, only ended with it.
+
+    ``codecs`` are the types that SQLAlchemy has set codecs for on it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.codecs: set[str] = set()
 
     def keep_alive(self) -> None:
         """Let the kernel notice a peer that is gone; asyncpg leaves the socket as it is."""
