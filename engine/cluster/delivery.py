@@ -50,7 +50,14 @@ class ExecutionsHost(MessageHost, Protocol):
     """The host of executions can also be told that a suspended one is due."""
 
     def wake(self, executions: Sequence[Snowflake]) -> None: ...
-    def resident(self, shard: OwnedShard) -> Collection[Snowflake]: ...
+    def resident(self, shard: OwnedShard) -> Collection[Snowflake]:
+        """Executions of the shard that are in memory although they have a ``wake_at``."""
+        ...
+
+    @property
+    def loading(self) -> Collection[Snowflake]:
+        """Executions that are being loaded, of whichever shard."""
+        ...
 
 
 class Delivery:
@@ -171,7 +178,8 @@ class Delivery:
         host = self._executions
         if host is None:
             return []
-        return [e for id in shards if (s := self.shards.get(id)) for e in host.resident(s)]
+        resident = [e for id in shards if (s := self.shards.get(id)) for e in host.resident(s)]
+        return [*resident, *host.loading]
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
         for row in sweep.rows:

@@ -211,7 +211,7 @@ class Heartbeat:
 
     async def _beat(self, registry: Registry) -> None:
         sent = monotonic()
-        self._due = sent + self._interval * random.uniform(0.9, 1.0)
+        self._due = sent + self._interval * random.uniform(0.95, 1.05)
         beat = await registry.beat(self._runner.id)
         if not beat.alive:
             self._die()

@@ -59,7 +59,10 @@ class Outbox:
             return self._ids.next()
         except StorageUnavailable:
             async with self._leasing:
-                self._ids.renew(await self._storage.lease_machine(self._ids.lease))
+                try:
+                    return self._ids.next()  # somebody has leased it meanwhile
+                except StorageUnavailable:
+                    self._ids.renew(await self._storage.lease_machine(self._ids.lease))
             return self._ids.next()
 
     async def save(self, request: SaveRequest) -> Saved:

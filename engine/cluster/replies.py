@@ -64,6 +64,8 @@ class ReplyBoard:
     def expect(self, request_id: Snowflake) -> Generator["asyncio.Future[Exit]", None, None]:
         """The exit of a request that is about to be saved with ``wait``, so that nothing needs to
         be registered or read."""
+        if self._closing:
+            raise StorageUnavailable("this client is closed; open a new one")
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         futures = self._waiting.setdefault(request_id, set())
         futures.add(future)
@@ -123,10 +125,10 @@ class ReplyBoard:
                 for ids in _chunks(sorted(unread)):
                     self._resolve(await self._storage.replies(ids))
                 failures = 0
-            except (StorageUnavailable, TimeoutError, OSError) as error:
+            except Exception as error:  # whatever it was, waiters go on waiting
                 failures += 1
                 if failures == 1:
-                    log.warning("cannot read replies, trying again", extra={"error": str(error)})
+                    log.warning("cannot read replies, trying again", exc_info=error)
                 self._unwatched |= unwatched
                 self._unread |= unread
                 await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))

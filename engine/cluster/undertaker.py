@@ -97,7 +97,7 @@ class Undertaker:
         self._known = present
         if view.received < self._audit_due:
             return False
-        self._audit_due = view.received + self._ttl.total_seconds() * random.uniform(1.0, 1.5)
+        self._audit_due = view.received + self._ttl.total_seconds() * random.uniform(3.0, 4.0)
         return True
 
     def _begin(self, dead: RunnerId) -> None:

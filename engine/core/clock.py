@@ -29,17 +29,26 @@ class Clock(Protocol):
 class SystemClock:
     """The database's time, carried on by the monotonic clock between two alignments."""
 
-    __slots__ = ("_base",)
+    __slots__ = ("_aligned", "_base")
 
     def __init__(self) -> None:
+        self._aligned = False
         self._base = datetime.now(UTC) - timedelta(seconds=time.monotonic())
 
     def now(self) -> datetime:
         return self._base + timedelta(seconds=time.monotonic())
 
     def align(self, *, database: datetime, sent: float, received: float) -> None:
-        """Take over the database's time, read between two readings of ``monotonic`` (seconds)."""
-        self._base = database - timedelta(seconds=(sent + received) / 2)
+        """Follow the database's time, read between two readings of ``monotonic`` (seconds).
+
+        INVARIANT never-early: where in between is not known, so of all times it may be by now this
+        takes the earliest, or a later one that a quicker answer has shown to be past.
+        """
+        earliest = database - timedelta(seconds=received)
+        latest = database - timedelta(seconds=sent)
+        if not self._aligned or not earliest <= self._base <= latest:
+            self._base = earliest
+        self._aligned = True
 
     def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm:
         delay = max(0.0, (when - self.now()).total_seconds())

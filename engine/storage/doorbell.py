@@ -15,6 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
+from engine.core.clock import monotonic
 from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
 from engine.storage.bell import ALL, Bell, parse_bell
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 _BACKOFF = 0.1
 _BACKOFF_LIMIT = 5.0
-_PING = timedelta(seconds=30)
+_SERVED = 1.0
+_PING = timedelta(seconds=60)
 _BATCH = 2000
 _RINGER = OUR_PLANS | {"synchronous_commit": "off", "lock_timeout": "100"}
 
@@ -110,6 +112,7 @@ class PostgresDoorbell:
         """Serve one connection after the other, with back-off between them."""
         delay = _BACKOFF
         while True:
+            since = monotonic()
             try:
                 await serve()
                 return
@@ -123,6 +126,8 @@ class PostgresDoorbell:
                     self._tried.set()
             if self._closed:
                 return
+            if monotonic() - since > _SERVED:
+                delay = _BACKOFF
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, _BACKOFF_LIMIT)
 
@@ -146,13 +151,20 @@ class PostgresDoorbell:
         everybody = [self._everybody] if self._topology else []
         self._topology = False
         known = [shard for shard in shards if shard.group in self._groups]
-        await session.ask(
-            self._connector.queries["ring"],
-            *self._groups.columns(known),
-            sorted(replies),
-            everybody,
-            within=self._connector.statement_timeout,
-        )
+        try:
+            await session.ask(
+                self._connector.queries["ring"],
+                *self._groups.columns(known),
+                sorted(replies),
+                everybody,
+                within=self._connector.statement_timeout,
+            )
+        except BaseException:
+            # Nobody knows whether it was heard, and hearing it twice does no harm.
+            self._shards.update(shards)
+            self._replies.update(replies)
+            self._topology = self._topology or bool(everybody)
+            raise
 
     async def _hear(self) -> None:
         session = await self._connector.open(self._identity, "listener", {"statement_timeout": "0"})

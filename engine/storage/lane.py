@@ -237,7 +237,7 @@ class Lane:
     def _arm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        delay = self._poll().total_seconds() * random.uniform(0.8, 1.2)
+        delay = self._poll().total_seconds() * random.uniform(0.9, 1.3)
         self._alarm = asyncio.get_running_loop().call_later(delay, self._poll_now)
 
     def _poll_now(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Alarm, Clock
 from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
-from engine.core.ids import Snowflake, SnowflakeGenerator
+from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
 from engine.core.reply import Exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, LoadedExecution, Storage
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
@@ -66,7 +66,7 @@ class ExecutionHost:
         self._loading: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
         self._to_load: list[Snowflake] = []
         self._loader: asyncio.Task[None] | None = None
-        # ids the sweep must not call due: in memory with a wake_at, being loaded, not served here
+        # ids the sweep must not call due: in memory with a wake_at, or not served here
         self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
         self._idle: dict[ResidentExecution, datetime] = {}
         self._idle_alarm: Alarm | None = None
@@ -118,18 +118,22 @@ class ExecutionHost:
     def resident(self, shard: OwnedShard) -> Collection[Snowflake]:
         return self._not_due.get(shard, ())
 
+    @property
+    def loading(self) -> Collection[Snowflake]:
+        return self._loading.keys()
+
     def drop(self, shard: OwnedShard) -> None:
-        for resident in list(self._by_shard.pop(shard, ())):
+        for resident in list(self._by_shard.get(shard, ())):
             resident.drop()
         self._forget_shard(shard)
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         residents = list(self._by_shard.get(shard, ()))
         await asyncio.gather(*(resident.drain(grace) for resident in residents))
-        self._by_shard.pop(shard, None)
         self._forget_shard(shard)
 
     def _forget_shard(self, shard: OwnedShard) -> None:
+        self._by_shard.pop(shard, None)
         self._not_due.pop(shard, None)
         for id, rows in self._loading.items():
             self._loading[id] = [each for each in rows if each[0] is not shard]
@@ -207,6 +211,7 @@ class ExecutionHost:
         try:
             while self._to_load:
                 ids, self._to_load = self._to_load[:_LOAD], self._to_load[_LOAD:]
+                epochs = dict(self._delivery.shards)
                 try:
                     loaded = await self._storage.load(ids)
                     failures = 0
@@ -221,11 +226,16 @@ class ExecutionHost:
                     continue
                 found = {each.execution.request_id: each for each in loaded}
                 for id in ids:
-                    self._loaded(id, found.get(id))
+                    self._loaded(id, found.get(id), epochs)
         finally:
             self._loader = None
 
-    def _loaded(self, id: Snowflake, loaded: LoadedExecution | None) -> None:
+    def _loaded(
+        self,
+        id: Snowflake,
+        loaded: LoadedExecution | None,
+        epochs: Mapping[ShardId, OwnedShard],
+    ) -> None:
         rows = self._loading.pop(id, [])
         if loaded is None:
             for owner, row in rows:
@@ -235,7 +245,10 @@ class ExecutionHost:
         if shard is None or not shard.accepting:
             return
         mine = [row for owner, row in rows if owner is shard]
-        if loaded.execution.status.finished:
+        # INVARIANT lock-then-read: what was read before this epoch began may be out of date.
+        if epochs.get(shard.id) is not shard:
+            self._load(id, [(shard, row) for row in mine])
+        elif loaded.execution.status.finished:
             self.settle(shard, [row.seq for row in mine])
         elif loaded.execution.workflow not in self._workflows:
             self._not_due[shard].add(id)

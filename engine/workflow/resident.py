@@ -249,7 +249,8 @@ class ResidentExecution:
                     self._finish(body)
                 return
             self._outgoing.launch_ready(body)
-            self._arm_timer(body)
+            if self._committing is None:  # else what is due stays due until that is over
+                self._arm_timer(body)
         self._submit()
         self._check_quiet()
         if self._can_suspend(body):
