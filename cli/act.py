@@ -11,7 +11,7 @@ from cli.command import add_command
 from cli.durations import parse_duration, parse_time, readable
 from cli.executions import ExecutionId, find, name_of
 from cli.exits import CommandError, ExitCode, UsageError
-from cli.output import to_json
+from cli.output import printable, to_json
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _value(info: "ExecutionInfo") -> str:
 
     if info.status is Status.SUCCEEDED:
         return f": {to_json(info.result)}"
-    return f": {info.error}" if info.error is not None else f": {info.why}"
+    return printable(f": {info.why if info.error is None else info.error}")
 
 
 def _ended(name: str, how: str, reason: str) -> str:

@@ -1,6 +1,5 @@
 """The ``outlast`` console script: every command, and how each of them ends."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from cli import act, cluster, dev, look, schema, serve
 from cli.exits import Complaint, ExitCode, explain
+from cli.output import printable
 
 app = typer.Typer(
     name="outlast",
@@ -52,10 +52,6 @@ def run(arguments: list[str]) -> int:
     """Run one command line; its exit code. What went wrong is one message on standard error."""
     try:
         code: object = app(arguments, standalone_mode=False, prog_name="outlast")
-    except BrokenPipeError:
-        # Whoever read our output has enough; Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             raise
@@ -66,7 +62,7 @@ def run(arguments: list[str]) -> int:
 def _complain(error: BaseException, arguments: list[str]) -> int:
     message, code = explain(error)
     if message:
-        sys.stderr.write(f"outlast: {message}\n")
+        sys.stderr.write(f"outlast: {printable(message)}\n")
     if isinstance(error, Complaint):
         commands = {command.name for command in app.registered_commands}
         named = [word for word in arguments[:1] if word in commands]

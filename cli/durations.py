@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from cli.exits import UsageError
+from cli.output import printable
 
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -80,7 +81,7 @@ def readable(sentence: str, now: datetime, *, short: bool = False) -> str:
         when = datetime.fromisoformat(match[0])
         return ago(when, now) if short else f"{clock_time(when)} ({ago(when, now)})"
 
-    return _ISO.sub(spelled, sentence)
+    return _ISO.sub(spelled, printable(sentence))
 
 
 def iso(when: datetime | None) -> str | None:

@@ -10,7 +10,7 @@ from cli import arguments
 from cli.command import add_command
 from cli.durations import ago, brief, clock_time, readable
 from cli.executions import ExecutionId, find, name_of
-from cli.output import STATUS_STYLES, error_text, to_json
+from cli.output import STATUS_STYLES, error_text, printable, to_json
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ def _row(info: "ExecutionInfo", now: "datetime") -> Sequence["RenderableType"]:
 def _in_short(info: "ExecutionInfo", now: "datetime") -> str:
     """What a line of ``ls`` has room for."""
     if info.error is not None:
-        return str(info.error.cause or info.error)
+        said = printable(str(info.error.cause or info.error))
+        return said.partition("\n")[0]
     return readable(info.why.removeprefix("it "), now, short=True)
 
 

@@ -33,7 +33,7 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(highlight=False, soft_wrap=False)
+            self._console = Console(highlight=False, markup=False, emoji=False)
         return self._console
 
     def show(self, renderable: "RenderableType", *forms: Mapping[str, object]) -> None:
@@ -76,7 +76,7 @@ class Output:
     def say(self, message: str) -> None:
         """Something done, for a person at a terminal; silent in JSON, where a line says it."""
         if not self.as_json:
-            self.console.print(message, markup=False, soft_wrap=True)
+            self.console.print(message, soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Something worth knowing that is not the answer."""
@@ -106,6 +106,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence["RenderableType"]]) ->
     return drawn
 
 
+def printable(text: str) -> str:
+    """Text of somebody's exception, without what would steer the terminal."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else f"\\x{ord(each):02x}" for each in text
+    )
+
+
 def to_json(value: object) -> str:
     """Compact JSON that any reader takes; bytes that are no text are shown as hexadecimal."""
     return json.dumps(value, ensure_ascii=False, default=_other)
@@ -118,7 +125,8 @@ def error_text(payload: object) -> str | None:
     tree = cast("dict[str, object]", payload)
     if not {"type", "message", "traceback"} <= tree.keys():
         return None
-    return f"{tree['type']}: {tree['message']}" if tree["message"] else str(tree["type"])
+    kind, message = str(tree["type"]), str(tree["message"])
+    return printable(f"{kind}: {message}" if message else kind)
 
 
 def _other(value: object) -> object:

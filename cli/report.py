@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cli import drawing, forms
 from cli.durations import ago, brief, clock_time, readable
-from cli.output import STATUS_STYLES, to_json
+from cli.output import STATUS_STYLES, printable, to_json
 from cli.timeline import timeline
 from engine import admin
 from engine.core.errors import ErrorDetails
@@ -166,11 +166,11 @@ async def _targets(storage: Storage, events: Sequence[JournalEvent]) -> dict[Sno
 
 def _traceback(error: ErrorDetails) -> RenderableType:
     """The error and what caused it, each with the line of the user's code it came from."""
-    text = Text(str(error), style="red")
+    text = Text(printable(str(error)), style="red")
     cause: ErrorDetails | None = error
     while cause is not None:
         if cause is not error:
-            text.append(f"\ncaused by {cause}", style="red")
+            text.append(printable(f"\ncaused by {cause}"), style="red")
         text.append(_innermost_frame(cause.traceback), style="dim")
         cause = cause.cause
     return text

@@ -1,4 +1,4 @@
-"""Make and check the engine's tables: ``migrate``."""
+"""Make and check the engine's tables, and let others use them: ``migrate``, ``grants``."""
 
 import sys
 from typing import Annotated
@@ -14,7 +14,8 @@ PANEL = "Operate"
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    add_command(app, migrate, panel=PANEL)
+    for function in (migrate, grants):
+        add_command(app, function, panel=PANEL)
 
 
 async def migrate(
@@ -51,3 +52,27 @@ async def migrate(
     else:
         origin = "created at" if before is None else f"brought from revision {before} to"
         output.say(f"schema {schema!r} {origin} revision {after}")
+
+
+def grants(
+    session: Session,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="The login that shall work.")],
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Enough to look: ls, show, why, join, doctor, ...")
+    ] = False,
+) -> None:
+    """Print the SQL that lets a role which does not own the schema run, start and look.
+
+    Run it as the role that migrates: it holds for the tables of later migrations too.
+    """
+    from engine.storage.queries import schema_name
+
+    if not role or "\x00" in role:
+        raise UsageError("a role has a name")
+    schema, to = schema_name(session.settings().schema), f'"{role.replace(chr(34), chr(34) * 2)}"'
+    rights = "select" if read_only else "select, insert, update, delete"
+    sys.stdout.write(
+        f'grant usage on schema "{schema}" to {to};\n'
+        f'grant {rights} on all tables in schema "{schema}" to {to};\n'
+        f'alter default privileges in schema "{schema}" grant {rights} on tables to {to};\n'
+    )

@@ -190,6 +190,8 @@ def test_of_many_attempts_the_first_and_the_last_are_shown() -> None:
         (STEP, Outcome.CANCELLED, None, "cancelled by the body"),
         (STEP, Outcome.TIMED_OUT, error("", "TimeoutError"), "TimeoutError"),
         (STEP, Outcome.OK, b"\xff", '"ff"'),
+        (STEP, Outcome.OK, "\x1b[2J", '"\\u001b[2J"'),
+        (STEP, Outcome.FAILED, error("\x1b[2J [red]"), "ConnectionError: \\x1b[2J [red]"),
     ],
 )
 def test_every_kind_of_event_says_what_it_was(

@@ -1,0 +1,89 @@
+"""What a login may do: one that may only SELECT looks at everything, one with grants works."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import psycopg
+from psycopg.sql import SQL, Identifier, Literal
+
+from tests.cli.orders import Broken, Slow
+from tests.cli.terminal import do, outlast, served
+
+
+@contextmanager
+def role(dsn: str, *rights: str) -> Iterator[str]:
+    """The DSN of a new role with the rights that ``outlast grants`` prints."""
+    name, password = f'odd "{uuid4().hex}', uuid4().hex
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        made = Identifier(name)
+        connection.execute(SQL("create role {} login password {}").format(made, Literal(password)))
+        try:
+            connection.execute(outlast("grants", name, *rights).out.encode())
+            where = urlsplit(dsn)
+            login = f"{quote(name)}:{password}@{where.hostname}:{where.port}"
+            yield where._replace(netloc=login).geturl()
+        finally:
+            connection.execute(SQL("drop owned by {}").format(made))
+            connection.execute(SQL("drop role {}").format(made))
+
+
+async def test_looking_needs_select_only(dsn: str) -> None:
+    with role(dsn, "--read-only") as reader_dsn:
+        await _look(dsn, reader_dsn)
+
+
+async def _look(dsn: str, reader_dsn: str) -> None:
+    async with served(dsn) as client:
+        await client.execute(Slow, 0, key="s-1")
+        await client.start(Broken, "be", key="b-1")
+        for command, code in {
+            "ls": 0,
+            "show s-1": 0,
+            "why s-1": 0,
+            "history s-1": 0,
+            "tail s-1": 0,
+            "poll s-1": 0,
+            "join s-1": 0,
+            "join b-1": 1,
+            "runners": 0,
+            "shards": 0,
+            "migrate --check": 0,
+        }.items():
+            ended = await do(*command.split(), dsn=reader_dsn)
+            assert ended.code == code, (command, ended)
+            assert ended.out or code, command
+        doctor = await do("doctor", dsn=reader_dsn)
+
+    assert doctor.lines, doctor
+    assert not doctor.err
+
+
+async def ensure_known(dsn: str) -> None:
+    """Let there be an execution of Slow."""
+    async with served(dsn) as client:
+        await client.execute(Slow, 0, key="s-1")
+
+
+async def test_acting_says_what_is_missing(dsn: str) -> None:
+    with role(dsn, "--read-only") as reader_dsn:
+        await ensure_known(dsn)
+        start = ["start", "Slow", "0", "--key", "s-2"]
+        ended = await do(*start, dsn=reader_dsn)
+
+    assert ended.code == 7
+    assert "may not do this" in ended.err
+
+
+async def test_a_role_with_the_printed_grants_can_do_all_but_migrate(dsn: str) -> None:
+    with role(dsn) as worker_dsn:
+        async with served(worker_dsn) as client:
+            assert await client.execute(Slow, 0, key="s-1") == "done"
+        doctor = await do("doctor", dsn=worker_dsn)
+
+    assert not doctor.err
+
+
+def test_a_role_needs_a_name() -> None:
+    assert outlast("grants", "").code == 2
