@@ -1,8 +1,8 @@
 """The application that chaos tests run in processes of its own: ``app runner`` and ``app client``.
 
 Settings come from ``OUTLAST_…`` variables. A runner prints a JSON line whenever what it owns or
-holds in memory has changed. A client reads commands from its input, one JSON object per line, and
-answers each with a line that has the same ``id``.
+holds in memory has changed, and on SIGUSR1. A client reads commands from its input, one JSON object
+per line, and answers each with a line that has the same ``id``.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,8 +23,8 @@ from pydantic import BaseModel
 from engine import (
     Client,
     Deferred,
-    Entity,
     EngineError,
+    Entity,
     ExecutionFailed,
     RetryPolicy,
     Runner,
@@ -34,6 +35,8 @@ from engine import (
     rpc,
     transaction,
 )
+from engine.storage.connect import Connector
+from engine.storage.session import Session
 
 TABLES = """
     create table effects (execution text not null, step text not null);
@@ -139,9 +142,7 @@ class Steps(Workflow[Job, int]):
         """An insert, then a long time with the transaction open; says who does it in ``stalls``."""
         await tx.execute("insert into effects values ($1, 'stall')", self.execution_id)
         name = await tx.fetchval("select current_setting('application_name')")
-        await self.outside.write(
-            "insert into stalls values ($1) on conflict do nothing", name
-        )
+        await self.outside.write("insert into stalls values ($1) on conflict do nothing", name)
         await asyncio.sleep(seconds)
 
     async def _touch(self, step: str) -> None:
@@ -253,18 +254,39 @@ def say(**line: object) -> None:
     print(json.dumps(line), flush=True)  # noqa: T201 the test reads it
 
 
+class Statements:
+    """How many statements the engine has sent, over all its sessions."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        opened = Connector.open
+
+        async def counted(connector: Connector, *args: Any) -> Session:
+            session = await opened(connector, *args)
+            session.add_query_logger(self.note)
+            return session
+
+        Connector.open = counted  # type: ignore[method-assign]
+
+    def note(self, _: object) -> None:
+        self.sent += 1
+
+
 async def run() -> None:
+    statements = Statements()
     outside = Outside()
     runner = Runner(Settings()).register(
         Ledger(outside), *(cls(outside) for cls in WORKFLOWS.values())
     )
     async with asyncio.TaskGroup() as group:
-        telling = group.create_task(tell(runner))
+        telling = group.create_task(tell(runner, statements))
         await runner.run()
         telling.cancel()
 
 
-async def tell(runner: Runner) -> None:
+async def tell(runner: Runner, statements: Statements) -> None:
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
     last: object = None
     while True:
         now = {
@@ -272,8 +294,9 @@ async def tell(runner: Runner) -> None:
             "owned": len(runner.epochs),
             "resident": runner.resident,
         }
-        if now != last:
-            say(**now)
+        if now != last or asked.is_set():
+            asked.clear()
+            say(**now, statements=statements.sent)
             last = now
         await asyncio.sleep(0.05)
 
@@ -309,9 +332,7 @@ async def join(client: Client, command: dict[str, Any]) -> object:
     """Any number of waiters at once; all their results."""
     execution = client.execution(WORKFLOWS[command["workflow"]], command["execution"])
     limit = timedelta(seconds=command.get("seconds", 60))
-    return await asyncio.gather(
-        *(execution.join(limit) for _ in range(command.get("waiters", 1)))
-    )
+    return await asyncio.gather(*(execution.join(limit) for _ in range(command.get("waiters", 1))))
 
 
 async def poll(client: Client, command: dict[str, Any]) -> object:
@@ -334,7 +355,5 @@ COMMANDS: dict[str, Callable[[Client, dict[str, Any]], Awaitable[object]]] = {
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(run() if sys.argv[1] == "runner" else serve_client())

@@ -56,6 +56,13 @@ class Process:
         """Its id now, or the last it had."""
         return next((line["runner"] for line in reversed(self.lines) if line["runner"]), "")
 
+    async def statements(self) -> int:
+        """How many statements it has sent to the database so far."""
+        said = len(self.lines)
+        self.send(signal.SIGUSR1)
+        await eventually(lambda: len(self.lines) > said)
+        return int(self.lines[-1]["statements"])
+
     @property
     def rss(self) -> int:
         """Its memory in bytes."""

@@ -52,13 +52,13 @@ async def test_one_process_starts_another_joins_a_third_polls(
 
         # Before anybody runs it.
         early = await start(starts, "Approval")
-        waiting = asyncio.create_task(join(joins, "Approval", early))  # noqa: TID251
+        waiting = asyncio.create_task(join(joins, "Approval", early))
         assert await polls.ask("poll", workflow="Approval", execution=early) == ["Pending", None]
         await chaos.start_runner()
         # While it runs.
         if notifications:
             await registered(chaos, early)
-        late = asyncio.create_task(join(polls, "Approval", early))  # noqa: TID251
+        late = asyncio.create_task(join(polls, "Approval", early))
         assert await joins.ask("resolve", execution=early, value=37)
         assert not await starts.ask("resolve", execution=early, value=38)
         assert await waiting == await late == [42]
@@ -84,8 +84,7 @@ async def test_two_hundred_waiters_in_several_processes_all_get_the_result(
         await chaos.start_runners(2)
         id = await start(clients[0], "Approval")
         waiting = [
-            asyncio.create_task(join(client, "Approval", id, waiters=50))  # noqa: TID251
-            for client in clients
+            asyncio.create_task(join(client, "Approval", id, waiters=50)) for client in clients
         ]
         if notifications:
             await registered(chaos, id)
@@ -101,7 +100,7 @@ async def test_a_waiter_whose_process_loses_its_sessions_gets_the_result(
         client = await chaos.start_client()
         await chaos.start_runners(1)
         ids = [await start(client, "Five", pause=2) for _ in range(50)]
-        waiting = [asyncio.create_task(join(client, "Five", id)) for id in ids]  # noqa: TID251
+        waiting = [asyncio.create_task(join(client, "Five", id)) for id in ids]
         for _ in range(8):
             await chaos.database.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"

@@ -1,4 +1,4 @@
-"""A runner that stands still for longer than its time to live, and then goes on as if nothing were."""
+"""A runner that stands still for longer than its time to live, then goes on as if nothing were."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""A runner that is told to leave, and one that is killed, in the middle of its executions' steps."""
+"""A runner that is told to leave, or is killed, in the middle of its executions' steps."""
 
 import asyncio
 import signal
