@@ -31,7 +31,7 @@ class Situation:
 
 def why(situation: Situation) -> str:
     """The sentence; times in it are ISO 8601."""
-    execution, owner = situation.execution, situation.owner
+    execution = situation.execution
     if execution.status.finished:
         return f"it has ended: {execution.status}"
     if execution.status is Status.BLOCKED:
@@ -41,7 +41,7 @@ def why(situation: Situation) -> str:
             f"nobody owns its shard {execution.shard}: start a runner that serves"
             f" {execution.workflow} with 'outlast run'; {_standing(situation)}"
         )
-    if owner is not None and owner.types and execution.workflow not in owner.types:
+    if not _served(situation):
         return (
             f"{_name(situation)} owns its shard {execution.shard} and does not serve"
             f" {execution.workflow}: let all runners of group {execution.shard.group} register it;"
@@ -55,7 +55,7 @@ def _standing(situation: Situation) -> str:
     match execution.status:
         case Status.SCHEDULED if starts_at is not None:
             return f"it is to start at {starts_at.isoformat(timespec='seconds')}"
-        case Status.SCHEDULED if execution.runner is None:
+        case Status.SCHEDULED if not _served(situation):
             return "it has not begun"
         case Status.SCHEDULED:
             return f"{_name(situation)} is about to begin it"
@@ -64,9 +64,8 @@ def _standing(situation: Situation) -> str:
             since = f", since {at.isoformat(timespec='seconds')}" if at else ""
             return f"it {execution.waiting or 'waits for something outside'}{since}"
         case Status.RUNNING:
-            where = "was running" if execution.runner is None else "runs"
-            on = "" if execution.runner is None else f" on {_name(situation)}"
-            return f"it {where}{on}{_last(situation.journal)}{_queued(situation.queued)}"
+            runs = f"runs on {_name(situation)}" if _served(situation) else "was running"
+            return f"it {runs}{_last(situation.journal)}{_queued(situation.queued)}"
         case Status.PAUSED:
             return "it is paused"
         case Status.BLOCKED | Status.SUCCEEDED | Status.FAILED:
@@ -75,6 +74,14 @@ def _standing(situation: Situation) -> str:
             return f"it was {execution.status}"
         case _:
             assert_never(execution.status)
+
+
+def _served(situation: Situation) -> bool:
+    """Whether its owner, as far as is known, serves its workflow."""
+    if situation.execution.runner is None:
+        return False
+    owner = situation.owner
+    return owner is None or not owner.types or situation.execution.workflow in owner.types
 
 
 def _name(situation: Situation) -> str:
