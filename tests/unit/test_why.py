@@ -50,6 +50,11 @@ FAILED_ATTEMPT = row(
     due_at=AT,
 )
 
+RETRIED = (
+    "attempt 1 of step charge failed with ConnectionError: 503,"
+    " the next is due 2025-06-01T12:00:00+00:00"
+)
+
 
 @pytest.mark.parametrize(
     ("situation", "sentence"),
@@ -82,9 +87,7 @@ FAILED_ATTEMPT = row(
             Situation(
                 execution=execution(Status.RUNNING), owner=OWNER, journal=[FAILED_ATTEMPT], queued=3
             ),
-            "it runs on runner web:7; attempt 1 of step charge failed with"
-            + " ConnectionError: 503, the next is due 2025-06-01T12:00:00+00:00;"
-            + " 2 messages wait for it",
+            f"it runs on runner web:7; {RETRIED}; 2 messages wait for it",
         ),
         (
             Situation(
