@@ -250,13 +250,18 @@ class Lane:
         self._rung.clear()
         if not shards:
             return
-        sweep = await session.sweep(
-            shards,
-            in_flight=self._sink.in_flight(shards),
-            resident=self._sink.resident(shards),
-            limit=_SWEEP_LIMIT,
-            horizon=self._horizon,
-        )
+        try:
+            sweep = await session.sweep(
+                shards,
+                in_flight=self._sink.in_flight(shards),
+                resident=self._sink.resident(shards),
+                limit=_SWEEP_LIMIT,
+                horizon=self._horizon,
+            )
+        except BadBatch as error:
+            log.warning("a sweep met a lock", extra={"lane": self.index, "error": str(error)})
+            asyncio.get_running_loop().call_later(_ASIDE[0], self.ring, shards)
+            return
         if self._session is not session:
             return
         if sweep.more:

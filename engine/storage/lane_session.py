@@ -212,7 +212,7 @@ class PostgresLaneSession:
         horizon: timedelta,
     ) -> Sweep:
         sent = monotonic()
-        rows = await self._ask(
+        rows = await self._write(
             "sweep", *self._groups.columns(shards), in_flight, resident, limit, per_shard, horizon
         )
         self._clock.align(database=rows[0]["now"], sent=sent, received=monotonic())

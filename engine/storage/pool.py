@@ -78,15 +78,18 @@ class Pool:
         *args: object,
         within: timedelta | None = None,
         again: Callable[[], None] | None = None,
+        locks: bool = False,
     ) -> Sequence[asyncpg.Record]:
         """Run a query that may be run twice: after a lost connection it is, on another one, and
         ``again`` is called before.
 
         A server that does not let anybody connect is reported at once, unless the statement had
-        been sent before: then it is tried again until the statement's time is up. What is refused
-        for its rows or meets a lock comes as the driver's error, all else as StorageUnavailable.
+        been sent before: then it is tried again until the statement's time is up, as is one that
+        met a lock. What is refused for its rows comes as the driver's error, and so does a lock
+        with ``locks``; all else as StorageUnavailable.
         """
-        return await self.read(self.queries[name], *args, within=within, again=again)
+        query = self.queries[name]
+        return await self.read(query, *args, within=within, again=again, locks=locks)
 
     async def read(
         self,
@@ -94,6 +97,7 @@ class Pool:
         *args: object,
         within: timedelta | None = None,
         again: Callable[[], None] | None = None,
+        locks: bool = False,
     ) -> Sequence[asyncpg.Record]:
         """As ``fetch``, for a query that was composed."""
         limit = within or self.connector.statement_timeout
@@ -110,9 +114,10 @@ class Pool:
                 if not sent or monotonic() + delay > give_up or self._closed:
                     raise unavailable(error, self.connector.address) from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if refused(error) or transient(error):
+                if refused(error) or (locks and transient(error)):
                     raise
-                raise unavailable(error, self.connector.address) from error
+                if not transient(error) or monotonic() + delay > give_up or self._closed:
+                    raise unavailable(error, self.connector.address) from error
             if again is not None:
                 again()
             await asyncio.sleep(delay * random.uniform(0.5, 1))

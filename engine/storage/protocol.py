@@ -244,8 +244,9 @@ class LaneSession(Protocol):
     ) -> Sweep:
         """Read what these shards have to deliver and is not in flight here, oldest first.
 
-        ``due`` lists executions whose ``wake_at`` has come or comes within the horizon and that
-        are not resident here; ``rows`` only such as are due now.
+        ``BadBatch`` when it met a lock: nothing was read, ask again later. ``due`` lists executions
+        whose ``wake_at`` has come or comes within the horizon and that are not resident here;
+        ``rows`` only such as are due now.
         """
         ...
 

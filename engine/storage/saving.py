@@ -115,7 +115,7 @@ class Saving:
     async def _statement(self, batch: Sequence[SaveRequest]) -> Answers:
         reruns: list[None] = []
         rows = await self._pool.fetch(
-            "save", *self._arguments(batch), again=lambda: reruns.append(None)
+            "save", *self._arguments(batch), again=lambda: reruns.append(None), locks=True
         )
         saved = saved_from(rows)
         return _own(saved) if reruns else saved

@@ -15,7 +15,7 @@ from typing import Any
 from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Alarm, Clock
-from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
+from engine.core.errors import ConfigurationError, OwnershipLost
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
 from engine.core.reply import Exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, LoadedExecution, Storage
@@ -215,7 +215,7 @@ class ExecutionHost:
                 try:
                     loaded = await self._storage.load(ids)
                     failures = 0
-                except (StorageUnavailable, TimeoutError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 -- who is not loaded never goes on
                     failures += 1
                     if failures == 1:
                         log.warning(
@@ -226,7 +226,10 @@ class ExecutionHost:
                     continue
                 found = {each.execution.request_id: each for each in loaded}
                 for id in ids:
-                    self._loaded(id, found.get(id), epochs)
+                    try:
+                        self._loaded(id, found.get(id), epochs)
+                    except Exception:
+                        log.exception("an execution cannot go on here", extra={"execution": id})
         finally:
             self._loader = None
 
