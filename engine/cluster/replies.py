@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
+from engine.core.errors import StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
 from engine.storage.protocol import Storage, StoredReply
