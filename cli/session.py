@@ -64,10 +64,15 @@ class Session:
         a reply needs SELECT only."""
         from engine.node import Node
 
+        log = logging.getLogger("engine")
+        level = log.level
         if notifications:  # whoever only sends need not hear how its doorbell fares
-            logging.getLogger("engine").setLevel(logging.ERROR)
-        async with Node(self.settings(notifications=notifications)) as node:
-            yield node
+            log.setLevel(logging.ERROR)
+        try:
+            async with Node(self.settings(notifications=notifications)) as node:
+                yield node
+        finally:
+            log.setLevel(level)
 
 
 def database_now(storage: "PostgresStorage") -> datetime:
