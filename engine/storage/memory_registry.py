@@ -41,6 +41,9 @@ class MemoryRegistry:
             alive = me is not None and me.died_at is None
             if me is not None and alive:
                 runners[runner] = replace(me, beat_at=now)
+            for id, each in runners.items():
+                if each.beat_at is None and each.died_at is None:
+                    runners[id] = replace(each, beat_at=now)
             return Beat(
                 alive=alive,
                 now=now,

@@ -112,10 +112,38 @@ async def test_a_runner_whose_heartbeat_is_missing_is_not_declared_dead(
     assert not await peer.registry.bury(quiet.runner, by=peer.runner, ttl=timedelta(0))
     beat = await peer.registry.beat(peer.runner)
     assert beat.alive
+    # From then on its silence counts.
     assert {row.id: row.beat_at is None for row in beat.runners} == {
-        quiet.runner: True,
+        quiet.runner: False,
         peer.runner: False,
     }
+    assert not await peer.registry.bury(quiet.runner, by=peer.runner, ttl=TTL)
+
+
+async def test_a_runner_that_died_with_the_server_is_overdue_in_the_end(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    dead, peer = await postgres.process(), await postgres.process()
+    await sql.execute("truncate engine.runner_heartbeats")
+    seen = {row.id: row.beat_at for row in (await peer.registry.beat(peer.runner)).runners}
+    assert seen[dead.runner] is not None
+    assert not await peer.registry.bury(dead.runner, by=peer.runner, ttl=TTL)
+    short = timedelta(milliseconds=200)
+
+    async def buried() -> bool:
+        return await peer.registry.bury(dead.runner, by=peer.runner, ttl=short)
+
+    await eventually(buried)
+
+
+async def test_a_beat_of_one_that_is_dead_is_none_also_when_it_speaks_for_others(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    dead, peer = await postgres.process(), await postgres.process()
+    await silence(sql, dead)
+    await buried_by(peer, dead)
+    await sql.execute("truncate engine.runner_heartbeats")
+    assert not (await dead.registry.beat(dead.runner)).alive
 
 
 async def test_the_dead_bury_nobody(postgres: World, sql: asyncpg.Connection) -> None:

@@ -1,16 +1,21 @@
 -- name: beat
 -- Give a sign of life, unless declared dead, and see who else lives. A server crash empties the
--- heartbeats, so a missing one is inserted again. There is always one row, if need be of nobody.
+-- heartbeats, so a missing one is inserted again, also a peer's: one that died with the server would
+-- never be overdue. There is always one row, if need be of nobody.
 with beat as (
     insert into engine.runner_heartbeats (runner_id, beat_at)
     select r.id, clock_timestamp() from engine.runners r
-    where r.id = $1::uuid and r.died_at is null
+    where r.died_at is null and (
+        r.id = $1::uuid
+        or not exists (select from engine.runner_heartbeats h where h.runner_id = r.id)
+    )
+    order by r.id
     on conflict (runner_id) do update set beat_at = excluded.beat_at
     returning runner_id, beat_at
 )
 select
     clock_timestamp() as now, pg_postmaster_start_time() as server_started,
-    exists (select from beat) as alive,
+    exists (select from beat b where b.runner_id = $1::uuid) as alive,
     r.id, r.groups, r.weight, r.host, r.pid, r.version, r.types::text as types, r.machine,
     r.draining, r.started_at, coalesce(b.beat_at, h.beat_at) as beat_at, r.died_at
 from (select) as always
