@@ -201,9 +201,9 @@ class Sleeper(Steps):
         await self.wake(due.isoformat())
         return request.number
 
-    @transaction
-    async def wake(self, tx: Transaction, due: str) -> None:
-        await tx.execute(
+    @activity
+    async def wake(self, due: str) -> None:
+        await self.outside.write(
             "insert into woken (execution, due) values ($1, $2::text::timestamptz)",
             self.execution_id,
             due,

@@ -1,95 +1,28 @@
 """Server processes that are terminated under the runners: one lane's, all of them, the server."""
 
 import asyncio
-import logging
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from engine import Client, Execution, Settings, StorageUnavailable
 from engine.core.clock import monotonic
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 from tests.chaos import audit
-from tests.chaos.app import Five, Job, Mixed, Steps
-from tests.chaos.cluster import SHARDS, Cluster, cluster
-from tests.chaos.journals import assert_once, statistics
+from tests.chaos.cluster import SHARDS, cluster
+from tests.chaos.load import load
 from tests.eventually import eventually
 
-log = logging.getLogger(__name__)
-
-FIVE = ["fetch", "Ledger.book", "record", "pack"]
-MIXED = ["record", "fetch", "Ledger.book", "pack", "again"]
-LIMIT = timedelta(seconds=60)
 TERMINATE = """
     select count(pg_terminate_backend(pid)) from pg_stat_activity
     where application_name like $1 and datname = current_database()
 """
 EPOCHS = "select sum(epoch) from engine.shards"
-
-
-class Load:
-    """Executions that are started one after the other until told to stop, and then joined."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.stopped = False
-        self.running: asyncio.Task[None] | None = None
-        self.acknowledged: dict[type[Steps], list[Execution[int]]] = {Five: [], Mixed: []}
-
-    async def run(self, pace: float = 0.02) -> None:
-        number = 0
-        while not self.stopped:
-            for workflow, started in self.acknowledged.items():
-                job = Job(id=f"{workflow.name}{number}", number=number, pause=0.2)
-                started.append(await self.start(workflow, job))
-            number += 1
-            await asyncio.sleep(pace)
-
-    async def start(self, workflow: type[Steps], job: Job) -> Execution[int]:
-        """Ask until it is acknowledged, as an application would."""
-        deadline = monotonic() + 30
-        while True:
-            try:
-                return await self.client.start(workflow, job)
-            except StorageUnavailable:
-                if monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def check(self, chaos: Cluster) -> int:
-        """All that was acknowledged ends with the right result, once; how many that were."""
-        self.stopped = True
-        assert self.running is not None
-        await self.running
-        for workflow, started in self.acknowledged.items():
-            got = await asyncio.gather(*(execution.join(LIMIT) for execution in started))
-            assert got == [workflow.result(n) for n in range(len(started))]  # type: ignore[attr-defined]
-        five, mixed = (len(started) for started in self.acknowledged.values())
-        await assert_once(chaos, "Five", steps=dict.fromkeys(FIVE, five), effects=["record"])
-        mixed_effects = ["record", "again"]
-        await assert_once(chaos, "Mixed", steps=dict.fromkeys(MIXED, mixed), effects=mixed_effects)
-        log.info("numbers: %s", await statistics(chaos))
-        return five + mixed
-
-
-@asynccontextmanager
-async def load(dsn: str, pace: float = 0.02) -> AsyncIterator[Load]:
-    """Load that goes on until it is checked."""
-    async with Client(Settings(dsn=dsn)) as client, asyncio.TaskGroup() as group:
-        made = Load(client)
-        running = group.create_task(made.run(pace))
-        made.running = running
-        try:
-            yield made
-        finally:
-            running.cancel()
 
 
 async def again_and_again(

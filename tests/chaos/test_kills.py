@@ -6,19 +6,19 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from itertools import cycle
 from pathlib import Path
 
 import pytest
 
 from engine import Client, Settings
-from tests.chaos.app import Five, Job
+from tests.chaos import audit
+from tests.chaos.app import Five, Job, Mixed, Steps
 from tests.chaos.cluster import Cluster, cluster
 from tests.chaos.journals import assert_once, statistics
+from tests.chaos.load import EFFECTS, STEPS
 
 log = logging.getLogger(__name__)
 
-EXECUTIONS = 1000
 BATCH = 25
 QUICK = {"heartbeat_interval": 0.5, "time_to_live": 3}
 
@@ -29,10 +29,10 @@ async def killing(cluster: Cluster) -> AsyncIterator[list[int]]:
     killed: list[int] = []
 
     async def kill() -> None:
-        for turn in cycle(range(3)):
+        while True:
             await asyncio.sleep(random.uniform(2, 3))
-            runners = cluster.runners
-            victim = runners[turn % len(runners)]
+            owners = [runner for runner in cluster.runners if runner.owned]
+            victim = random.choice(owners or cluster.runners)
             await victim.kill()
             killed.append(victim.pid)
             await cluster.start_runner()
@@ -45,30 +45,36 @@ async def killing(cluster: Cluster) -> AsyncIterator[list[int]]:
             task.cancel()
 
 
-async def start(client: Client, job: Job) -> None:
+async def start(client: Client, workflow: type[Steps], job: Job) -> None:
     """Start, and start again: nothing comes of the second."""
-    first = await client.start(Five, job)
-    second = await client.start(Five, job)
+    first = await client.start(workflow, job)
+    second = await client.start(workflow, job)
     assert first.request_id == second.request_id
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("workflow", "executions"), [(Five, 1000), (Mixed, 400)], ids=["in a row", "branches"]
+)
 async def test_every_execution_finishes_once_while_runners_are_killed(
-    dsn: str, tmp_path: Path
+    dsn: str, tmp_path: Path, workflow: type[Five] | type[Mixed], executions: int
 ) -> None:
     async with cluster(dsn, tmp_path, **QUICK) as chaos:
+        await audit.install(chaos.database)
         await chaos.start_runners(3)
-        jobs = [Job(id=f"j{n}", number=n, pause=0.3) for n in range(EXECUTIONS)]
+        jobs = [Job(id=f"j{n}", number=n, pause=0.3) for n in range(executions)]
         async with killing(chaos) as killed, Client(Settings(dsn=dsn)) as client:
-            for batch in range(0, EXECUTIONS, BATCH):
-                await asyncio.gather(*(start(client, job) for job in jobs[batch : batch + BATCH]))
+            for first in range(0, executions, BATCH):
+                batch = jobs[first : first + BATCH]
+                await asyncio.gather(*(start(client, workflow, job) for job in batch))
                 await asyncio.sleep(0.8)
             results = await asyncio.gather(
-                *(client.execution(Five, job.id).join(timedelta(seconds=90)) for job in jobs)
+                *(client.execution(workflow, job.id).join(timedelta(seconds=90)) for job in jobs)
             )
-            await asyncio.gather(*(start(client, job) for job in jobs))
-        assert len(killed) >= 5
-        assert results == [Five.result(n) for n in range(EXECUTIONS)]
-        steps = dict.fromkeys(["fetch", "Ledger.book", "record", "pack"], EXECUTIONS)
-        await assert_once(chaos, "Five", steps=steps, effects=["record"])
-        log.info("%d killed; %s", len(killed), await statistics(chaos))
+            await asyncio.gather(*(start(client, workflow, job) for job in jobs))
+        assert len(killed) >= 4
+        assert results == [workflow.result(n) for n in range(executions)]
+        steps = dict.fromkeys(STEPS[workflow], executions)
+        await assert_once(chaos, workflow.name, steps=steps, effects=EFFECTS[workflow])
+        await audit.assert_no_foreign_rows(chaos.database)
+        log.info("numbers: %d killed; %s", len(killed), await statistics(chaos))

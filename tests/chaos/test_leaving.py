@@ -9,9 +9,11 @@ import pytest
 
 from engine import Client, Settings
 from engine.core.clock import monotonic
+from tests.chaos import audit
 from tests.chaos.app import Job, Lingers
 from tests.chaos.cluster import SHARDS, Cluster, cluster
 from tests.chaos.journals import assert_once
+from tests.chaos.load import load
 from tests.eventually import eventually
 
 EXECUTIONS = 40
@@ -70,3 +72,26 @@ async def test_what_a_killed_runner_had_finished_is_not_done_again(
         await killed.kill()
         assert await results(client, jobs) == [Lingers.result(job.number) for job in jobs]
         await assert_once(chaos, "Lingers", steps=STEPS, effects=["record", "again"])
+
+
+@pytest.mark.timeout(180)
+async def test_runners_that_are_replaced_one_after_the_other_under_load_lose_nothing(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with cluster(dsn, tmp_path) as chaos:
+        await audit.install(chaos.database)
+        await chaos.start_runners(2)
+        async with load(dsn, pace=0.04) as work:
+            for _ in range(4):
+                leaves = chaos.runners[0]
+                await chaos.start_runner()
+                await chaos.shared(chaos.runners)
+                leaves.send(signal.SIGTERM)
+                assert await asyncio.wait_for(leaves.process.wait(), 20) == 0
+                await chaos.shared(chaos.runners, within=10)
+            assert await work.check(chaos) > 50
+        await audit.assert_no_foreign_rows(chaos.database)
+        # Steps that a hand-over caught were given time to end, so none was done again.
+        done = {step: await touched(chaos, step) for step in ("fetch", "pack")}
+        executions = await chaos.database.fetchval("select count(*) from engine.executions")
+        assert done == {"fetch": executions, "pack": executions}

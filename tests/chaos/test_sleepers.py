@@ -40,7 +40,7 @@ async def put_to_sleep(
     for first in range(numbers.start, numbers.stop, WAVE):
         batch = range(first, min(first + WAVE, numbers.stop))
         left = (until - datetime.now(UTC)).total_seconds()
-        jobs = [Job(id=f"s{n}", number=n, pause=left + n % 100 / 20) for n in batch]
+        jobs = [Job(id=f"s{n}", number=n, pause=left + n % 240 / 20) for n in batch]
         await asyncio.gather(*(client.start(Sleeper, job) for job in jobs))
         await eventually(lambda: runner.resident < WAVE, timeout=30, every=0.01)
 
@@ -68,7 +68,7 @@ async def test_ten_thousand_asleep_take_no_memory_and_wake_on_time(
         Client(Settings(dsn=dsn)) as client,
     ):
         (runner,) = await chaos.start_runners(1)
-        until = datetime.now(UTC) + timedelta(seconds=60)
+        until = datetime.now(UTC) + timedelta(seconds=55)
         await put_to_sleep(chaos, client, runner, range(FEW), until=until)
         await eventually(lambda: runner.resident == 0)
         after_few = runner.rss
@@ -101,4 +101,5 @@ async def test_ten_thousand_asleep_take_no_memory_and_wake_on_time(
         log.info("numbers: %s", woken)
         assert woken["woken"] == woken["executions"] == MANY
         assert woken["early"] == 0
+        assert woken["timer"] < 5
         assert woken["latest"] < 15
