@@ -59,11 +59,13 @@ class EntityCall:
             payload=payload,
             uninterruptible=self.rpc.uninterruptible,
             deliver_at=self.deliver_at,
-            key=self._dedup_key(),
+            key=self.dedup_key,
             reply_to=reply_to,
         )
 
-    def _dedup_key(self) -> str | None:
+    @property
+    def dedup_key(self) -> str | None:
+        """What the request is stored under at most once, if anything."""
         key = self.key
         if key is None and self.rpc.key is not None:
             key = self.rpc.key(*self.args, **self.kwargs)

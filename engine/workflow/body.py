@@ -141,6 +141,7 @@ class Body:
         self._ordinals: dict[str, int] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
+        self._compensating = False
         self.instance: Workflow[Any, Any] = copy_of(prototype)
         self.instance.__dict__[BODY] = self
         with self.loop.running():
@@ -185,9 +186,13 @@ class Body:
             future.exception()  # whoever waits gets it; nobody has to
 
     def interrupt(self, reason: str) -> None:
-        """Cancel the body's main task; its cleanup runs, with steps if need be."""
-        self.interrupted = reason
-        self.task.cancel(reason)
+        """Cancel the body's main task; its cleanup runs, with steps if need be.
+
+        Compensations are not cut short: they are what an interrupt asks for.
+        """
+        if not self._compensating:
+            self.interrupted = reason
+            self.task.cancel(reason)
 
     def close(self) -> None:
         """Take the body out of memory; see ``DeterministicLoop.close_body``."""
@@ -253,6 +258,7 @@ class Body:
 
     async def _call(self, call: EntityCall, where: tuple[CodeType, int]) -> Any:
         payload = call.rpc.signature.validated(call.args, call.kwargs)
+        _ = call.dedup_key  # an error in the user's own function is the body's
         step = Step(
             name=call.name,
             ordinal=self._next(call.name),
@@ -316,6 +322,7 @@ class Body:
             raise
 
     async def _compensate(self) -> None:
+        self._compensating = True
         while self._undo:
             undo = self._undo.pop()
             try:

@@ -16,6 +16,8 @@ from engine.workflow.body import Body, Step
 from engine.workflow.tags import decode_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER = datetime(9999, 12, 31, tzinfo=UTC)
+_LAST = (_NEVER - _EPOCH).total_seconds()
 _OURS = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 
@@ -80,8 +82,9 @@ def leftover(body: Body, row: JournalRow) -> NonDeterminism:
 
 
 def deadline_of(when: float) -> datetime:
-    """A timer's deadline as it is stored, to the microsecond."""
-    return _EPOCH + timedelta(seconds=when)
+    """A timer's deadline as it is stored, to the microsecond; ``asyncio.sleep(math.inf)`` has one
+    that does not come."""
+    return _EPOCH + timedelta(seconds=when) if when < _LAST else _NEVER
 
 
 def waits(body: Body) -> str | None:

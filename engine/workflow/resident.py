@@ -209,9 +209,8 @@ class ResidentExecution:
             more = self._advance(body)
         except (NonDeterminism, InvalidPayload) as error:
             self._block(str(error))
-        except Exception as error:
-            log.exception("an execution cannot go on here", extra={"execution": self.name})
-            self._block(f"it met an error of the engine: {error!r}; please report it")
+        except Exception as error:  # noqa: BLE001 -- it is logged, and shown
+            self._give_up(error)
         else:
             if more:
                 self._schedule()
@@ -243,6 +242,17 @@ class ResidentExecution:
         body = self._body
         if self._over or self._blocked or self._suspending or body is None:
             return
+        try:
+            self._go_on(body)
+        except Exception as error:  # noqa: BLE001 -- it is logged, and shown
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """What nobody foresaw is seen at least: an execution must not just stand still."""
+        log.error("an execution cannot go on here", extra={"execution": self.name}, exc_info=error)
+        self._block(f"it met an error of the engine: {error!r}; please report it")
+
+    def _go_on(self, body: Body) -> None:
         if self._ledger.reply is None:
             if body.done:
                 if self._committing is None:

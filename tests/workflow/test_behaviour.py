@@ -1,6 +1,8 @@
 """What a workflow's author may rely on, on memory and virtual time."""
 
 import asyncio
+import contextlib
+import math
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,7 @@ from engine import (
     rpc,
 )
 from engine.testing import TestCluster
+from engine.workflow.outgoing import Outgoing
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -491,6 +494,94 @@ async def test_compensations_run_in_reverse_after_a_failure() -> None:
         with pytest.raises(ExecutionFailed, match="no"):
             await cluster.client.execute(Saga, 1, timeout=SECOND)
         assert saga.log == ["do a", "do b", "undo b", "undo a"]
+
+
+async def test_a_second_interrupt_does_not_cut_the_compensations_short() -> None:
+    class Saga(Workflow[int, None]):
+        def __init__(self) -> None:
+            self.log: list[str] = []
+            self.go = asyncio.Event()
+
+        async def execute(self, request: int) -> None:
+            self.compensate(self.undo, "a")
+            self.compensate(self.undo, "b")
+            await self.sleep(HOUR)
+
+        @activity
+        async def undo(self, name: str) -> None:
+            await self.go.wait()
+            self.log.append(f"undo {name}")
+
+    saga = Saga()
+    async with TestCluster(saga) as cluster:
+        execution = await cluster.client.start(Saga, 1)
+        await cluster.settle()
+        for reason in ("first", "second", "third"):
+            await execution.interrupt(reason)
+            await cluster.settle()
+        await cluster.crash()
+        saga.go.set()
+        await cluster.settle()
+        assert saga.log == ["undo b", "undo a"]
+        assert await execution.poll() == Interrupted("first")
+
+
+async def test_sleeping_for_ever_is_a_wait_like_any_other() -> None:
+    class Sleeps(Workflow[int, str]):
+        go = Deferred(bool)
+
+        async def execute(self, request: int) -> str:
+            for_ever = asyncio.create_task(asyncio.sleep(math.inf))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(60):
+                    await asyncio.sleep(1e15)
+            await self.go.wait()
+            for_ever.cancel()
+            return "awake"
+
+    async with TestCluster(Sleeps()) as cluster:
+        execution = await cluster.client.start(Sleeps, 1)
+        await cluster.advance(HOUR)
+        assert await execution.poll() == Pending(Status.SUSPENDED)
+        await execution.resolve(Sleeps.go, True)
+        await cluster.advance(SECOND)
+        assert await execution.poll() == Succeeded("awake")
+
+
+class Keyed(Entity):
+    @rpc(key=lambda number: str({1: 1}[number]))
+    async def take(self, number: int) -> int:
+        return number
+
+
+async def test_a_key_function_that_raises_does_so_in_the_body() -> None:
+    class Takes(Workflow[int, str]):
+        async def execute(self, request: int) -> str:
+            try:
+                return str(await self.entity(Keyed, "k").take(request))
+            except KeyError as error:
+                return repr(error)
+
+    async with TestCluster(Takes(), Keyed()) as cluster:
+        assert await cluster.client.execute(Takes, 1, timeout=SECOND) == "1"
+        assert await cluster.client.execute(Takes, 2, timeout=SECOND) == "KeyError(2)"
+
+
+async def test_an_error_that_nobody_foresaw_blocks_its_execution_and_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    async with TestCluster(Echo()) as cluster:
+        with monkeypatch.context() as patch:
+            patch.setattr(Outgoing, "launch_ready", broken)
+            execution = await cluster.client.start(Echo, "hi")
+            await cluster.settle()
+        assert await execution.poll() == Pending(Status.BLOCKED)
+        assert "unforeseen" in (await execution.describe()).why
+        await cluster.crash()
+        assert await execution.join(SECOND) == "hi"
 
 
 async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell() -> None:
