@@ -73,6 +73,27 @@ async def test_lanes_that_lose_their_sessions_all_the_time_lose_no_work(
         await audit.assert_no_foreign_rows(chaos.database)
 
 
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("role", ["user", "pool", "registry", "listener"])
+async def test_sessions_that_hold_no_locks_may_end_without_any_shard_moving(
+    dsn: str, tmp_path: Path, role: str
+) -> None:
+    async with cluster(dsn, tmp_path) as chaos:
+        await audit.install(chaos.database)
+        runners = await chaos.start_runners(2)
+        before = await chaos.database.fetchval(EPOCHS)
+
+        async def terminate() -> None:
+            await chaos.database.fetchval(TERMINATE, f"outlast:%:{role}")
+
+        async with load(dsn) as work:
+            await again_and_again(terminate, every=0.1, seconds=4)
+            assert await work.check(chaos) > 50
+        await chaos.shared(runners)
+        assert await chaos.database.fetchval(EPOCHS) == before
+        await audit.assert_no_foreign_rows(chaos.database)
+
+
 @pytest.mark.timeout(180)
 async def test_terminating_every_session_of_the_engine_again_and_again_loses_no_work(
     dsn: str, tmp_path: Path
