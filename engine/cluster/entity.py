@@ -14,7 +14,7 @@ from engine.cluster.delivery import Delivery
 from engine.cluster.mailbox import Mailbox
 from engine.cluster.rpc import RpcDefinition, rpc_of
 from engine.cluster.shard import OwnedShard
-from engine.core.clock import Clock
+from engine.core.clock import Alarm, Clock
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload, OwnershipLost
 from engine.core.names import definition_name, refuse_reserved
 from engine.core.reply import Defect, Exit, Failure, Success, encode_exit
@@ -137,7 +137,7 @@ class EntityHost:
         for task in self._tasks.pop(shard, ()):
             task.cancel()
         for id in [id for id, each in self._instances.items() if each.shard is shard]:
-            self._instances.pop(id).mailbox.clear()
+            self._instances.pop(id).leave()
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         for instance in self._instances.values():
@@ -155,7 +155,7 @@ class EntityHost:
         task.add_done_callback(tasks.discard)
 
     def reap(self, instance: "_Instance") -> None:
-        if instance.mailbox.empty and self._instances.get(instance.id) is instance:
+        if self._instances.get(instance.id) is instance:
             del self._instances[instance.id]
 
     async def _handle(self, instance: "_Instance", row: InboxRow) -> None:
@@ -205,11 +205,12 @@ class EntityHost:
 class _Instance:
     """One entity in memory: its copy of the prototype and its mailbox."""
 
-    __slots__ = ("_host", "_idle", "entity", "id", "mailbox", "shard")
+    __slots__ = ("_alarm", "_host", "_idle_until", "entity", "id", "mailbox", "shard")
 
     def __init__(self, host: EntityHost, shard: OwnedShard, id: str) -> None:
         self._host = host
-        self._idle: object = None
+        self._alarm: Alarm | None = None
+        self._idle_until = host.clock.now()
         self.id: str = id
         self.shard: OwnedShard = shard
         prototype = host.prototype
@@ -223,10 +224,26 @@ class _Instance:
 
     def ended(self) -> None:
         self.mailbox.ended()
-        if self.mailbox.empty:
-            host = self._host
-            idle_until = host.clock.now() + self.entity.max_idle
-            host.clock.call_at(idle_until, lambda: host.reap(self))
+        self._idle_until = self._host.clock.now() + self.entity.max_idle
+        if self.mailbox.empty and self._alarm is None:
+            self._alarm = self._host.clock.call_at(self._idle_until, self._look)
+
+    def leave(self) -> None:
+        """It is out of memory."""
+        self.mailbox.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _look(self) -> None:
+        """One alarm at a time, however many messages come: it is set anew when it was early."""
+        self._alarm = None
+        clock = self._host.clock
+        if not self.mailbox.empty:
+            return  # the end of its message sets the next
+        if clock.now() < self._idle_until:
+            self._alarm = clock.call_at(self._idle_until, self._look)
+        else:
+            self._host.reap(self)
 
 
 class _Answer:
