@@ -208,9 +208,11 @@ class Delivery:
     def deliver(self, row: InboxRow) -> None:
         """Hand a row to its host, unless it is in hand already or not for this runner now."""
         shard = self.shards.get(row.shard)
-        if shard is None or not shard.accepting or row.seq in shard.in_flight:
+        if shard is None or row.seq in shard.in_flight:
             return
         shard.in_flight.add(row.seq)
+        if not shard.accepting:
+            return  # it is the next owner's, and not to be read here again and again
         try:
             self._hand_over(shard, row)
         except Exception:  # one message must not cost the lane, and every message behind it
