@@ -137,8 +137,9 @@ class Lane:
         """Flush what is queued, then unlock. Stop the shards' work before."""
 
         async def give(session: LaneSession) -> None:
-            while self._sources and not session.closed:
-                await self._flush(session)
+            for _ in range(-(-len(self._sources) // BATCH)):  # what comes meanwhile is of others
+                if not session.closed:
+                    await self._flush(session)
             held = [s for s in shards if s in self.shards]
             await session.release(held)
             for shard in held:

@@ -159,3 +159,32 @@ async def test_a_write_of_an_ended_generation_is_refused() -> None:
         session.terminate()
         with pytest.raises(OwnershipLost):
             lane.submit(Source(ONE), 1)
+
+
+class Restless(Source):
+    """Asks to be written again as soon as it was."""
+
+    def __init__(self, shard: ShardId, lane: Lane) -> None:
+        super().__init__(shard)
+        self.lane = lane
+
+    def committed(self, flushed: Flushed) -> None:
+        self.lane.submit(self, self.lane.generation)
+
+
+async def test_a_shard_is_given_away_also_while_others_write_without_a_pause() -> None:
+    class Steady(Session):
+        async def flush(self, commits: Sequence[Commit]) -> Flushed:
+            await asyncio.sleep(0)
+            return await super().flush(commits)
+
+    async with lane_over(session := Steady()) as lane:
+        await lane.acquire([ONE, TWO])
+        restless, last = Restless(TWO, lane), Source(ONE)
+        lane.submit(restless, lane.generation)
+        lane.submit(last, lane.generation)
+        async with asyncio.timeout(5):
+            await lane.release([ONE])
+        assert last.done
+        assert lane.shards.keys() == {TWO}
+        session.terminate()
