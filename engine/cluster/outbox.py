@@ -35,17 +35,23 @@ class Outbox:
         self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()
+        self._sender: asyncio.Task[None] | None = None
+        self._patient: set[asyncio.Task[None]] = set()
         self._leasing = asyncio.Lock()
         self._closing = False
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
-        self._group.create_task(self._run(), name="outbox")
+        self._sender = self._group.create_task(self._run(), name="outbox")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._closing = True
         self._wake.set()
+        if self._sender is not None:
+            await asyncio.wait([self._sender])
+        for waiting in self._patient:  # for a transaction of somebody's that may stay open for ever
+            waiting.cancel()
         await self._group.__aexit__(None, None, None)
         if self._ids.lease is not None:
             try:
@@ -100,13 +106,21 @@ class Outbox:
             return
         for (request, answer), outcome in zip(batch, saved, strict=True):
             if outcome.outcome is SaveOutcome.BLOCKED:
-                self._group.create_task(self._save_patiently(request, answer))
+                waiting = self._group.create_task(self._save_patiently(request, answer))
+                self._patient.add(waiting)
+                waiting.add_done_callback(self._patient.discard)
             else:
                 self._answer(request, answer, outcome)
 
     async def _save_patiently(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> None:
         try:
             (outcome,) = await self._storage.save([request], patient=True)
+        except asyncio.CancelledError:
+            if not answer.done():
+                answer.set_exception(
+                    StorageUnavailable("the client was closed; nobody knows whether it was stored")
+                )
+            raise
         except Exception as error:  # noqa: BLE001 -- the caller gets it
             if not answer.done():
                 answer.set_exception(error)

@@ -8,7 +8,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from engine import ConfigurationError, NotFound, PayloadConflict, Workflow
+from engine import (
+    Client,
+    ConfigurationError,
+    NotFound,
+    PayloadConflict,
+    StorageUnavailable,
+    Workflow,
+)
 from engine.testing import TestCluster
 
 SOON = timedelta(seconds=4)
@@ -100,3 +107,26 @@ async def test_a_start_whose_key_an_open_transaction_holds_keeps_only_itself_wai
             await transaction.commit()
             assert await waiting == 2
     await connection.close()
+
+
+async def test_closing_a_client_waits_for_nobodys_transaction(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    transaction = connection.transaction()
+    await transaction.start()
+    async with TestCluster(Double(), dsn=dsn) as cluster:
+        await cluster.client.start(Double, 4, key="a", connection=connection)
+        async with asyncio.TaskGroup() as group:
+            async with Client(cluster.settings) as client:
+                start = group.create_task(_refused(client))
+                await asyncio.sleep(0.5)  # longer than a lock is waited for
+                assert not start.done()
+            async with asyncio.timeout(5):
+                assert await start
+    await transaction.rollback()
+    await connection.close()
+
+
+async def _refused(client: Client) -> bool:
+    with pytest.raises(StorageUnavailable, match="closed"):
+        await client.start(Double, 4, key="a")
+    return True
