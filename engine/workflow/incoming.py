@@ -19,6 +19,7 @@ from engine.core.reply import (
     Interrupted,
     Success,
     Terminated,
+    decode_error,
     decode_exit,
     encode_error,
 )
@@ -67,8 +68,10 @@ class Incoming:
                 if step.retry.retries(error, step.attempt):
                     self._retry(step, details, outcome)
                 else:
-                    self._ledger.append_step(step, outcome, encode_error(details))
-                    self._body.end_step(step, outcome, details)
+                    payload = encode_error(details)
+                    self._ledger.append_step(step, outcome, payload)
+                    # As a replay will see it: what its author added has become JSON.
+                    self._body.end_step(step, outcome, decode_error(payload))
             case Unavailable(error):
                 log.warning(
                     "a transaction could not reach the database; the same attempt follows",

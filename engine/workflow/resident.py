@@ -464,7 +464,8 @@ class ResidentExecution:
         self._suspending = False
         wake_at, body = self._ledger.wake_at, self._body
         if body is not None and (self._events or self._ledger.held):
-            self._outgoing.resume(body)
+            if self._quiet is None:
+                self._outgoing.resume(body)
             if wake_at is not None:
                 self._residents.due_again(self)
             self._ledger.set_status(Status.RUNNING, flush=False)

@@ -584,6 +584,39 @@ async def test_an_error_that_nobody_foresaw_blocks_its_execution_and_is_shown(
         assert await execution.join(SECOND) == "hi"
 
 
+async def test_what_an_error_carries_is_the_same_after_a_crash() -> None:
+    class Detailed(Exception):
+        details = (1, {2: "two"})
+
+    class Fails(Workflow[int, None]):
+        go = Deferred(bool)
+
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        async def execute(self, request: int) -> None:
+            try:
+                await self.work()
+            except StepFailed as error:
+                self.seen.append(error.error)
+            await self.go.wait()
+
+        @activity(retry=RetryPolicy(attempts=1))
+        async def work(self) -> None:
+            raise Detailed("no")
+
+    fails = Fails()
+    async with TestCluster(fails) as cluster:
+        execution = await cluster.client.start(Fails, 1)
+        await cluster.settle()
+        await cluster.crash()
+        await execution.resolve(Fails.go, True)
+        await cluster.settle()
+        assert await execution.poll() == Succeeded(None)
+        assert len(fails.seen) == 2
+        assert fails.seen[0] == fails.seen[1]
+
+
 async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell() -> None:
     ran: list[bool] = []
 
