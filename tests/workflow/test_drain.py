@@ -41,6 +41,7 @@ async def test_a_retry_that_falls_due_meanwhile_is_left_to_the_next_owner() -> N
         cluster.clock._now += MINUTE * 2  # due, but its alarm has not fired
         resident.suspend()
         resident._ledger.held.append(10**9)  # a row that comes while it is being suspended
-        released = asyncio.create_task(incarnation.delivery.release(cluster.runner.epochs))
-        await released
+        resident.shard.accepting = False
+        await resident.drain(MINUTE)
+        await cluster.settle()
         assert tries.attempts == [1]
