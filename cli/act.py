@@ -103,7 +103,8 @@ async def poll(session: Session, id: ExecutionId) -> None:
     from engine import admin
 
     async with session.storage() as storage:
-        info = await admin.describe(storage, await find(storage, id))
+        silent_before = session.silent_before(storage)
+        info = await admin.describe(storage, await find(storage, id), silent_before=silent_before)
         now = database_now(storage)
     name = f"{info.workflow}/{info.id}"
     if session.output.as_json:
@@ -135,7 +136,7 @@ async def join(
                 exit = await node.replies.wait(stored.request_id)
         except TimeoutError:
             raise CommandError(
-                f"{name_of(stored)} has not ended within {timeout}; it goes on:"
+                f"{name_of(stored)} has not ended within {timeout}:"
                 f" 'outlast why {name_of(stored)}' says what it waits for",
                 ExitCode.TIMED_OUT,
             ) from None
@@ -167,6 +168,7 @@ async def interrupt(
 ) -> None:
     """Ask an execution to end early: its cleanup and compensations run."""
     from engine import by_name
+    from engine.core.status import Status
     from engine.workflow.tags import INTERRUPT, encode_text
 
     async with session.node() as node:
@@ -187,6 +189,8 @@ async def interrupt(
         session.output.say(f"asked {name} to end; 'outlast join {name}' waits for that")
     else:
         session.output.say(f"{name} had ended before")
+    if asked and stored.status is Status.BLOCKED:
+        session.output.note(f"it is blocked, and ends once it is not: 'outlast why {name}'")
 
 
 async def _settle(

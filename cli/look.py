@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PANEL = "Look"
 _FOLLOW = 0.3
+_WRAPPERS = frozenset({"StepFailed", "StepTimedOut", "RequestFailed"})
 
 
 def add_to(app: typer.Typer) -> None:
@@ -88,7 +89,7 @@ async def show(session: Session, id: ExecutionId) -> None:
 
     async with session.storage() as storage:
         stored = await find(storage, id)
-        found = await report(storage, stored)
+        found = await report(storage, stored, silent_before=session.silent_before(storage))
     session.output.show(found.drawn(session.output.console), found.form())
 
 
@@ -99,7 +100,8 @@ async def why(session: Session, id: ExecutionId) -> None:
 
     async with session.storage() as storage:
         stored = await find(storage, id)
-        info = await admin.describe(storage, stored)
+        silent_before = session.silent_before(storage)
+        info = await admin.describe(storage, stored, silent_before=silent_before)
         now = database_now(storage)
     name = f"{info.workflow}/{info.id}"
     if session.output.as_json:
@@ -169,7 +171,8 @@ def _row(info: "ExecutionInfo", now: "datetime") -> Sequence["RenderableType"]:
 def _in_short(info: "ExecutionInfo", now: "datetime") -> str:
     """What a line of ``ls`` has room for."""
     if info.error is not None:
-        said = printable(str(info.error.cause or info.error))
+        told = info.error.type in _WRAPPERS and info.error.cause
+        said = printable(str(told or info.error))
         return said.partition("\n")[0]
     return readable(info.why.removeprefix("it "), now, short=True)
 

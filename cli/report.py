@@ -128,9 +128,11 @@ class Report:
         return f"{len(tries)} attempts of {len(steps)} step{'s' if len(steps) > 1 else ''}"
 
 
-async def report(storage: PostgresStorage, stored: StoredExecution) -> Report:
+async def report(
+    storage: PostgresStorage, stored: StoredExecution, *, silent_before: datetime
+) -> Report:
     """Read all there is to say about an execution."""
-    info = await admin.describe(storage, stored)
+    info = await admin.describe(storage, stored, silent_before=silent_before)
     request = await storage.request(stored.request_id)
     runners = {row.id: row for row in await storage.runners()}
     events = await admin.history(storage, stored.request_id)

@@ -37,6 +37,10 @@ class Session:
             if value is not None:
                 os.environ[name] = value
 
+    def silent_before(self, storage: "PostgresStorage") -> datetime:
+        """A runner without a later sign of life may be dead."""
+        return database_now(storage) - self.settings().time_to_live
+
     @asynccontextmanager
     async def storage(self) -> AsyncGenerator["PostgresStorage"]:
         """The storage, checked and open; reading it needs SELECT only."""

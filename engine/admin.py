@@ -7,6 +7,7 @@ client and by the CLI.
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from engine.core.errors import NotFound
@@ -31,8 +32,11 @@ async def find(storage: Storage, workflow: str, execution_id: str) -> StoredExec
     return found
 
 
-async def describe(storage: Storage, execution: StoredExecution) -> ExecutionInfo:
-    """Everything about one execution, its ``why``, result and error included."""
+async def describe(
+    storage: Storage, execution: StoredExecution, *, silent_before: datetime | None = None
+) -> ExecutionInfo:
+    """Everything about one execution, its ``why``, result and error included. ``silent_before``:
+    a runner without a later sign of life counts as silent."""
     info = summary(execution)
     if execution.status.finished:
         return _ended(info, await exit_of(storage, info.request_id))
@@ -46,6 +50,7 @@ async def describe(storage: Storage, execution: StoredExecution) -> ExecutionInf
         queued=await storage.waiting_rows(execution.request_id),
         owner=runners.get(execution.runner) if execution.runner is not None else None,
         starts_at=None if request is None else request.deliver_at,
+        silent_before=silent_before,
     )
     return replace(
         info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)

@@ -103,7 +103,8 @@ class Execution(Generic[T]):
         """Status, times, owner, and why it does not go on."""
         found = await admin.find(self._node.storage, self._definition.name, self.id)
         self._request_id = found.request_id
-        return await admin.describe(self._node.storage, found)
+        silent_before = self._node.clock.now() - self._node.settings.time_to_live
+        return await admin.describe(self._node.storage, found, silent_before=silent_before)
 
     async def history(self) -> list[JournalEvent]:
         """Its journal: every step, attempt, timer and message, in the order the body saw them."""

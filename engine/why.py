@@ -14,12 +14,18 @@ from engine.core.reply import decode_error
 from engine.core.status import Status
 from engine.storage.protocol import RunnerRow, StoredExecution
 
+_NOTHING = (
+    "waits for no step, timer or deferred, so that nothing will wake it: interrupt it, and correct"
+    " its code"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """An execution that has not ended, with as much of what is around it as was read.
 
     ``queued``: how many messages wait for it. ``starts_at``: not to begin before then.
+    ``silent_before``: an owner without a later sign of life may be dead; None: not judged.
     """
 
     execution: StoredExecution
@@ -27,6 +33,7 @@ class Situation:
     queued: int = 0
     owner: RunnerRow | None = None
     starts_at: datetime | None = None
+    silent_before: datetime | None = None
 
 
 def why(situation: Situation) -> str:
@@ -47,6 +54,12 @@ def why(situation: Situation) -> str:
             f" {execution.workflow}: let all runners of group {execution.shard.group} register it;"
             f" {_standing(situation)}"
         )
+    if (beat := _last_beat(situation)) is not None:
+        return (
+            f"{_name(situation)} owns its shard {execution.shard} and has given no sign of life"
+            f" since {beat.isoformat(timespec='seconds')}: another runner takes over within seconds"
+            f" if one is live, else start one with 'outlast run'; {_standing(situation)}"
+        )
     return _standing(situation)
 
 
@@ -55,16 +68,17 @@ def _standing(situation: Situation) -> str:
     match execution.status:
         case Status.SCHEDULED if starts_at is not None:
             return f"it is to start at {starts_at.isoformat(timespec='seconds')}"
-        case Status.SCHEDULED if not _served(situation):
-            return "it has not begun"
+        case Status.SCHEDULED if not _at_work(situation):
+            return "no step of it has ended yet"
         case Status.SCHEDULED:
-            return f"{_name(situation)} is about to begin it"
+            # Its begin is stored with the end of its first step, not before.
+            return f"{_name(situation)} has it: it begins, or its first step has not ended yet"
         case Status.SUSPENDED:
             at = situation.journal[-1].at if situation.journal else None
             since = f", since {at.isoformat(timespec='seconds')}" if at else ""
-            return f"it {execution.waiting or 'waits for something outside'}{since}"
+            return f"it {execution.waiting or _NOTHING}{since}{_failure(situation.journal)}"
         case Status.RUNNING:
-            runs = f"runs on {_name(situation)}" if _served(situation) else "was running"
+            runs = f"runs on {_name(situation)}" if _at_work(situation) else "was running"
             return f"it {runs}{_last(situation.journal)}{_queued(situation.queued)}"
         case Status.PAUSED:
             return "it is paused"
@@ -84,6 +98,19 @@ def _served(situation: Situation) -> bool:
     return owner is None or not owner.types or situation.execution.workflow in owner.types
 
 
+def _last_beat(situation: Situation) -> datetime | None:
+    """When its owner gave its last sign of life, if that is too long ago."""
+    beat = None if situation.owner is None else situation.owner.beat_at
+    if beat is None or situation.silent_before is None or beat >= situation.silent_before:
+        return None
+    return beat
+
+
+def _at_work(situation: Situation) -> bool:
+    """Whether its owner, as far as is known, lives and serves its workflow."""
+    return _served(situation) and _last_beat(situation) is None
+
+
 def _name(situation: Situation) -> str:
     owner = situation.owner
     if owner is None:
@@ -97,15 +124,21 @@ def _last(journal: Sequence[JournalRow]) -> str:
         return "; no step has ended yet"
     row = journal[-1]
     if row.kind is JournalKind.ATTEMPT and row.due_at is not None:
-        return (
-            f"; attempt {row.attempt} of step {row.name} failed with {_error(row)},"
-            f" the next is due {row.due_at.isoformat(timespec='seconds')}"
-        )
+        due = row.due_at.isoformat(timespec="seconds")
+        return f"{_failure(journal)}, the next is due {due}"
     if row.kind is JournalKind.CALL:
         return f"; it waits for the reply of {row.name}"
     done = "ended" if row.outcome is Outcome.OK else row.outcome.name.lower().replace("_", " ")
     at = row.at.isoformat(timespec="seconds")
     return f"; last, {row.kind.name.lower()} {row.name} {done} at {at}"
+
+
+def _failure(journal: Sequence[JournalRow]) -> str:
+    """The failed attempt that its journal ends with, if it does."""
+    if not journal or journal[-1].kind is not JournalKind.ATTEMPT:
+        return ""
+    row = journal[-1]
+    return f"; attempt {row.attempt} of step {row.name} failed with {_error(row)}"
 
 
 def _error(row: JournalRow) -> str:

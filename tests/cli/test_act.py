@@ -55,7 +55,7 @@ async def test_join_gives_up_with_exit_code_4(dsn: str) -> None:
         join = await do("join", "o-1", "--timeout", "50ms", dsn=dsn)
 
     assert (join.code, join.out) == (4, "")
-    assert "has not ended within 50ms; it goes on" in join.err
+    assert "has not ended within 50ms: " in join.err
 
 
 async def test_a_rejection_fails_the_wait(dsn: str) -> None:

@@ -1,7 +1,7 @@
 """The sentence that says why an execution stands where it stands."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -59,7 +59,10 @@ RETRIED = (
 @pytest.mark.parametrize(
     ("situation", "sentence"),
     [
-        (Situation(execution=execution(Status.SCHEDULED)), f"runner {ID} is about to begin it"),
+        (
+            Situation(execution=execution(Status.SCHEDULED)),
+            f"runner {ID} has it: it begins, or its first step has not ended yet",
+        ),
         (
             Situation(execution=execution(Status.SCHEDULED), owner=OWNER, starts_at=AT),
             "it is to start at 2025-06-01T12:00:00+00:00",
@@ -74,6 +77,23 @@ RETRIED = (
                 journal=[row(JournalKind.STEP)],
             ),
             "it waits for the timer due then, since 2025-06-01T12:00:00+00:00",
+        ),
+        (
+            Situation(
+                execution=execution(Status.SUSPENDED, "waits for attempt 2 of step charge#1"),
+                journal=[FAILED_ATTEMPT],
+            ),
+            (
+                "it waits for attempt 2 of step charge#1, since 2025-06-01T12:00:00+00:00;"
+                " attempt 1 of step charge failed with ConnectionError: 503"
+            ),
+        ),
+        (
+            Situation(execution=execution(Status.SUSPENDED)),
+            (
+                "it waits for no step, timer or deferred, so that nothing will wake it: interrupt"
+                " it, and correct its code"
+            ),
         ),
         (
             Situation(execution=execution(Status.BLOCKED, "its journal was refused")),
@@ -117,5 +137,20 @@ def test_an_owner_that_does_not_serve_it_comes_first() -> None:
 
     assert why(Situation(execution=execution(Status.SCHEDULED), owner=other)) == (
         "runner web:7 owns its shard default:3 and does not serve Fulfil: let all runners of group"
-        " default register it; it has not begun"
+        " default register it; no step of it has ended yet"
     )
+
+
+def test_an_owner_without_a_sign_of_life_comes_first() -> None:
+    silent = Situation(
+        execution=execution(Status.RUNNING),
+        owner=replace(OWNER, beat_at=AT),
+        silent_before=AT + timedelta(seconds=1),
+    )
+
+    assert why(silent) == (
+        "runner web:7 owns its shard default:3 and has given no sign of life since"
+        " 2025-06-01T12:00:00+00:00: another runner takes over within seconds if one is live, else"
+        " start one with 'outlast run'; it was running; no step has ended yet"
+    )
+    assert why(replace(silent, silent_before=AT)).startswith("it runs on runner web:7")
