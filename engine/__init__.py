@@ -8,6 +8,7 @@ from engine.client import Client
 from engine.cluster.entity import Entity
 from engine.cluster.rpc import rpc
 from engine.cluster.sharding import ReplyReceiver, Sharding
+from engine.cluster.singleton import Singleton, SingletonContext
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, Uninterruptible
 from engine.core.errors import (
     AlreadyStarted,
@@ -102,6 +103,8 @@ __all__ = [
     "Settings",
     "ShardId",
     "Sharding",
+    "Singleton",
+    "SingletonContext",
     "Snowflake",
     "Status",
     "StepFailed",

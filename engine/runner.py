@@ -24,6 +24,7 @@ from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
 from engine.cluster.ownership import Ownership
 from engine.cluster.sharding import ClusterSharding, Sharding
+from engine.cluster.singleton import Singleton, SingletonHost, singleton_shard
 from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
@@ -36,7 +37,7 @@ from engine.workflow.host import ExecutionHost
 
 log: logging.Logger = logging.getLogger(__name__)
 
-Registered = Workflow[Any, Any] | Entity
+Registered = Workflow[Any, Any] | Entity | Singleton
 _HORIZON_SHARE = 0.5
 
 
@@ -68,10 +69,10 @@ class Runner:
     def register(self, *prototypes: Registered) -> Self:
         """Serve these objects' types. Two of one name are refused with ``ConfigurationError``."""
         for prototype in prototypes:
-            if not isinstance(prototype, Workflow | Entity):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(prototype, Workflow | Entity | Singleton):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(
-                    f"{prototype!r} cannot be registered; register instances of Workflow and Entity"
-                    " classes, such as Fulfil(gateway)"
+                    f"{prototype!r} cannot be registered; register instances of Workflow, Entity"
+                    " and Singleton classes, such as Fulfil(gateway)"
                 )
             if prototype.name in self._registered:
                 raise ConfigurationError(
@@ -79,7 +80,7 @@ class Runner:
                 )
             if isinstance(prototype, Workflow):
                 definition_of(type(prototype)).check(prototype)
-            else:
+            elif isinstance(prototype, Entity):
                 check_handlers(type(prototype))
             self._registered[prototype.name] = prototype
             if self._incarnation is not None:
@@ -251,6 +252,7 @@ class _Incarnation:
             moved=self._lanes_moved,
         )
         self._executions: ExecutionHost | None = None
+        self._singletons = SingletonHost(spawn=self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self._membership: Membership | None = None
@@ -280,6 +282,7 @@ class _Incarnation:
                 suspend_after=settings.suspend_after,
             )
             self.delivery.serve_executions(self._executions)
+            self.delivery.follow(self._singletons)
             for prototype in self._registered.values():
                 self.serve(prototype)
             self._membership = Membership(
@@ -354,6 +357,11 @@ class _Incarnation:
         if isinstance(prototype, Workflow):
             assert self._executions is not None
             self._executions.register(prototype)
+        elif isinstance(prototype, Singleton):
+            group = prototype.shard_group
+            if group in self._groups:
+                shard = singleton_shard(group, self.storage.shards_in(group), prototype.name)
+                self._singletons.register(prototype.name, shard, prototype.run)
         else:
             host = EntityHost(
                 prototype,
@@ -425,7 +433,13 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
 
 def kind_of(prototype: Registered) -> str:
     """How a registered type is shown and found: its kind and shard group."""
-    kind = "workflow" if isinstance(prototype, Workflow) else "entity"
+    match prototype:
+        case Workflow():
+            kind = "workflow"
+        case Entity():
+            kind = "entity"
+        case Singleton():
+            kind = "singleton"
     return f"{kind}:{prototype.shard_group}"
 
 

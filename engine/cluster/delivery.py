@@ -31,19 +31,32 @@ from engine.storage.protocol import (
 log: logging.Logger = logging.getLogger(__name__)
 
 
-class MessageHost(Protocol):
+class ShardWork(Protocol):
+    """Work that belongs to shards.
+
+    ``drop`` cancels all of a shard's work at once, since the shard is lost; ``drain`` lets running
+    work end for a while, then cancels it, since the shard is being given away. Afterwards nothing
+    of the shard is left.
+    """
+
+    def drop(self, shard: OwnedShard) -> None: ...
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None: ...
+
+
+class ShardFollower(ShardWork, Protocol):
+    """Work that begins with the shard itself, not with a message."""
+
+    def acquired(self, shard: OwnedShard) -> None: ...
+
+
+class MessageHost(ShardWork, Protocol):
     """Handles the messages of one entity type, or of all executions.
 
-    Its length is how many of them are in memory. ``deliver`` must not block. ``drop`` cancels all
-    of a shard's work at once, since the shard is
-    lost; ``drain`` lets running work end for a while, then cancels it, since the shard is being
-    given away. Afterwards nothing of the shard is left in the host.
+    Its length is how many of them are in memory. ``deliver`` must not block.
     """
 
     def __len__(self) -> int: ...
     def deliver(self, shard: OwnedShard, row: InboxRow) -> None: ...
-    def drop(self, shard: OwnedShard) -> None: ...
-    async def drain(self, shard: OwnedShard, grace: timedelta) -> None: ...
 
 
 class ExecutionsHost(MessageHost, Protocol):
@@ -88,6 +101,7 @@ class Delivery:
         self._moved = moved
         self._hosts: dict[str, MessageHost] = {}
         self._executions: ExecutionsHost | None = None
+        self._followers: list[ShardFollower] = []
         self._parked: dict[str, dict[int, OwnedShard]] = defaultdict(dict)
         self._alarm: Alarm | None = None
         self._alarm_at: datetime | None = None
@@ -96,6 +110,10 @@ class Delivery:
 
     def serve_executions(self, host: ExecutionsHost) -> None:
         self._executions = host
+
+    def follow(self, follower: ShardFollower) -> None:
+        """Tell ``follower`` of every shard that is acquired from now on."""
+        self._followers.append(follower)
 
     def serve_entity(self, entity_type: str, host: MessageHost) -> None:
         """Route the type's messages to ``host``, those that waited for it too."""
@@ -132,7 +150,10 @@ class Delivery:
         epochs = await lane.acquire(shards)
         taken = {id: epoch for id, epoch in epochs.items() if lane.shards.get(id) == epoch}
         for id, epoch in taken.items():
-            self.shards[id] = OwnedShard(id=id, epoch=epoch, lane=lane, runner=self._runner)
+            owned = OwnedShard(id=id, epoch=epoch, lane=lane, runner=self._runner)
+            self.shards[id] = owned
+            for follower in self._followers:
+                follower.acquired(owned)
         lane.ring(taken.keys())
         return taken.keys()
 
@@ -148,7 +169,7 @@ class Delivery:
                 await self._unlock([drain.result() for drain in done])
 
     async def _drain(self, shard: OwnedShard) -> OwnedShard:
-        await asyncio.gather(*(host.drain(shard, self.grace) for host in self._all_hosts()))
+        await asyncio.gather(*(work.drain(shard, self.grace) for work in self._all_work()))
         return shard
 
     async def _unlock(self, shards: Collection[OwnedShard]) -> None:
@@ -310,14 +331,17 @@ class Delivery:
         else:
             elsewhere.extend(self.ring((request.envelope.address.shard,)))
 
+    def _all_work(self) -> list[ShardWork]:
+        return [*self._all_hosts(), *self._followers]
+
     def _all_hosts(self) -> list[MessageHost]:
         hosts: list[MessageHost] = list(self._hosts.values())
         return hosts if self._executions is None else [*hosts, self._executions]
 
     def _drop(self, shard: OwnedShard) -> None:
         self._forget(shard)
-        for host in self._all_hosts():
-            host.drop(shard)
+        for work in self._all_work():
+            work.drop(shard)
 
     def _forget(self, shard: OwnedShard) -> None:
         shard.alive = False

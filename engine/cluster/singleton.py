@@ -1,0 +1,174 @@
+"""``Singleton``: something that runs on exactly one live runner of its group.
+
+It is bound to a shard like an entity: who owns that shard runs it. ``cluster.delivery`` says when
+the shard comes and goes.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from engine.cluster.shard import OwnedShard
+from engine.core.clock import monotonic
+from engine.core.errors import ConfigurationError
+from engine.core.ids import ShardId, shard_of
+from engine.core.names import definition_name, refuse_reserved
+
+log = logging.getLogger(__name__)
+
+_BACKOFF = timedelta(milliseconds=100)
+_BACKOFF_LIMIT = timedelta(minutes=1)
+_HEALTHY_AFTER = timedelta(minutes=1)
+
+
+class SingletonContext:
+    """What a running singleton knows: when ``cancelled`` is set it has the grace period to end by
+    itself, then it is cancelled. ``failures`` counts its consecutive failures so far."""
+
+    __slots__ = ("cancelled", "failures")
+
+    def __init__(self, *, failures: int = 0) -> None:
+        self.cancelled = asyncio.Event()
+        self.failures = failures
+
+
+Run = Callable[[SingletonContext], Awaitable[None]]
+
+
+class Singleton:
+    """Base class of singletons: ``run`` runs on one live runner of ``shard_group`` at a time.
+
+    It is started when the runner takes its shard, started again with back-off when it fails, and
+    handed over when the runner stops or dies. One that returns is done until its shard moves.
+    """
+
+    name: ClassVar[str]
+    shard_group: ClassVar[str] = "default"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_reserved(cls, Singleton, reserved=frozenset(), options=_OPTIONS)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        definition_name(cls.name, what=f"singleton {cls.__qualname__}")
+
+    async def run(self, context: SingletonContext) -> None:
+        """Its work. Override it; watch ``context.cancelled`` to end gracefully."""
+        raise NotImplementedError(f"{type(self).__name__} does not define run()")
+
+
+_OPTIONS = frozenset({"name", "shard_group"})
+
+
+def singleton_shard(group: str, shards: int, name: str) -> ShardId:
+    """The shard whose owner runs the singleton."""
+    return shard_of(group, shards, "singleton", name)
+
+
+class SingletonHost:
+    """Runs the singletons whose shards are owned here (a ``ShardFollower`` of delivery)."""
+
+    def __init__(self, *, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+        self._spawn = spawn
+        self._runs: dict[str, tuple[ShardId, Run]] = {}
+        self._shards: dict[ShardId, OwnedShard] = {}
+        self._running: dict[str, _Running] = {}
+        self._last: dict[str, asyncio.Task[None]] = {}
+
+    def register(self, name: str, shard: ShardId, run: Run) -> None:
+        """Serve a singleton, at once if its shard is owned already."""
+        if name in self._runs:
+            raise ConfigurationError(f"two singletons are registered as {name!r}; rename one")
+        self._runs[name] = (shard, run)
+        owned = self._shards.get(shard)
+        if owned is not None:
+            self._start(name, owned, run)
+
+    def acquired(self, shard: OwnedShard) -> None:
+        self._shards[shard.id] = shard
+        for name, (at, run) in self._runs.items():
+            if at == shard.id:
+                self._start(name, shard, run)
+
+    def drop(self, shard: OwnedShard) -> None:
+        for running in self._on(shard):
+            running.task.cancel()
+        self._forget(shard)
+
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
+        running = self._on(shard)
+        for each in running:
+            each.stopping = True
+            each.context.cancelled.set()
+        tasks = [each.task for each in running]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
+            for task in late:
+                task.cancel()
+            if late:
+                # INVARIANT one-singleton: the lock is given up only after it has stopped.
+                await asyncio.wait(late)
+        self._forget(shard)
+
+    def _on(self, shard: OwnedShard) -> list["_Running"]:
+        return [running for running in self._running.values() if running.shard is shard]
+
+    def _forget(self, shard: OwnedShard) -> None:
+        if self._shards.get(shard.id) is shard:
+            del self._shards[shard.id]
+        for name in [name for name, each in self._running.items() if each.shard is shard]:
+            del self._running[name]
+
+    def _start(self, name: str, shard: OwnedShard, run: Run) -> None:
+        running = _Running(name, shard)
+        self._running[name] = running
+        running.task = self._spawn(running.run(run, after=self._last.get(name)))
+        self._last[name] = running.task
+
+
+class _Running:
+    """A singleton while its shard is owned here."""
+
+    __slots__ = ("context", "name", "shard", "stopping", "task")
+    task: asyncio.Task[None]
+
+    def __init__(self, name: str, shard: OwnedShard) -> None:
+        self.name = name
+        self.shard = shard
+        self.stopping = False
+        self.context = SingletonContext()
+
+    async def run(self, run: Run, *, after: asyncio.Task[None] | None) -> None:
+        """Run it, again with back-off for as long as it fails one time after the other.
+
+        ``after``: its last run in this process, which may not have heeded its cancellation yet.
+        """
+        if after is not None:
+            await asyncio.wait([after])
+        failures = 0
+        while not self.stopping:
+            began = monotonic()
+            try:
+                await run(self.context)
+            except Exception:
+                if monotonic() - began >= _HEALTHY_AFTER.total_seconds():
+                    failures = 0
+                failures += 1
+                log.exception(
+                    "a singleton failed and is started again",
+                    extra={"singleton": self.name, "failures": failures},
+                )
+            else:
+                log.info("a singleton has ended", extra={"singleton": self.name})
+                return
+            self.context.failures = failures
+            delay = min(_BACKOFF * 2 ** min(failures - 1, 20), _BACKOFF_LIMIT)
+            pause = delay.total_seconds() * random.uniform(0.5, 1)
+            try:
+                async with asyncio.timeout(pause):
+                    await self.context.cancelled.wait()
+            except TimeoutError:
+                continue

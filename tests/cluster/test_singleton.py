@@ -1,0 +1,100 @@
+"""A singleton runs on exactly one live runner of its group."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from engine import ConfigurationError, Runner, Settings, Singleton, SingletonContext
+from engine.node import postgres
+from engine.testing import TestCluster
+from tests.eventually import eventually
+
+
+class Clerk(Singleton):
+    """Notes who runs it; ends when it is asked to, or never."""
+
+    def __init__(self, log: list[str], who: str, *, stubborn: bool = False) -> None:
+        self.log = log
+        self.who = who
+        self.stubborn = stubborn
+
+    async def run(self, context: SingletonContext) -> None:
+        self.log.append(f"{self.who} begins")
+        try:
+            if self.stubborn:
+                await asyncio.Event().wait()
+            await context.cancelled.wait()
+            self.log.append(f"{self.who} was asked")
+        finally:
+            self.log.append(f"{self.who} ends")
+
+
+def alone(log: list[str]) -> bool:
+    """Whether at no time two ran at once."""
+    running = 0
+    for entry in log:
+        running += entry.endswith("begins")
+        running -= entry.endswith("ends")
+        if running > 1:
+            return False
+    return True
+
+
+async def test_it_runs_while_its_runner_does_and_is_asked_to_end() -> None:
+    log: list[str] = []
+    async with TestCluster(Clerk(log, "a")):
+        await eventually(lambda: log == ["a begins"])
+    assert log == ["a begins", "a was asked", "a ends"]
+
+
+async def test_one_that_ignores_the_request_is_cancelled_after_the_grace_period() -> None:
+    log: list[str] = []
+    grace = timedelta(milliseconds=50)
+    async with TestCluster(Clerk(log, "a", stubborn=True), grace_period=grace):
+        await eventually(lambda: log == ["a begins"])
+    assert log == ["a begins", "a ends"]
+
+
+async def test_it_begins_again_on_the_next_owner_when_the_shard_is_lost() -> None:
+    log: list[str] = []
+    async with TestCluster(Clerk(log, "a")) as cluster:
+        await eventually(lambda: log == ["a begins"])
+        await cluster.crash()
+        await eventually(lambda: log == ["a begins", "a ends", "a begins"])
+
+
+async def test_one_that_fails_is_started_again_and_counts_its_failures() -> None:
+    seen: list[int] = []
+
+    class Fails(Singleton):
+        async def run(self, context: SingletonContext) -> None:
+            seen.append(context.failures)
+            if len(seen) < 3:
+                raise ConnectionError("not yet")
+
+    async with TestCluster(Fails()):
+        await eventually(lambda: seen == [0, 1, 2])
+
+
+async def test_two_runners_run_it_once_and_hand_it_over_within_a_second(dsn: str) -> None:
+    log: list[str] = []
+    settings = Settings(dsn=dsn, shards_per_group=8)
+    first = Runner(settings, open_storage=postgres(settings)).register(Clerk(log, "first"))
+    second = Runner(settings, open_storage=postgres(settings)).register(Clerk(log, "second"))
+    async with first:
+        await eventually(lambda: log == ["first begins"])
+        async with second:
+            await eventually(lambda: len(first.epochs) == len(second.epochs) == 4)
+            before = len(log)
+            owner = "first" if log[-1].startswith("first") else "second"
+        if owner == "second":
+            async with asyncio.timeout(1):
+                await eventually(lambda: log[before:][-1:] == ["first begins"])
+    assert alone(log)
+    assert log[-1] == "first ends"
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="two definitions are registered as 'Clerk'"):
+        Runner(Settings(dsn="x")).register(Clerk([], "a"), Clerk([], "b"))
