@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
+from engine.core.canonical import set_sorter
 from engine.core.errors import ConfigurationError, InvalidPayload
 
 T = TypeVar("T")
@@ -35,18 +36,22 @@ _PLAIN: tuple[object, ...] = (str, int, float, bool, type(None))
 class ValueCodec(Generic[T]):
     """Encodes and decodes values of one annotated type. ``what`` names it in errors."""
 
-    __slots__ = ("_adapter", "_plain", "what")
+    __slots__ = ("_adapter", "_plain", "_sort", "what")
 
     def __init__(self, annotation: object, *, what: str) -> None:
         self.what: str = what
         self._adapter: TypeAdapter[T] = _adapter(annotation, what)
+        self._sort = set_sorter(self._adapter)
         self._plain = annotation if annotation in _PLAIN else type(None)
 
     def encode(self, value: T) -> bytes:
         """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
         _refuse_not_finite(self.what, value)
         try:
-            return self._adapter.dump_json(value, warnings="error", by_alias=False, round_trip=True)
+            payload = self._adapter.dump_json(
+                value, warnings="error", by_alias=False, round_trip=True
+            )
+            return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
                 f"{self.what} cannot be encoded: {_first_line(error)};"
@@ -81,7 +86,7 @@ class Signature:
     ``skip`` leading parameters (``self``, a transaction) are not part of it.
     """
 
-    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "result", "what")
+    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
         self.what: str = what
@@ -96,6 +101,7 @@ class Signature:
         shape = make("Arguments", fields)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
         self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
+        self._sort = set_sorter(self._adapter)
         returned = hints.get("return", Any)
         self.result: ValueCodec[Any] = ValueCodec(
             _item(returned) if inspect.isasyncgenfunction(function) else returned,
@@ -142,7 +148,10 @@ class Signature:
         for value in named.values():
             _refuse_not_finite(what, value)
         try:
-            return self._adapter.dump_json(named, warnings=False, by_alias=False, round_trip=True)
+            payload = self._adapter.dump_json(
+                named, warnings=False, by_alias=False, round_trip=True
+            )
+            return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(f"{what} cannot be encoded: {_first_line(error)}") from error
 
