@@ -38,5 +38,5 @@ class Signup(Workflow[Member, str]):
 
 
 def runner() -> Runner:
-    """What ``outlast run examples.signup:runner`` serves."""
+    """What ``outlast run signup:runner`` serves."""
     return Runner().register(Signup())
