@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 Registered = Workflow[Any, Any] | Entity | Singleton
 _HORIZON_SHARE = 0.5
+_THREADS = 32
 
 
 class Runner:
@@ -157,7 +159,11 @@ class Runner:
                     extra={"runner": str(self.id), "types": sorted(self._registered)},
                 )
                 await stop.wait()
-                log.info("runner drains", extra={"runner": str(self.id)})
+                log.info(
+                    "runner drains: what runs has %g s to end, a second signal cuts that short",
+                    self.settings.grace_period.total_seconds(),
+                    extra={"runner": str(self.id)},
+                )
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
@@ -271,6 +277,9 @@ class _Incarnation:
             await stack.enter_async_context(self._group)
             stack.callback(self._cancel_tasks)
             tenant = MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine)
+            # Of their own, so that steps that take long keep no host name from being looked up.
+            threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="outlast-step")
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             self._executions = ExecutionHost(
                 delivery=self.delivery,
                 storage=storage,
@@ -279,6 +288,7 @@ class _Incarnation:
                 spawn=self.spawn,
                 await_exit=self._node.replies.wait,
                 renew_lease=tenant.renew,
+                threads=threads,
                 suspend_after=settings.suspend_after,
             )
             self.delivery.serve_executions(self._executions)

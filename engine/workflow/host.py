@@ -9,6 +9,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -43,6 +44,7 @@ class ExecutionHost:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         await_exit: Callable[[Snowflake], Awaitable[Exit]],
         renew_lease: Callable[[], Awaitable[None]],
+        threads: Executor,
         suspend_after: timedelta,
     ) -> None:
         self._delivery = delivery
@@ -59,6 +61,7 @@ class ExecutionHost:
             call_soon=asyncio.get_running_loop().call_soon,
             await_exit=await_exit,
             renew_lease=renew_lease,
+            threads=threads,
         )
         self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
         self._residents: dict[Snowflake, ResidentExecution] = {}

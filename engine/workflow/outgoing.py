@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -61,6 +62,7 @@ class Services:
     call_soon: Callable[[Callable[[], None]], object]
     await_exit: Callable[[Snowflake], Awaitable[Exit]]
     renew_lease: Callable[[], Awaitable[None]]
+    threads: Executor
 
 
 class Outgoing:
@@ -220,7 +222,9 @@ class Outgoing:
             attempt=step.attempt,
         )
         if not is_transaction(step):
-            return await run_activity(self._prototype, step, definition, context)
+            return await run_activity(
+                self._prototype, step, definition, context, threads=self._services.threads
+            )
         return await run_transaction(
             self._prototype,
             step,

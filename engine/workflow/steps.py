@@ -8,6 +8,7 @@ there as an event.
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -56,17 +57,23 @@ class StepDropped(BaseException):
 
 
 async def run_activity(
-    prototype: Workflow[Any, Any], step: Step, definition: StepDefinition, context: StepContext
+    prototype: Workflow[Any, Any],
+    step: Step,
+    definition: StepDefinition,
+    context: StepContext,
+    *,
+    threads: Executor,
 ) -> Ended | Errored:
-    """One attempt. Cancellation is passed on; everything else comes back as a value."""
+    """One attempt, in ``threads`` unless it is async. Cancellation is passed on; everything else
+    comes back as a value."""
     current_step.set(context)
     instance = copy_of(prototype)
     try:
         if definition.timeout is None:
-            result = await _call(definition, instance, step)
+            result = await _call(definition, instance, step, threads)
         else:
             async with asyncio.timeout(definition.timeout.total_seconds()):
-                result = await _call(definition, instance, step)
+                result = await _call(definition, instance, step, threads)
         return Ended(*definition.signature.result.settle(result))
     except PASSED_ON:
         raise
@@ -130,7 +137,9 @@ def failed(error: BaseException, definition: StepDefinition) -> Errored:
     return Errored(error, details, outcome)
 
 
-async def _call(definition: StepDefinition, instance: Workflow[Any, Any], step: Step) -> Any:
+async def _call(
+    definition: StepDefinition, instance: Workflow[Any, Any], step: Step, threads: Executor
+) -> Any:
     if not definition.sync:
         return await definition.function(instance, *step.args, **step.kwargs)
     context = copy_context()
@@ -141,7 +150,7 @@ async def _call(definition: StepDefinition, instance: Workflow[Any, Any], step: 
         except StopIteration as error:  # a future cannot carry it: nobody would hear of the end
             raise RuntimeError("the step raised StopIteration") from error
 
-    return await asyncio.get_running_loop().run_in_executor(None, run)
+    return await asyncio.get_running_loop().run_in_executor(threads, run)
 
 
 def is_transaction(step: Step) -> bool:

@@ -742,3 +742,23 @@ async def test_a_retry_that_falls_due_during_the_suspension_runs_once() -> None:
         for _ in range(3000):
             await cluster.clock.advance(timedelta(milliseconds=100))  # type: ignore[attr-defined]
         assert await execution.poll() == Succeeded([1, 2, 3, 4])
+
+
+async def test_steps_in_threads_leave_the_loops_own_threads_alone() -> None:
+    free = threading.Event()
+
+    class Blocks(Workflow[int, int]):
+        async def execute(self, request: int) -> int:
+            return sum(await asyncio.gather(*(self.block(n) for n in range(request))))
+
+        @activity
+        def block(self, n: int) -> int:
+            free.wait(10)
+            return n
+
+    async with TestCluster(Blocks()) as cluster:
+        execution = await cluster.client.start(Blocks, 30)
+        async with asyncio.timeout(5):
+            await asyncio.get_running_loop().run_in_executor(None, int)
+        free.set()
+        assert await execution.join(timedelta(seconds=20)) == sum(range(30))
