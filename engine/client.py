@@ -50,17 +50,29 @@ class Client:
     """
 
     def __init__(self, settings: Settings | None = None, *, node: Node | None = None) -> None:
-        self._node = node or Node(settings or Settings())
+        self._place = node or Node(settings or Settings())
         self._borrowed = node is not None
 
     async def __aenter__(self) -> Self:
         if not self._borrowed:
-            await self._node.__aenter__()
+            await self._place.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         if not self._borrowed:
-            await self._node.__aexit__(*exc)
+            await self._place.__aexit__(*exc)
+
+    @property
+    def _node(self) -> Node:
+        """Nobody would send what is given to a client that is not connected."""
+        if not self._place.entered:
+            raise ConfigurationError(
+                "this client is not connected: enter it with 'async with Client() as client'"
+                if not self._borrowed
+                else "this runner's client is connected while the runner is entered:"
+                " 'async with runner', or in runner.run()"
+            )
+        return self._place
 
     # --- workflows --------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Node:
         self.outbox: Outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
         self.replies: ReplyBoard = ReplyBoard(storage=self.storage, poll=self.poll)
         self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
+        self.entered: bool = False
         self._groups: set[str] = set()
         self._stack = AsyncExitStack()
 
@@ -68,6 +69,7 @@ class Node:
             await stack.enter_async_context(self.outbox)
             await stack.enter_async_context(self.replies)
             self._stack = stack.pop_all()
+        self.entered = True
         return self
 
     async def __aexit__(self, *exc: object) -> None:
