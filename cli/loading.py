@@ -20,7 +20,8 @@ def load_runner(app: str) -> "Runner":
     """Import APP and make its runner. What cannot be meant is exit code 2; an exception of the
     user's own code is exit code 1, named with its place."""
     module_name, colon, path = app.partition(":")
-    if not colon or not module_name or not path:
+    looks_like_a_file = "/" in module_name or module_name.endswith(".py")
+    if not colon or not module_name or not path or looks_like_a_file:
         raise UsageError(_not_an_app(app))
     loaded = _attribute(_module(module_name), path)
     return _runner(app, loaded)
@@ -107,8 +108,10 @@ def _raised(what: str, error: BaseException) -> Exception:
 
 
 def _not_an_app(app: str) -> str:
-    stem = app.partition(":")[0].removesuffix(".py").replace("/", ".").strip(".") or "app"
-    return f"{app!r} does not name an APP: write module:attribute, such as {stem}:runner"
+    file, _, attribute = app.partition(":")
+    stem = file.removesuffix(".py").replace("/", ".").strip(".") or "app"
+    wanted = f"{stem}:{attribute or 'runner'}"
+    return f"{app!r} does not name an APP: write module:attribute, such as {wanted}"
 
 
 def _shown(thing: Any) -> str:

@@ -106,9 +106,9 @@ with warnings.catch_warnings():
             """The DSN, or ``ConfigurationError`` when there is none that could work."""
             if not self.dsn:
                 raise ConfigurationError(
-                    "no database is named: set OUTLAST_DSN or pass Settings(dsn=...), for example"
-                    " postgresql://user:password@localhost:5432/app; for a try without a server,"
-                    " run 'outlast dev'"
+                    "no database is named: set OUTLAST_DSN or pass --dsn or Settings(dsn=...), for"
+                    " example postgresql://user:password@localhost:5432/app; for a try without a"
+                    " server, run 'outlast dev'"
                 )
             return self.dsn
 

@@ -238,9 +238,11 @@ class Heartbeat:
             async with asyncio.timeout(self._patience):
                 await self._leave()
         except Exception as error:
+            away = isinstance(error, StorageUnavailable | TimeoutError | OSError)
             logger.warning(
-                "the runner could not say that it leaves; its peers will find it dead",
-                exc_info=error,
+                "the runner could not say that it leaves; its peers will find it dead: %s",
+                _in_words(error),
+                exc_info=None if away else error,
                 extra=self._extra,
             )
 
@@ -269,8 +271,8 @@ class Heartbeat:
         if not self._unreachable:
             self._unreachable = True
             logger.warning(
-                "the heartbeat does not reach the database and keeps trying: %r",
-                error,
+                "the heartbeat does not reach the database and keeps trying: %s",
+                _in_words(error),
                 extra=self._extra,
             )
 
@@ -289,3 +291,8 @@ class Heartbeat:
             self._host.call_soon_threadsafe(self._listener, news)
         except RuntimeError:  # the host loop is closed, nobody is left to beat for
             self._leaving = True
+
+
+def _in_words(error: Exception) -> str:
+    """A time-out has no message."""
+    return str(error) or type(error).__name__

@@ -13,6 +13,9 @@ from datetime import timedelta
 from engine.core.clock import monotonic
 from engine.core.ids import RunnerId
 
+_FRAMES = 8
+"""Of the stack, the innermost: what lies above is the event loop and who started it."""
+
 logger: logging.Logger = logging.getLogger(__name__)
 
 
@@ -120,7 +123,9 @@ class Watchdog:
     def _stack(self) -> str:
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
         frame = frames.get(self._thread)
-        return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))
+        if frame is None:
+            return "(its thread has ended)"
+        return "".join(traceback.format_stack(frame)[-_FRAMES:]).rstrip()
 
     def _extra(self) -> dict[str, object]:
         return {"runner": str(self._runner), "blocked_seconds": round(self._blocked, 3)}

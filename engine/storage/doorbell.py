@@ -120,14 +120,19 @@ class PostgresDoorbell:
                 log.warning("no doorbell, polling only", extra={"role": role, "error": str(error)})
                 return
             except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
-                log.warning("doorbell lost", extra={"role": role, "error": str(error)})
+                if monotonic() - since > _SERVED:
+                    delay = _BACKOFF
+                # An outage is told of once, however long it is.
+                log.log(
+                    logging.WARNING if delay == _BACKOFF else logging.DEBUG,
+                    "notifications are cut off; polling until they are back",
+                    extra={"role": role, "error": str(error)},
+                )
             finally:
                 if role == "listener":
                     self._tried.set()
             if self._closed:
                 return
-            if monotonic() - since > _SERVED:
-                delay = _BACKOFF
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, _BACKOFF_LIMIT)
 
@@ -174,6 +179,8 @@ class PostgresDoorbell:
             with session.deadline(self._connector.statement_timeout):
                 for channel in (channel_of(self._identity), self._everybody):
                     await session.add_listener(channel, self._on_notify)
+            if self._tried.is_set():
+                log.info("notifications arrive again")
             self._heard.set()
             self._tried.set()
             if self._listener is not None:

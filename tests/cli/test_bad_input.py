@@ -149,6 +149,7 @@ def test_a_payload_that_is_not_json_says_where(text: str, reason: str) -> None:
         ("shwo x", "No such command 'shwo'. Did you mean 'show'?"),
         ("migrate --sql --check", "--sql or --check, not both"),
         ("run app", "'app' does not name an APP: write module:attribute, such as app:runner"),
+        ("run ./shop/app.py:make", "write module:attribute, such as shop.app:make"),
         ("run app.py", "such as app:runner"),
         ("run app:app --log-level loud", "there is no log level 'loud'"),
     ],
