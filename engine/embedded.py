@@ -8,6 +8,7 @@ held by the one process that waits until ``users`` is free and then stops the se
 
 import asyncio
 import fcntl
+import re
 import shutil
 import socket
 import subprocess
@@ -52,8 +53,8 @@ watcher.close()  # before `users`, so that the next user gets a watcher
 class EmbeddedPostgres:
     """A shared local server: within the ``with`` block it runs, and ``dsn`` reaches it.
 
-    A killed user counts as gone. After a crash the next user starts the server again, at the same
-    port if that is free, with all that was committed. With ``durable=False`` it does not wait for
+    A killed user counts as gone. The server starts at the port it had before, if that is free, so
+    that its DSN stays good; after a crash too, and with all that was committed. With ``durable=False`` it does not wait for
     the disk, and has data of its own: for tests only. ``home`` is its directory: see
     ``server_home``.
     """
@@ -115,9 +116,17 @@ class EmbeddedPostgres:
             return int(status[3]) if len(status) > 7 and status[7].startswith("ready") else 0
         return 0
 
+    def _earlier_port(self) -> int:
+        """The port of the server before this one, whose DSN somebody may have noted, or 0."""
+        with suppress(FileNotFoundError):
+            words = (self.home / "data/postmaster.opts").read_text()
+            if found := re.search(r'"-p" "(\d+)"', words):
+                return int(found[1])
+        return 0
+
     def _start(self, lock: int) -> None:
         """Start the server; having its lock, we know that no process of an earlier one is left."""
-        port = self._port()
+        port = self._earlier_port()
         for leftover in ("data/postmaster.pid", "server.log"):
             (self.home / leftover).unlink(missing_ok=True)
         place = self._place

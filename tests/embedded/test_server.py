@@ -129,6 +129,15 @@ def watcher_of(home: Path) -> int | None:
     return None
 
 
+async def test_it_comes_back_at_the_same_port(project: Project) -> None:
+    first = project.user()
+    dsn, _ = first.joined()
+    first.leave()
+    await eventually(lambda: stopped(dsn))
+
+    assert project.user().joined()[0] == dsn
+
+
 async def test_two_processes_share_it_and_the_last_one_ends_it(project: Project) -> None:
     first, second = project.user(), project.user()
     dsn, _ = first.joined()
