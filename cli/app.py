@@ -63,7 +63,7 @@ def _complain(error: BaseException, arguments: list[str]) -> int:
     message, code = explain(error)
     if message:
         sys.stderr.write(f"outlast: {printable(message)}\n")
-    if isinstance(error, Complaint):
+    if isinstance(error, Complaint) and message:  # without one, the help was shown
         commands = {command.name for command in app.registered_commands}
         named = [word for word in arguments[:1] if word in commands]
         sys.stderr.write(f"see: {' '.join(['outlast', *named, '--help'])}\n")

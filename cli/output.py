@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 T = TypeVar("T")
+
+_LEAST_REST = 10
 
 STATUS_STYLES = {
     "succeeded": "green",
@@ -59,7 +62,16 @@ class Output:
                 self.line(form(item))
             return
         rows = [row(item) for item in items]
-        self.console.print(table(columns, rows) if rows else empty)
+        if not rows:
+            self.console.print(empty)
+            return
+        drawn = table(columns, rows)
+        if columns[-1].endswith("…"):
+            # A terminal that is too narrow breaks the lines: rather that than lose columns.
+            least = sum(_width(name, index, rows) for index, name in enumerate(columns))
+            if least > self.console.width:
+                drawn.width = least
+        self.console.print(drawn, crop=False)
 
     def line(self, form: object) -> None:
         """One line of JSON."""
@@ -83,7 +95,16 @@ class Output:
         sys.stderr.write(f"note: {message}\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence["RenderableType"]]) -> "RenderableType":
+def _width(name: str, index: int, rows: Sequence[Sequence["RenderableType"]]) -> int:
+    """What a column needs, the space behind it included."""
+    from rich.cells import cell_len
+
+    if name.endswith("…"):
+        return _LEAST_REST
+    return max(cell_len(each) for each in (name.strip(">"), *(str(row[index]) for row in rows))) + 2
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence["RenderableType"]]) -> "Table":
     """A table without lines. A name that begins with ``>`` is a column to the right; a last one
     that ends with ``…`` takes the width that is left, and is cut rather than wrapped."""
     from rich.table import Table

@@ -4,7 +4,6 @@ Under ``client`` and ``execution``, which know the workflows' classes; used as i
 which does not.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -111,10 +110,13 @@ async def locate(storage: Storage, workflow: str) -> Located:
 
     ``NotRegistered`` when it is neither.
     """
-    served = await served_types(storage)
+    live = [row for row in await storage.runners() if row.died_at is None]
+    served = {name: kind for row in live for name, kind in row.types.items()}
     kind = served.get(workflow, "")
     if kind.startswith(_WORKFLOW):
-        return Located(group=kind.removeprefix(_WORKFLOW), served=True)
+        group = kind.removeprefix(_WORKFLOW)
+        by = [row for row in live if workflow in row.types and group in row.groups]
+        return Located(group=group, served=bool(by))
     stored = await storage.workflows()
     if workflow in stored:
         return Located(group=stored[workflow], served=False)
@@ -126,12 +128,6 @@ async def locate(storage: Storage, workflow: str) -> Located:
         + (f"; served now: {names}" if names else ", and none serves any other")
         + ("" if names else "; start one with 'outlast run APP'")
     )
-
-
-async def served_types(storage: Storage) -> Mapping[str, str]:
-    """What the live runners serve: names with their kind and group, as in ``RunnerRow.types``."""
-    live = [row for row in await storage.runners() if row.died_at is None]
-    return {name: kind for row in live for name, kind in row.types.items()}
 
 
 def _check(start: Start, saved: Saved, on_conflict: str) -> None:

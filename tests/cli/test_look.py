@@ -62,6 +62,18 @@ async def test_ls_says_on_a_terminal_what_each_waits_for_or_died_of(shop: str) -
     assert "--after Fulfil/o-1" in ended.err
 
 
+async def test_a_narrow_terminal_loses_no_column(
+    shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+
+    lines = (await do("ls", "--table", dsn=shop)).out.splitlines()
+
+    assert lines[0].split() == ["EXECUTION", "STATUS", "CREATED", "TOOK", "WHY"]
+    assert lines[1].startswith("Broken/b-1  failed ")
+    assert "ValueErro…" in lines[1]
+
+
 async def test_show_draws_what_has_ended(shop: str) -> None:
     ended = await do("show", "Fulfil/o-1", "--table", dsn=shop)
 

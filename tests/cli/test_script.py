@@ -90,8 +90,14 @@ def test_run_serves_the_groups_it_is_given(project: Path, dsn: str) -> None:
     with running("run", "orders:app", "--groups", "a, b", dsn=dsn, cwd=project) as runner:
         runner.says("runner serves")
         (row,) = outlast("runners", dsn=dsn).lines
+        start = outlast("start", "Slow", "0", "--key", "s-1", dsn=dsn)
 
     assert row["groups"] == ["a", "b"]
+    assert "no live runner serves Slow" in start.err  # whose group is neither
+
+
+def test_without_a_command_the_help_is_all_there_is() -> None:
+    assert "see:" not in outlast().err
 
 
 def test_a_terminal_gets_a_table_and_no_color_is_heeded(dsn: str) -> None:
