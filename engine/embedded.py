@@ -54,9 +54,9 @@ class EmbeddedPostgres:
     """A shared local server: within the ``with`` block it runs, and ``dsn`` reaches it.
 
     A killed user counts as gone. The server starts at the port it had before, if that is free, so
-    that its DSN stays good; after a crash too, and with all that was committed. With ``durable=False`` it does not wait for
-    the disk, and has data of its own: for tests only. ``home`` is its directory: see
-    ``server_home``.
+    that its DSN stays good; after a crash too, and with all that was committed. With
+    ``durable=False`` it does not wait for the disk, and has data of its own: for tests only.
+    ``home`` is its directory: see ``server_home``.
     """
 
     def __init__(self, project_dir: Path | None = None, *, durable: bool = True) -> None:
