@@ -58,21 +58,40 @@ class Job(BaseModel):
 
 
 class Outside:
-    """What steps write to beside the engine: a few connections of the application's own."""
+    """What steps write to beside the engine: one connection of the application's own.
+
+    What is written at once shares a statement, so that it is not the application that is measured.
+    """
 
     def __init__(self) -> None:
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._connection: asyncpg.Connection[Any] | None = None
+        self._queue: list[tuple[str, tuple[object, ...], asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
 
     async def write(self, query: str, *args: object) -> None:
-        """At least once: again when the connection was lost."""
+        """At least once: again when the connection was lost, also when nobody waits any more."""
+        written = asyncio.get_running_loop().create_future()
+        self._queue.append((query, args, written))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        await written
+
+    async def _write_all(self) -> None:
+        while self._queue:
+            queue, self._queue = self._queue, []
+            for query in {query for query, _, _ in queue}:
+                await self._write(query, [args for each, args, _ in queue if each == query])
+            for _, _, written in queue:
+                if not written.done():
+                    written.set_result(None)
+        self._writer = None
+
+    async def _write(self, query: str, rows: list[tuple[object, ...]]) -> None:
         while True:
             try:
-                if self._pool is None:
-                    made = await asyncpg.create_pool(
-                        os.environ["OUTLAST_DSN"], min_size=0, max_size=4
-                    )
-                    self._pool = self._pool or made
-                await self._pool.execute(query, *args)
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await asyncpg.connect(os.environ["OUTLAST_DSN"])
+                await self._connection.executemany(query, rows)
                 return
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await asyncio.sleep(0.05)

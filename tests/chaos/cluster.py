@@ -5,6 +5,7 @@ It signals only what it started, waits by polling, and leaves nothing behind.
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,8 +21,23 @@ import asyncpg
 from tests.chaos.app import TABLES
 from tests.eventually import eventually
 
+log = logging.getLogger(__name__)
+
 ROOT = Path(__file__).parents[2]
 SHARDS = 300
+UNFINISHED = """
+    select x.workflow, x.execution_id, x.status, x.waiting, x.wake_at, x.started_at, x.shard,
+           s.epoch, s.runner_id, r.pid as owner, r.died_at, clock_timestamp() as now,
+           (select array_agg(j.position || ':' || j.kind || ' ' || j.name || '#' || j.ordinal || ' '
+                             || j.outcome || ' ' || j.at order by j.position)
+            from engine.journal j where j.execution = x.request_id) as journal,
+           (select array_agg(i.seq || ' ' || i.kind order by i.seq)
+            from engine.inbox i where i.execution = x.request_id) as inbox
+    from engine.executions x
+    join engine.shards s using (group_id, shard)
+    left join engine.runners r on r.id = s.runner_id
+    where x.status < 5 limit 5
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -184,6 +200,15 @@ class Cluster:
             if each.process.stdin is not None:
                 each.process.stdin.close()
 
+    async def report(self) -> None:
+        """Say what is unfinished and where it stands, for whoever reads the failure."""
+        for each in self.runners:
+            said = each.lines[-1] if each.lines else None
+            log.error("%s: pid %d, said %s", each.name, each.pid, said)
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            for row in await self.database.fetch(UNFINISHED):
+                log.error("unfinished: %s", dict(row))
+
     def crashes(self) -> list[str]:
         """Logs of processes that ended in a traceback nobody killed them for."""
         return [
@@ -204,6 +229,9 @@ async def cluster(dsn: str, logs: Path, **settings: object) -> AsyncIterator[Clu
             try:
                 yield made
                 assert not made.crashes()
+            except BaseException:
+                await made.report()
+                raise
             finally:
                 await made.end()
     finally:

@@ -67,7 +67,7 @@ async def test_a_frozen_owner_writes_nothing_more_for_the_shards_it_lost(
         await eventually(busy, timeout=20)
         frozen.freeze()
         assert await lost(chaos, before) < TTL + 4
-        await eventually(lambda: stays.owned == SHARDS, timeout=5)
+        await eventually(lambda: stays.owned == SHARDS, timeout=10)
         written = await audit.written_by(chaos.database, before)
         for workflow, jobs in work.items():
             expected = [workflow.result(job.number) for job in jobs]  # type: ignore[attr-defined]

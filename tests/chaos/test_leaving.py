@@ -52,10 +52,10 @@ async def test_a_runner_told_to_leave_ends_its_running_steps_and_hands_over(
         told_at = monotonic()
         leaves.send(signal.SIGTERM)
         # Shards in which nothing runs move before the others' steps have ended.
-        await eventually(lambda: stays.owned >= SHARDS - EXECUTIONS, timeout=2)
+        await eventually(lambda: stays.owned >= SHARDS - EXECUTIONS, timeout=5)
         assert await asyncio.wait_for(leaves.process.wait(), 15) == 0
-        assert monotonic() - told_at < 6
-        await eventually(lambda: stays.owned == SHARDS, timeout=2)
+        assert monotonic() - told_at < 15
+        await eventually(lambda: stays.owned == SHARDS, timeout=5)
         assert await results(client, jobs) == [Lingers.result(job.number) for job in jobs]
         await assert_once(chaos, "Lingers", steps=STEPS, effects=["record", "again"])
         assert await touched(chaos, "linger") == await touched(chaos, "lingered") == EXECUTIONS
@@ -78,7 +78,7 @@ async def test_what_a_killed_runner_had_finished_is_not_done_again(
 async def test_runners_that_are_replaced_one_after_the_other_under_load_lose_nothing(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos:
+    async with cluster(dsn, tmp_path, handover_limit=30) as chaos:
         await audit.install(chaos.database)
         await chaos.start_runners(2)
         async with load(dsn, pace=0.04) as work:
@@ -88,7 +88,7 @@ async def test_runners_that_are_replaced_one_after_the_other_under_load_lose_not
                 await chaos.shared(chaos.runners)
                 leaves.send(signal.SIGTERM)
                 assert await asyncio.wait_for(leaves.process.wait(), 20) == 0
-                await chaos.shared(chaos.runners, within=10)
+                await chaos.shared(chaos.runners, within=30)
             assert await work.check(chaos) > 50
         await audit.assert_no_foreign_rows(chaos.database)
         # Steps that a hand-over caught were given time to end, so none was done again.
