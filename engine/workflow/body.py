@@ -7,6 +7,7 @@ that is what replay rests on.
 
 import asyncio
 import contextvars
+import inspect
 import random
 import sys
 from collections import deque
@@ -103,6 +104,10 @@ class Step:
         return f"step {self.name}#{self.ordinal + 1}"
 
 
+_Call = tuple[Coroutine[Any, Any, Any], str, tuple[CodeType, int]]
+"""A step as it was called: what is to be awaited, its name, and where."""
+
+
 class CompensationFailed(Exception):
     """An undo ended with an error after all its attempts: the execution is blocked, not failed."""
 
@@ -139,6 +144,8 @@ class Body:
         self.commands: deque[Step] = deque()
         self.cancelled: dict[StepKey, Step] = {}
         self._ordinals: dict[str, int] = {}
+        self._called = 0
+        self._not_awaited: dict[int, _Call] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
         self._compensating = False
@@ -207,6 +214,9 @@ class Body:
         self.cancelled.clear()
         self._deferreds.clear()
         self._undo.clear()
+        for coroutine, _, _ in self._not_awaited.values():
+            coroutine.close()
+        self._not_awaited.clear()
         self.loop.free()
 
     @property
@@ -228,16 +238,21 @@ class Body:
             name = f"{name}[{definition.key(*args, **kwargs)}]"
         frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
-        return self._step(name, where, definition, args, kwargs)
+        self._called += 1
+        made = self._step(self._called, name, where, definition, args, kwargs)
+        self._not_awaited[self._called] = made, name, where
+        return made
 
     async def _step(
         self,
+        number: int,
         name: str,
         where: tuple[CodeType, int],
         definition: StepDefinition,
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> Any:
+        self._not_awaited.pop(number, None)
         payload = definition.signature.encode(args, kwargs)
         step = Step(
             name=name,
@@ -254,9 +269,14 @@ class Body:
 
     def call_entity(self, call: EntityCall) -> Coroutine[Any, Any, Any]:
         frame = sys._getframe(3)  # pyright: ignore[reportPrivateUsage]
-        return self._call(call, (frame.f_code, frame.f_lineno))
+        where = (frame.f_code, frame.f_lineno)
+        self._called += 1
+        made = self._call(self._called, call, where)
+        self._not_awaited[self._called] = made, call.name, where
+        return made
 
-    async def _call(self, call: EntityCall, where: tuple[CodeType, int]) -> Any:
+    async def _call(self, number: int, call: EntityCall, where: tuple[CodeType, int]) -> Any:
+        self._not_awaited.pop(number, None)
         payload = call.rpc.signature.validated(call.args, call.kwargs)
         _ = call.dedup_key  # an error in the user's own function is the body's
         step = Step(
@@ -313,13 +333,24 @@ class Body:
 
     async def _main(self, request: Any) -> Any:
         try:
-            return await self.instance.execute(request)
+            result = await self.instance.execute(request)
+            self._refuse_not_awaited()
+            return result
         except GeneratorExit:
             raise
         except BaseException:
             if not self.loop.dead:
                 await self._compensate()
             raise
+
+    def _refuse_not_awaited(self) -> None:
+        """A step that was called and not awaited has not run, and nobody would hear of it."""
+        for coroutine, name, (code, line) in self._not_awaited.values():
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # not cancelled
+                raise ConfigurationError(
+                    f"step {name} was called but not awaited, so it has not run"
+                    f" ({code.co_filename}:{line} in {code.co_qualname}): put 'await' before it"
+                )
 
     async def _compensate(self) -> None:
         self._compensating = True

@@ -691,6 +691,29 @@ async def test_a_body_that_reaches_outside_is_told_to_use_an_activity() -> None:
             assert caught.value.error.type == ConfigurationError.__name__
 
 
+async def test_a_step_that_was_called_and_not_awaited_fails_the_execution() -> None:
+    class Forgets(Workflow[bool, str]):
+        async def execute(self, request: bool) -> str:
+            if request:
+                self.charge()  # type: ignore[unused-coroutine]
+            else:
+                task = asyncio.get_running_loop().create_task(self.charge())
+                task.cancel()  # before it begins: that is meant
+                await asyncio.sleep(0)
+            return "done"
+
+        @activity
+        async def charge(self) -> None:
+            pass
+
+    async with TestCluster(Forgets()) as cluster:
+        with pytest.raises(ExecutionFailed, match=r"charge was called but not awaited"):
+            await cluster.client.execute(Forgets, True, key="forgets", timeout=SECOND)
+        done = await cluster.client.execute(Forgets, False, key="cancels", timeout=SECOND)
+
+    assert done == "done"
+
+
 async def test_a_result_that_cannot_be_stored_fails_the_execution_and_names_the_fix() -> None:
     class Returns(Workflow[int, Any]):
         async def execute(self, request: int) -> Any:
