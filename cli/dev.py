@@ -41,6 +41,7 @@ async def dev(
     The database is an embedded PostgreSQL under .outlast/, or the one of --dsn or OUTLAST_DSN; its
     schema is migrated. Ctrl-C ends it all; the data stays.
     """
+    from engine.core.errors import StorageUnavailable
     from engine.storage.migrate import migrate
 
     stop = asyncio.Event()
@@ -49,7 +50,13 @@ async def dev(
         loop.add_signal_handler(number, stop.set)
     async with _database(session) as (dsn, embedded):
         schema = session.settings().schema
-        await migrate(dsn, schema=schema)
+        try:
+            await migrate(dsn, schema=schema)
+        except StorageUnavailable as error:
+            if embedded:
+                raise
+            own = "without --dsn and OUTLAST_DSN, 'outlast dev' brings a PostgreSQL of its own"
+            raise CommandError(f"{error}; {own}", ExitCode.UNREACHABLE) from error
         _announce(session, dsn, schema=schema, embedded=embedded, app=app)
         if app is None:
             await stop.wait()

@@ -84,3 +84,10 @@ def test_an_app_that_is_not_there_ends_dev(project: Path, dsn: str) -> None:
     assert end.code == 2
     assert "there is no module 'nope'" in end.err
     assert "Traceback" not in end.err
+
+
+def test_a_dsn_that_leads_nowhere_may_be_left_out(project: Path) -> None:
+    dev = ended(script("dev", dsn="postgresql://nobody@localhost:1/nowhere", cwd=project))
+
+    assert (dev.code, dev.out) == (7, "")
+    assert "without --dsn and OUTLAST_DSN, 'outlast dev' brings a PostgreSQL of its own" in dev.err
