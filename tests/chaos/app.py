@@ -90,10 +90,12 @@ class Outside:
         while True:
             try:
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await asyncpg.connect(os.environ["OUTLAST_DSN"])
+                    dsn = os.environ["OUTLAST_DSN"]
+                    self._connection = await asyncpg.connect(dsn, timeout=3, command_timeout=10)
                 await self._connection.executemany(query, rows)
                 return
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                logging.info("the application writes again: %r", error)
                 await asyncio.sleep(0.05)
 
 
