@@ -38,6 +38,8 @@ from engine import (
 from engine.storage.connect import Connector
 from engine.storage.session import Session
 
+log = logging.getLogger("chaos")
+
 TABLES = """
     create table effects (execution text not null, step text not null);
     create table touched (execution text not null, step text not null, key text not null);
@@ -95,7 +97,7 @@ class Outside:
                 await self._connection.executemany(query, rows)
                 return
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                logging.info("the application writes again: %r", error)
+                log.info("the application writes again: %r", error)
                 await asyncio.sleep(0.05)
 
 
