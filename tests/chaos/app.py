@@ -96,7 +96,7 @@ class Outside:
                     self._connection = await asyncpg.connect(dsn, timeout=3, command_timeout=10)
                 await self._connection.executemany(query, rows)
                 return
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it was, it is written again
                 log.info("the application writes again: %r", error)
                 await asyncio.sleep(0.05)
 
