@@ -14,10 +14,27 @@ class OwnedShard:
     """One epoch of one shard in this process.
 
     ``in_flight`` are the inbox rows handed out here; a row leaves only after the flush that
-    deleted it. ``accepting`` is false while the shard is being given away.
+    deleted it, or when it is given back. ``held`` are entities and executions whose requests are
+    to stay in the inbox for now. ``accepting`` is false while the shard is being given away.
+
+    ``behind``: there may be rows in the inbox that were not read yet and are older than what is
+    sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
+    ``begin_sweep`` on.
     """
 
-    __slots__ = ("accepting", "alive", "epoch", "generation", "id", "in_flight", "lane", "runner")
+    __slots__ = (
+        "_missed",
+        "accepting",
+        "alive",
+        "behind",
+        "epoch",
+        "generation",
+        "held",
+        "id",
+        "in_flight",
+        "lane",
+        "runner",
+    )
 
     def __init__(self, *, id: ShardId, epoch: int, lane: Lane, runner: RunnerId) -> None:
         self.id: ShardId = id
@@ -26,6 +43,9 @@ class OwnedShard:
         self.runner: RunnerId = runner
         self.generation: int = lane.generation
         self.in_flight: set[int] = set()
+        self.held: set[int] = set()
+        self.behind: bool = True
+        self._missed: bool = True
         self.alive: bool = True
         self.accepting: bool = True
 
@@ -34,6 +54,34 @@ class OwnedShard:
         if not self.alive:
             raise OwnershipLost(f"shard {self.id} is no longer owned here; the write is dropped")
         self.lane.submit(source, self.generation)
+
+    def hold(self, key: int) -> None:
+        """Leave this entity's or execution's requests in the inbox until ``release``."""
+        self.held.add(key)
+        self.fall_behind()
+
+    def release(self, key: int) -> None:
+        """Its requests may be read again."""
+        self.held.discard(key)
+        self.fall_behind()
+        if self.alive:
+            self.lane.ring((self.id,))
+
+    def give_back(self, seq: int) -> None:
+        """A row that cannot be taken now: it stays in the inbox and is read again later."""
+        self.in_flight.discard(seq)
+        self.fall_behind()
+
+    def fall_behind(self) -> None:
+        """There are rows that the sweep under way, if any, does not read."""
+        self.behind = self._missed = True
+
+    def begin_sweep(self) -> None:
+        self._missed = bool(self.held)
+
+    def end_sweep(self, *, more: bool) -> None:
+        """Its rows are about to be delivered; with ``more`` there are others."""
+        self.behind = more or self._missed
 
     @property
     def fence(self) -> Fence:

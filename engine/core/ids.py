@@ -56,6 +56,13 @@ def shard_of(group: str, shards: int, entity_type: str, entity_id: str) -> Shard
     return ShardId(group, zlib.crc32(name) % shards + 1)
 
 
+def entity_key(entity_type: str, entity_id: str) -> int:
+    """A number that stands for an entity in its inbox rows: 32 bits, the same in every process and
+    version, and never that of an execution. Two entities of one number wait for each other at
+    times, no more."""
+    return zlib.crc32(f"{entity_type}/{entity_id}".encode(errors="surrogatepass"))
+
+
 def snowflake_time(request_id: int) -> datetime:
     """When the request id was made, to the millisecond, by its maker's database-aligned clock."""
     return SNOWFLAKE_EPOCH + timedelta(milliseconds=request_id >> 22)
@@ -90,6 +97,9 @@ class SnowflakeGenerator:
 
     def renew(self, lease: MachineLease) -> None:
         """Go on under a new lease, of the same machine id or another."""
+        if self._lease is not None and self._lease.machine != lease.machine:
+            # In the same millisecond a lesser machine id would make lesser ids.
+            self._last |= _SEQUENCES - 1
         self._lease = lease
 
     def next(self) -> Snowflake:

@@ -45,6 +45,7 @@ class LaneSink(Protocol):
 
     def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]: ...
     def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]: ...
+    def held(self, shards: Collection[ShardId]) -> Sequence[int]: ...
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None: ...
     def lane_opened(self, lane: "Lane") -> None:
         """It has a session and can acquire shards."""
@@ -256,6 +257,7 @@ class Lane:
                 shards,
                 in_flight=self._sink.in_flight(shards),
                 resident=self._sink.resident(shards),
+                held=self._sink.held(shards),
                 limit=_SWEEP_LIMIT,
                 horizon=self._horizon,
             )

@@ -9,13 +9,23 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, IntEnum
-from typing import Protocol
+from typing import Final, Protocol
+from uuid import UUID
 
-from engine.core.envelope import EnvelopeRequest, ReplyTo
+from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
 from engine.core.reply import ReplyKind
 from engine.core.status import Status
+from engine.storage.entities import (
+    DeadFilter,
+    DeadLetter,
+    EntityFilter,
+    EntityRow,
+    StateWrite,
+    StoredState,
+)
+from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.transaction import Transaction
 
 # --- requests ---------------------------------------------------------------------------------
@@ -79,6 +89,18 @@ class StoredReply:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPosition:
+    """How far a persisted stream has come. Sequences start at 0.
+
+    ``next_sequence`` is one more than the last chunk that was ever stored, ``acked`` the last one
+    acknowledged (-1: none). Acknowledged chunks are no longer stored.
+    """
+
+    next_sequence: int = 0
+    acked: int = -1
+
+
 # --- executions -------------------------------------------------------------------------------
 
 
@@ -101,6 +123,9 @@ class StoredExecution:
     parent: Snowflake | None = None
     attributes: bytes | None = None
     runner: RunnerId | None = None
+    failures: int = 0
+    """How many times in a row its runner's process was lost while it had work in hand, without one
+    journal row in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +135,17 @@ class LoadedExecution:
     execution: StoredExecution
     envelope: EnvelopeRequest
     journal: Sequence[JournalRow]
+
+
+class Verdict(IntEnum):
+    """What is thought of an execution that had been in hand when its owner was lost."""
+
+    OPEN = 0
+    """As before."""
+    ON_TRIAL = 1
+    """It is about to run, and to be blamed if its owner is lost now."""
+    ACQUITTED = 2
+    """It has got on: its failures are forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +160,7 @@ class ExecutionUpdate:
     finished_at: datetime | None = None
     wake_at: datetime | None = None
     waiting: str | None = None
+    verdict: Verdict = Verdict.OPEN
 
 
 # --- the owner's side -------------------------------------------------------------------------
@@ -133,6 +170,13 @@ class InboxKind(IntEnum):
     REQUEST = 0
     REPLY = 1
     """The exit of a request that an execution had sent (``ReplyTo``)."""
+    INTERRUPT = 2
+    """The request of ``envelope`` is to end early."""
+
+
+SUSPECT: Final = 3
+"""So many failed deliveries are counted against all that a lost owner had in hand. What has as many
+is delivered on trial, and blamed for nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +185,12 @@ class InboxRow:
 
     ``execution`` is the execution it is for (its own run request, or an event of it), with
     ``state`` its row at the time of reading; both are None for an entity's request. For a REPLY
-    ``envelope`` is the request that was answered and ``reply`` its exit.
+    ``envelope`` is the request that was answered and ``reply`` its exit. For an INTERRUPT
+    ``envelope`` is the request to end, ``reply`` its exit if it has one already, and ``target`` its
+    own inbox row if that is still there.
+
+    ``failures`` counts the failed deliveries of a request: the process or the entity that had it in
+    hand was lost. ``trial`` says that it was being delivered in small company when that happened.
     """
 
     seq: int
@@ -151,6 +200,9 @@ class InboxRow:
     execution: Snowflake | None = None
     state: StoredExecution | None = None
     reply: StoredReply | None = None
+    target: int | None = None
+    failures: int = 0
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +238,12 @@ class NewReply:
 class Commit:
     """What one owner writes for one shard, all of it or nothing.
 
-    ``settled`` are the inbox rows (``seq``) this deletes. Executions appear at most once a batch.
+    ``settled`` are the inbox rows (``seq``) this deletes. Executions appear at most once a batch,
+    an entity's state too (of two writes of one entity the later version is kept).
+
+    ``failed`` are inbox rows to count a failed delivery of, ``tried`` such as are about to be
+    delivered on trial; ``schedules`` and ``fires`` are written as they are. These four go out in
+    statements of their own after the others, so that a crash may lose them and keep the rest.
     """
 
     shard: ShardId
@@ -195,6 +252,11 @@ class Commit:
     requests: list[SaveRequest] = field(default_factory=list[SaveRequest])
     settled: list[int] = field(default_factory=list[int])
     execution: ExecutionUpdate | None = None
+    states: list[StateWrite] = field(default_factory=list[StateWrite])
+    failed: list[int] = field(default_factory=list[int])
+    tried: list[int] = field(default_factory=list[int])
+    schedules: list[ScheduleRow] = field(default_factory=list[ScheduleRow])
+    fires: list[Fire] = field(default_factory=list[Fire])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +284,13 @@ class LaneSession(Protocol):
         ...
 
     async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
-        """Take what locks are free, bump those shards' epochs, and give the epochs taken."""
+        """Take what locks are free, bump those shards' epochs, and give the epochs taken.
+
+        Where the former owner was another runner that did not release the shard, what it may have
+        had in hand is counted as failed: the rows and executions on trial if there are any, else
+        the oldest due requests, and the executions that had rows or were due to wake, as far as
+        they are not suspect already.
+        """
         ...
 
     async def release(self, shards: Sequence[ShardId]) -> None:
@@ -239,10 +307,14 @@ class LaneSession(Protocol):
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
+        held: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
         """Read what these shards have to deliver and is not in flight here, oldest first.
+
+        ``held`` are entities (``core.ids.entity_key``) and executions that can take no message now:
+        their REQUEST rows are passed over and do not count towards the limit.
 
         ``BadBatch`` when it met a lock: nothing was read, ask again later. ``due`` lists executions
         whose ``wake_at`` has come or comes within the horizon and that are not resident here;
@@ -286,10 +358,21 @@ class RunnerRow:
     types: Mapping[str, str] = field(default_factory=dict[str, str])
     machine: int = 0
     draining: bool = False
+    load: "RunnerLoad | None" = None
     started_at: datetime | None = None
     beat_at: datetime | None = None
     """When it last gave a sign of life; None when that is not known (not a sign of death)."""
     died_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLoad:
+    """What a runner has in hand, as of its last heartbeat."""
+
+    lanes: int = 0
+    shards: int = 0
+    entities: int = 0
+    executions: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +391,7 @@ class Registry(Protocol):
     """The runners' register, on a connection of its own so that a busy lane delays no heartbeat."""
 
     async def register(self, runner: RunnerRow) -> None: ...
-    async def beat(self, runner: RunnerId) -> Beat: ...
+    async def beat(self, runner: RunnerId, load: RunnerLoad | None = None) -> Beat: ...
     async def drain(self, runner: RunnerId) -> None:
         """Say that the runner takes no shards any more."""
         ...
@@ -362,6 +445,49 @@ class ExecutionFilter:
     """Only executions older than this one: the last of the page before."""
 
 
+# --- volatile messages ------------------------------------------------------------------------
+
+
+class PostKind(IntEnum):
+    """What a volatile message is. The body's encoding is ``cluster.post``'s own."""
+
+    REQUEST = 0
+    CHUNK = 1
+    EXIT = 2
+    ACK = 3
+    INTERRUPT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """One volatile message for the owner of a shard, or for the process that hears on a channel
+    (``Storage.identity``). It is lost when its receiver or the server is."""
+
+    kind: PostKind
+    to: ShardId | UUID
+    request_id: Snowflake
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posted:
+    """Where a volatile message went: the owner and the epoch it was addressed to. For a shard that
+    nobody owns ``runner`` is None and nothing was stored."""
+
+    runner: UUID | None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A volatile message that came. ``shard`` is the shard it was sent to, if it was one."""
+
+    kind: PostKind
+    shard: ShardId | None
+    request_id: Snowflake
+    body: bytes
+
+
 # --- the doorbell -----------------------------------------------------------------------------
 
 
@@ -370,6 +496,14 @@ class DoorbellListener(Protocol):
 
     def shards_rung(self, shards: Sequence[ShardId]) -> None: ...
     def replies_rung(self, requests: Sequence[Snowflake]) -> None: ...
+    def acks_rung(self, requests: Sequence[Snowflake]) -> None:
+        """Chunks of streams that are produced here were acknowledged."""
+        ...
+
+    def post_rung(self) -> None:
+        """Volatile messages have come for this process."""
+        ...
+
     def topology_rung(self) -> None:
         """Runners came or went, or shards were released."""
         ...
@@ -397,6 +531,10 @@ class Doorbell(Protocol):
         """Wake the processes that wait for replies of these requests."""
         ...
 
+    def ring_acks(self, acks: Iterable[tuple[ShardId, Snowflake]]) -> None:
+        """Tell the owners of these streams' shards that chunks were acknowledged."""
+        ...
+
     def ring_topology(self) -> None: ...
     def listen(self, listener: DoorbellListener) -> None: ...
 
@@ -413,6 +551,11 @@ class Storage(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+    @property
+    def identity(self) -> UUID:
+        """The name of this process's own channel."""
+        ...
 
     @property
     def doorbell(self) -> Doorbell: ...
@@ -449,8 +592,39 @@ class Storage(Protocol):
         """Register this process as a waiter. Read ``replies`` after this, then wait."""
         ...
 
-    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
-        """All stored replies of the requests, by request and sequence."""
+    async def replies(
+        self, requests: Sequence[Snowflake], *, after: Mapping[Snowflake, int] | None = None
+    ) -> Sequence[StoredReply]:
+        """All stored replies of the requests, by request and sequence. ``after``: of these only
+        replies with a higher sequence, and at most 1,000 each."""
+        ...
+
+    async def streams(self, requests: Sequence[Snowflake]) -> Mapping[Snowflake, StreamPosition]:
+        """How far these streams have come; every request asked for is in the answer."""
+        ...
+
+    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
+        """Chunks up to and with these sequences were taken: they are deleted, and the position is
+        kept (it never goes back). ``wait`` registers this process as a waiter again, in the same
+        transaction. Ring the doorbell afterwards."""
+        ...
+
+    async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
+        """Store interrupts as inbox rows of their targets' shards; False where the request is
+        unknown or has its exit. Storing one again is harmless. Ring the shards afterwards."""
+        ...
+
+    async def post(self, messages: Sequence[Post]) -> Sequence[Posted]:
+        """Send volatile messages, in order, and ring their receivers. No durable table is
+        touched, and the server does not wait for its disk."""
+        ...
+
+    async def take_post(self) -> Sequence[Received]:
+        """Take out what has come for this process, in the order it was sent."""
+        ...
+
+    async def sweep_post(self, older_than: timedelta) -> int:
+        """Delete volatile messages nobody has fetched for that long; how many there were."""
         ...
 
     async def request(self, request_id: Snowflake) -> EnvelopeRequest | None: ...
@@ -484,6 +658,33 @@ class Storage(Protocol):
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         """All journal rows of the execution, run by run, in order."""
+        ...
+
+    async def states(
+        self, entities: Sequence[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], StoredState]:
+        """Stored states of entities, by type and id; one that was never saved is missing."""
+        ...
+
+    async def entities(self, filter: EntityFilter, *, limit: int) -> Sequence[EntityRow]:
+        """Entities that have a state or waiting messages, by type and id."""
+        ...
+
+    async def dead_letters(self, filter: DeadFilter, *, limit: int) -> Sequence[DeadLetter]:
+        """Persisted requests that ended in a ``Defect``, youngest first."""
+        ...
+
+    async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
+        """Deliver dead letters again: their exit is taken back and their failures are forgotten.
+        Gives the shards of those that were dead letters, to be rung."""
+        ...
+
+    async def schedules(self, names: Sequence[str] | None = None) -> Sequence[ScheduleRow]:
+        """Schedules by name; all of them without ``names``."""
+        ...
+
+    async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
+        """The latest instants of a schedule that were dealt with, youngest first."""
         ...
 
     async def shards(self) -> Sequence[ShardRow]: ...

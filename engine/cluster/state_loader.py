@@ -1,0 +1,63 @@
+"""Reads the states of entities that come into memory, many at once.
+
+From ``cluster.instance``; each is read after its shard was acquired, so nobody else can write it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from engine.storage.entities import StoredState
+from engine.storage.protocol import Storage
+
+log: logging.Logger = logging.getLogger(__name__)
+_READ = 500
+
+Loaded = Callable[[StoredState | None], None]
+
+
+class StateLoader:
+    """One read is in flight at most; what is asked for meanwhile is the next one's."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._storage = storage
+        self._spawn = spawn
+        self._wanted: list[tuple[tuple[str, str], Loaded]] = []
+        self._reading = False
+
+    def load(self, entity_type: str, entity_id: str, loaded: Loaded) -> None:
+        """Call back with what is stored, None when it was never saved."""
+        self._wanted.append(((entity_type, entity_id), loaded))
+        if not self._reading:
+            self._reading = True
+            self._spawn(self._read())
+
+    async def _read(self) -> None:
+        failures = 0
+        try:
+            while self._wanted:
+                batch, self._wanted = self._wanted[:_READ], self._wanted[_READ:]
+                try:
+                    states = await self._storage.states(sorted({key for key, _ in batch}))
+                    failures = 0
+                except Exception as error:  # noqa: BLE001 -- who is not loaded never goes on
+                    failures += 1
+                    if failures == 1:
+                        log.warning("cannot load states, trying again", extra={"error": str(error)})
+                    self._wanted = batch + self._wanted
+                    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                    continue
+                for key, loaded in batch:
+                    try:
+                        loaded(states.get(key))
+                    except Exception:
+                        log.exception("an entity cannot begin here", extra={"entity_id": key[1]})
+        finally:
+            self._reading = False
