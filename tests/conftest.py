@@ -7,8 +7,8 @@ share. Each worker migrates a template once; each test that asks for ``dsn`` get
 import asyncio
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -25,6 +25,16 @@ from engine.storage.migrate import migrate
 
 PREFIX = "outlast_test"
 CLONES = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--hostile",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="run the behaviour suite of tests/cluster under these settings (see hostility.py"
+        " there), 'all' of them, or '' for none; once for each time this is given",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +119,12 @@ template = factories.postgresql_noproc(
 def dsn(template: NoopExecutor) -> Iterator[str]:
     """A database of this test's own, migrated (schema ``engine``) and empty."""
     yield from _database(template, template.template_dbname)
+
+
+@pytest.fixture(scope="session")
+def new_database(template: NoopExecutor) -> Callable[[], AbstractContextManager[str]]:
+    """Makes such databases, for what is shared by many tests."""
+    return contextmanager(lambda: _database(template, template.template_dbname))
 
 
 @pytest.fixture

@@ -325,19 +325,26 @@ async def tell(runner: Runner, statements: Statements) -> None:
 
 
 async def serve_client() -> None:
+    async with Client(Settings()) as client:
+        say(ready=True)
+        await answer_commands(lambda command: COMMANDS[command["do"]](client, command))
+
+
+async def answer_commands(obey: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
     """Answer commands until the input ends; they run side by side."""
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with Client(Settings()) as client, asyncio.TaskGroup() as group:
-        say(ready=True)
+    async with asyncio.TaskGroup() as group:
         async for line in lines:
-            group.create_task(answer(client, json.loads(line)))
+            group.create_task(answer(obey, json.loads(line)))
 
 
-async def answer(client: Client, command: dict[str, Any]) -> None:
+async def answer(
+    obey: Callable[[dict[str, Any]], Awaitable[object]], command: dict[str, Any]
+) -> None:
     try:
-        result = await COMMANDS[command["do"]](client, command)
+        result = await obey(command)
     except (EngineError, TimeoutError, ExecutionFailed) as error:
         say(id=command["id"], error=f"{type(error).__name__}: {error}")
     else:

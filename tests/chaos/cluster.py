@@ -1,6 +1,7 @@
-"""Processes of ``tests.chaos.app`` over one database: started, killed, frozen and told to leave.
+"""Processes of an application over one database: started, killed, frozen and told to leave.
 
-It signals only what it started, waits by polling, and leaves nothing behind.
+The application is ``tests.chaos.app`` or one that speaks as it does. It signals only what it
+started, waits by polling, and leaves nothing behind.
 """
 
 import asyncio
@@ -121,7 +122,8 @@ class Process:
 
 
 class Cluster:
-    """The processes of one test. ``settings`` are the ``OUTLAST_…`` variables they get."""
+    """The processes of one test. ``settings`` are the ``OUTLAST_…`` variables they get,
+    ``variables`` those that their application reads itself."""
 
     def __init__(
         self,
@@ -131,13 +133,18 @@ class Cluster:
         group: asyncio.TaskGroup,
         settings: Mapping[str, object],
         database: "asyncpg.Pool[Any]",
+        app: str,
+        variables: Mapping[str, str],
     ) -> None:
         self.dsn = dsn
         self.database = database
+        self.shards = int(str(settings.get("shards_per_group", SHARDS)))
         self.processes: list[Process] = []
         self._logs = logs
         self._group = group
         self._settings = settings
+        self._app = app
+        self._variables = variables
         self._names = count(1)
 
     @property
@@ -160,33 +167,37 @@ class Cluster:
         return runners
 
     async def shared(self, runners: Iterable[Process], *, within: float = 40) -> None:
-        """Between them they own every shard, and each has some."""
+        """All serve, between them they own every shard, and each has some if there are enough."""
         runners = list(runners)
+        least = min(len(runners), self.shards)
 
         def owned() -> bool:
             if crashes := self.crashes():
                 raise RuntimeError("\n".join(crashes))
-            return all(r.owned for r in runners) and sum(r.owned for r in runners) == SHARDS
+            owned = [runner.owned for runner in runners if runner.owned]
+            serving = all(runner.runner for runner in runners)
+            return serving and len(owned) >= least and sum(owned) == self.shards
 
         await eventually(owned, timeout=within)
 
     async def _start(self, kind: str, settings: Mapping[str, object]) -> Process:
         name = f"{kind}-{next(self._names)}"
         chosen = {"dsn": self.dsn, **self._settings, **settings}
-        variables = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
+        named = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
+        variables = {"PYTHONPATH": str(ROOT), **self._variables, **named}
         log = self._logs / f"{name}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "tests.chaos.app",
+                self._app,
                 kind,
                 cwd=ROOT,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=1 << 24,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+                env=os.environ | variables,
             )
         started = Process(name, process, log)
         self.processes.append(started)
@@ -219,13 +230,29 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(dsn: str, logs: Path, **settings: object) -> AsyncIterator[Cluster]:
+async def cluster(
+    dsn: str,
+    logs: Path,
+    *,
+    app: str = "tests.chaos.app",
+    tables: str = TABLES,
+    variables: Mapping[str, str] | None = None,
+    **settings: object,
+) -> AsyncIterator[Cluster]:
     """A cluster without processes yet, over the application's tables."""
     database = await asyncpg.create_pool(dsn, min_size=1, max_size=4)
     try:
-        await database.execute(TABLES)
+        await database.execute(tables)
         async with asyncio.TaskGroup() as group:
-            made = Cluster(dsn, logs=logs, group=group, settings=settings, database=database)
+            made = Cluster(
+                dsn,
+                logs=logs,
+                group=group,
+                settings=settings,
+                database=database,
+                app=app,
+                variables=variables or {},
+            )
             try:
                 yield made
                 assert not made.crashes()

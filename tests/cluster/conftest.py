@@ -1,15 +1,21 @@
-"""The cluster of a test: any number of processes over one database."""
+"""The cluster of a test: any number of processes over one database.
 
-from collections.abc import AsyncIterator, Callable
+``cluster`` is one of storages within this process; ``live`` one of real runner processes.
+"""
+
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
+import pytest_asyncio
 
 from engine.core.clock import SystemClock
 from engine.storage.memory import MemoryDatabase, MemoryStorage
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import Storage
+from tests.cluster.hostility import combination
+from tests.cluster.live import Live, LiveClusters, NewDatabase
 from tests.cluster.peers import GROUP, SHARDS
 
 NewStorage = Callable[..., PostgresStorage | MemoryStorage]
@@ -43,3 +49,65 @@ def new_storage(request: pytest.FixtureRequest) -> NewStorage:
 async def cluster(new_storage: NewStorage) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
         yield Cluster(stack, new_storage)
+
+
+SIZES = (1, 2, 3)
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "runners(*sizes): so many processes `live` has, each once")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that asks for ``live`` runs with one, two and three runners, or with as many as it
+    is marked for, under each combination of hostile settings."""
+    if "live_clusters" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("runners")
+    sizes = SIZES if marker is None else marker.args
+    under = [combination(text) for text in metafunc.config.getoption("hostile") or [""]]
+    metafunc.parametrize(
+        "live_clusters",
+        [
+            pytest.param((size, each), id=f"{size} {each.name}".strip())
+            for each in under
+            for size in sizes
+        ],
+        indirect=True,
+        scope="session",
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def live_clusters(
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[LiveClusters]:
+    size, hostility = request.param
+    clusters = LiveClusters(
+        size=size,
+        hostility=hostility,
+        new_database=new_database,
+        logs=tmp_path_factory.mktemp("live"),
+    )
+    yield clusters
+    await clusters.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def live(request: pytest.FixtureRequest, live_clusters: LiveClusters) -> AsyncIterator[Live]:
+    """Runners in processes of their own that own all shards between them; a test may kill them."""
+    yield await live_clusters.take()
+    if request.node.stash.get(FAILED, False):
+        await live_clusters.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report

@@ -1,0 +1,148 @@
+"""The process of the behaviour suite: a runner that also obeys commands, or a client alone.
+
+It speaks as ``tests.chaos.app`` does: ``app runner`` and ``app client``, settings from
+``OUTLAST_…`` variables, JSON lines in and out.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engine import (
+    Client,
+    Defect,
+    EntityAddress,
+    EntityId,
+    EntityType,
+    EnvelopeRequest,
+    Failure,
+    Runner,
+    Settings,
+    ShardId,
+    Success,
+)
+from tests.chaos.app import Statements, answer_commands, say, tell
+from tests.cluster.cast import ENTITIES, SINGLETONS, Stage
+from tests.cluster.hostility import VARIABLE, harden
+
+BY_NAME = {entity.name: entity for entity in ENTITIES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What commands work with: a client, and the runner of the process if it is one."""
+
+    client: Client
+    own: Runner | None = None
+
+    @property
+    def runner(self) -> Runner:
+        assert self.own is not None, "this process is a client only"
+        return self.own
+
+
+async def call(place: Place, command: dict[str, Any]) -> object:
+    """Call a handler and give its answer; with ``tell`` only store the message."""
+    at = command.get("at")
+    handle = place.client.entity(
+        BY_NAME[command["entity"]],
+        command["entity_id"],
+        at=None if at is None else datetime.fromisoformat(at),
+        key=command.get("key"),
+    )
+    method = getattr(handle, command["method"])
+    if command.get("tell"):
+        return await place.client.tell(method, *command["args"])
+    return await method(*command["args"])
+
+
+async def send(place: Place, command: dict[str, Any]) -> object:
+    """Send an envelope as it is and give its exit: the kind, and the value or the error."""
+    sharding = place.runner.sharding
+    entity, id = EntityType(command["type"]), EntityId(command["entity_id"])
+    receiver = await sharding.send(
+        EnvelopeRequest(
+            request_id=sharding.snowflake().next(),
+            address=EntityAddress(sharding.get_shard_id(entity, id), entity, id),
+            payload=command.pop("payload").encode("latin-1"),
+            **{name: command[name] for name in ENVELOPE & command.keys()},
+        )
+    )
+    match await receiver:
+        case Success(value):
+            return ["Success", value.decode()]
+        case Failure(error) | Defect(error) as exit:
+            return [exit.__class__.__name__, f"{error.type}: {error.message}"]
+        case ended:
+            return [ended.__class__.__name__, ended.reason]
+
+
+ENVELOPE = {"tag", "headers", "trace", "key", "persisted"}
+
+
+async def shards(place: Place, _: dict[str, Any]) -> object:
+    """The shards it owns, with the epochs it owns them under."""
+    return [[id.group, id.number, epoch] for id, epoch in place.runner.epochs.items()]
+
+
+async def has_shard(place: Place, command: dict[str, Any]) -> object:
+    return place.runner.sharding.has_shard_id(ShardId(command["group"], command["number"]))
+
+
+async def active(place: Place, _: dict[str, Any]) -> object:
+    return place.runner.sharding.active_entity_count()
+
+
+async def poll_storage(place: Place, _: dict[str, Any]) -> object:
+    return await place.runner.sharding.poll_storage()
+
+
+async def snowflakes(place: Place, command: dict[str, Any]) -> object:
+    generator = place.runner.sharding.snowflake()
+    return [generator.next() for _ in range(command["count"])]
+
+
+COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
+    "call": call,
+    "send": send,
+    "shards": shards,
+    "has_shard": has_shard,
+    "active": active,
+    "poll_storage": poll_storage,
+    "snowflakes": snowflakes,
+}
+
+
+async def run() -> None:
+    statements = Statements()
+    stage = Stage()
+    runner = Runner(Settings()).register(*(each(stage) for each in (*ENTITIES, *SINGLETONS)))
+    async with asyncio.TaskGroup() as group:
+        beside = [
+            group.create_task(tell(runner, statements)),
+            group.create_task(obey(Place(client=runner.client, own=runner))),
+        ]
+        await runner.run()
+        for task in beside:
+            task.cancel()
+
+
+async def obey(place: Place) -> None:
+    await answer_commands(lambda command: COMMANDS[command["do"]](place, command))
+
+
+async def serve_client() -> None:
+    async with Client(Settings()) as client:
+        say(ready=True)
+        await obey(Place(client=client))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    harden(ENTITIES, os.environ[VARIABLE])
+    asyncio.run(run() if sys.argv[1] == "runner" else serve_client())
