@@ -1,4 +1,6 @@
-"""Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``interrupt``."""
+"""Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``interrupt``,
+``retry``.
+"""
 
 import asyncio
 import json
@@ -30,7 +32,7 @@ DeferredName = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    for function in (start, poll, join, resolve, reject, interrupt):
+    for function in (start, poll, join, resolve, reject, interrupt, retry):
         add_command(app, function, panel=PANEL)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import act, cluster, dev, look, schema, serve
+from cli import act, cluster, dead, dev, look, schema, serve
 from cli.exits import Complaint, ExitCode, explain
 from cli.output import printable
 
@@ -39,7 +39,7 @@ def options(
     """Durable workflows in plain Python that need nothing but PostgreSQL."""
 
 
-for group in (dev, serve, look, act, cluster, schema):
+for group in (dev, serve, look, act, cluster, dead, schema):
     group.add_to(app)
 
 
@@ -64,7 +64,7 @@ def _complain(error: BaseException, arguments: list[str]) -> int:
     if message:
         sys.stderr.write(f"outlast: {printable(message)}\n")
     if isinstance(error, Complaint) and message:  # without one, the help was shown
-        commands = {command.name for command in app.registered_commands}
+        commands = {each.name for each in (*app.registered_commands, *app.registered_groups)}
         named = [word for word in arguments[:1] if word in commands]
         sys.stderr.write(f"see: {' '.join(['outlast', *named, '--help'])}\n")
     return code

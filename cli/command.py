@@ -44,14 +44,35 @@ Debug = Annotated[
 ]
 
 
-def add_command(
-    app: typer.Typer, function: Callable[..., Coroutine[Any, Any, None] | None], *, panel: str
-) -> None:
+Command = Callable[..., Coroutine[Any, Any, None] | None]
+
+
+def add_command(app: typer.Typer, function: Command, *, panel: str | None = None) -> None:
     """Make a function a command of the app, under its name; a coroutine function gets an event
     loop. Its first parameter is the ``Session``, the others are as typer takes them."""
+    app.command(function.__name__, rich_help_panel=panel)(_runnable(function))
+
+
+def add_group(app: typer.Typer, function: Command, *commands: Command, panel: str) -> None:
+    """Make a function a command that has commands of its own, and does its work without one. What
+    it is told of the connection holds for them too."""
+    group = typer.Typer(context_settings=app.info.context_settings)
+    run = _runnable(function, group=True)
+    group.callback(invoke_without_command=True)(run)
+    for each in commands:
+        add_command(group, each)
+    app.add_typer(group, name=function.__name__, rich_help_panel=panel)
+
+
+def _runnable(function: Command, *, group: bool = False) -> Callable[..., None]:
     own = list(inspect.signature(function).parameters.values())[1:]
 
     def run(**options: Any) -> None:
+        context = options.pop("context", None)
+        if context is not None and context.invoked_subcommand is not None:
+            given = {name: options[name] for name in ("dsn", "schema", "json", "debug")}
+            context.default_map = {context.invoked_subcommand: given}
+            return
         session = Session(
             dsn=options.pop("dsn"),
             schema=options.pop("schema"),
@@ -69,10 +90,13 @@ def add_command(
         _option("debug", Debug, False),
     ]
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
+    if group:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.insert(0, inspect.Parameter("context", kind, annotation=typer.Context))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     run.__doc__ = function.__doc__
-    app.command(function.__name__, rich_help_panel=panel)(run)
+    return run
 
 
 def _option(name: str, annotation: object, default: object) -> inspect.Parameter:

@@ -4,7 +4,7 @@ from cli.durations import iso
 from engine.core.errors import ErrorDetails
 from engine.core.status import Status
 from engine.diagnosis import Finding
-from engine.outcome import ExecutionInfo, JournalEvent
+from engine.outcome import DeadLetterInfo, ExecutionInfo, JournalEvent
 from engine.storage.protocol import RunnerRow, ShardRow
 
 Form = dict[str, object]
@@ -98,6 +98,20 @@ def shard(row: ShardRow) -> Form:
         "epoch": row.epoch,
         "runner": None if row.runner is None else str(row.runner),
         "acquired_at": iso(row.acquired_at),
+    }
+
+
+def dead_letter(letter: DeadLetterInfo) -> Form:
+    """A dead letter."""
+    return {
+        "request_id": str(letter.request_id),
+        "entity": letter.entity,
+        "id": letter.id,
+        "method": letter.method,
+        "payload": letter.payload,
+        "error": error(letter.error),
+        "sent_at": iso(letter.sent_at),
+        "shard": str(letter.shard),
     }
 
 

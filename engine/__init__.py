@@ -5,15 +5,26 @@ executions with a ``Client``. See the README for a program.
 """
 
 from engine.client import Client
+from engine.cluster.cron import Cron
 from engine.cluster.entity import Entity
+from engine.cluster.entity_client import EntityClient
+from engine.cluster.events import (
+    EntityRegistered,
+    ShardingRegistrationEvent,
+    SingletonRegistered,
+)
+from engine.cluster.receiver import ReplyReceiver
 from engine.cluster.rpc import rpc
-from engine.cluster.sharding import ReplyReceiver, Sharding
+from engine.cluster.sharding import Sharding
 from engine.cluster.singleton import Singleton, SingletonContext
+from engine.cluster.state import State
+from engine.cluster.timetable import Overlap
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, Uninterruptible
 from engine.core.errors import (
     AlreadyStarted,
     ConfigurationError,
     EngineError,
+    EntityDefect,
     ErrorDetails,
     ExecutionFailed,
     ExecutionInterrupted,
@@ -22,15 +33,18 @@ from engine.core.errors import (
     InvalidPayload,
     MailboxFull,
     NonDeterminism,
+    NoRunner,
     NotFound,
     NotRegistered,
     OwnershipLost,
     PayloadConflict,
     RequestFailed,
     SchemaMismatch,
+    ShuttingDown,
     StepFailed,
     StepTimedOut,
     StorageUnavailable,
+    StreamTaken,
     UpdateRejected,
 )
 from engine.core.ids import EntityAddress, EntityId, EntityType, RunnerId, ShardId, Snowflake
@@ -40,6 +54,7 @@ from engine.core.retry import RetryPolicy
 from engine.core.status import Status
 from engine.execution import Execution
 from engine.outcome import (
+    DeadLetterInfo,
     ExecutionInfo,
     Failed,
     Interrupted,
@@ -49,9 +64,12 @@ from engine.outcome import (
     Terminated,
 )
 from engine.runner import Runner
+from engine.schedule import FireInfo, Schedule, ScheduleInfo
 from engine.settings import Settings
+from engine.storage.schedules import FireOutcome
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import activity, transaction
+from engine.workflow.cron import WorkflowCron
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import Workflow
 
@@ -60,12 +78,17 @@ __all__ = [
     "AlreadyStarted",
     "Client",
     "ConfigurationError",
+    "Cron",
+    "DeadLetterInfo",
     "Defect",
     "Deferred",
     "EngineError",
     "Entity",
     "EntityAddress",
+    "EntityClient",
+    "EntityDefect",
     "EntityId",
+    "EntityRegistered",
     "EntityType",
     "EnvelopeRequest",
     "ErrorDetails",
@@ -78,16 +101,20 @@ __all__ = [
     "Failed",
     "Failure",
     "FailureError",
+    "FireInfo",
+    "FireOutcome",
     "Interrupt",
     "Interrupted",
     "InvalidPayload",
     "JournalEvent",
     "JournalKind",
     "MailboxFull",
+    "NoRunner",
     "NonDeterminism",
     "NotFound",
     "NotRegistered",
     "Outcome",
+    "Overlap",
     "OwnershipLost",
     "PayloadConflict",
     "Pending",
@@ -99,17 +126,24 @@ __all__ = [
     "RetryPolicy",
     "Runner",
     "RunnerId",
+    "Schedule",
+    "ScheduleInfo",
     "SchemaMismatch",
     "Settings",
     "ShardId",
     "Sharding",
+    "ShardingRegistrationEvent",
+    "ShuttingDown",
     "Singleton",
     "SingletonContext",
+    "SingletonRegistered",
     "Snowflake",
+    "State",
     "Status",
     "StepFailed",
     "StepTimedOut",
     "StorageUnavailable",
+    "StreamTaken",
     "Succeeded",
     "Success",
     "Terminated",
@@ -117,6 +151,7 @@ __all__ = [
     "Uninterruptible",
     "UpdateRejected",
     "Workflow",
+    "WorkflowCron",
     "activity",
     "rpc",
     "transaction",

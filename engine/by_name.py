@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
+from engine.cluster.call import current_trace
+from engine.cluster.served import served
 from engine.core.codec import same_json
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
@@ -17,8 +19,6 @@ from engine.workflow.tags import RUN
 
 if TYPE_CHECKING:
     from engine.node import Node
-
-_WORKFLOW = "workflow:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,7 @@ async def start(
         payload=start.payload,
         deliver_at=start.deliver_at,
         key=dedup_key(RUN, start.workflow, start.id),
+        trace=current_trace(),
     )
     execution = ExecutionStart(version=start.version, attributes=start.attributes)
     save = SaveRequest(envelope=envelope, execution=execution, wait=expected is not None)
@@ -82,6 +83,7 @@ async def tell(
         tag=tag,
         payload=payload,
         key=key,
+        trace=current_trace(),
     )
     saved = await node.outbox.save(
         SaveRequest(envelope=envelope, target=dedup_key(RUN, workflow, id))
@@ -110,19 +112,16 @@ async def locate(storage: Storage, workflow: str) -> Located:
 
     ``NotRegistered`` when it is neither.
     """
-    live = [row for row in await storage.runners() if row.died_at is None]
-    served = {name: kind for row in live for name, kind in row.types.items()}
-    kind = served.get(workflow, "")
-    if kind.startswith(_WORKFLOW):
-        group = kind.removeprefix(_WORKFLOW)
-        by = [row for row in live if workflow in row.types and group in row.groups]
-        return Located(group=group, served=bool(by))
+    types = served(await storage.runners())
+    found = types.get(workflow)
+    if found is not None and found.kind == "workflow":
+        return Located(group=found.group, served=bool(found.by))
     stored = await storage.workflows()
     if workflow in stored:
         return Located(group=stored[workflow], served=False)
-    if kind:
-        raise NotRegistered(f"{workflow} is an entity; only workflows can be started")
-    names = ", ".join(sorted(name for name in served if served[name].startswith(_WORKFLOW)))
+    if found is not None:
+        raise NotRegistered(f"{workflow} is of kind {found.kind}; only workflows can be started")
+    names = ", ".join(sorted(name for name, each in types.items() if each.kind == "workflow"))
     raise NotRegistered(
         f"no live runner serves a workflow {workflow!r}"
         + (f"; served now: {names}" if names else ", and none serves any other")

@@ -5,35 +5,29 @@ Requests leave through the process's ``outbox``; replies come back to its ``repl
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from engine import admin, by_name
+from engine import admin, by_name, dead_letters
 from engine.cluster.entity import Entity
-from engine.cluster.handle import EntityCall, call_on_handle, entity_handle
-from engine.core.codec import same_json
-from engine.core.errors import (
-    ConfigurationError,
-    ErrorDetails,
-    InvalidPayload,
-    PayloadConflict,
-    RequestFailed,
-)
+from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
+from engine.cluster.timetable import Timetable
+from engine.consumer import consume, request_failed
+from engine.core.errors import ConfigurationError, InvalidPayload
 from engine.core.ids import Snowflake
 from engine.core.names import entity_id
-from engine.core.reply import Defect, Exit, Failure, Success
+from engine.core.reply import Exit, Success
 from engine.core.status import Status
+from engine.core.trace import checked_headers, checked_trace
 from engine.execution import Execution
 from engine.node import Node
-from engine.outcome import ExecutionInfo
+from engine.outcome import DeadLetterInfo, ExecutionInfo
+from engine.schedule import Schedule, ScheduleInfo, schedules
 from engine.settings import Settings
-from engine.storage.protocol import (
-    ExecutionFilter,
-    Saved,
-    SaveOutcome,
-    SaveRequest,
-)
+from engine.storage.entities import DeadFilter
+from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 
 In = TypeVar("In")
@@ -162,12 +156,33 @@ class Client:
     # --- entities ---------------------------------------------------------------------------------
 
     def entity(
-        self, entity: type[E], id: str, *, at: datetime | None = None, key: str | None = None
+        self,
+        entity: type[E],
+        id: str,
+        *,
+        at: datetime | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        trace: str | None = None,
     ) -> E:
         """A handle typed as the entity: awaiting one of its ``@rpc`` methods sends a message and
         gives the reply (``RequestFailed`` when the handler raised). ``at``: not before that time.
-        ``key``: calls with one key run once and share the reply."""
-        return entity_handle(entity, id, self._call, deliver_at=at, key=key)
+        ``key``: calls with one key run once and share the reply. ``headers``: what its handlers
+        read as ``self.headers``. ``trace``: a W3C ``traceparent``; without it messages that are
+        sent by a handler or step carry its own on.
+
+        A method that is an async generator is a stream: ``async for`` over the call sends the
+        message and gives what the handler yields, in order and without gaps. Asking for the next
+        element says that the one before was taken; leaving the loop early ends the stream. With a
+        ``key``, iterating again goes on behind what was taken.
+        """
+        options = CallOptions(
+            deliver_at=self._when(at, None),
+            key=key,
+            headers=checked_headers(headers),
+            trace=checked_trace(trace),
+        )
+        return entity_handle(entity, id, self._call, stream=self._stream, options=options)
 
     async def tell(
         self, method: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
@@ -175,6 +190,49 @@ class Client:
         """Send a message to an entity and return once it is stored, without waiting for it."""
         call = call_on_handle(method, args, dict(kwargs))
         await self._save(call, await self._node.outbox.next_id(), wait=False)
+
+    async def dead_letters(
+        self,
+        entity: type[Entity] | str | None = None,
+        id: str | None = None,
+        *,
+        limit: int | None = None,
+        after: Snowflake | None = None,
+    ) -> AsyncIterator[DeadLetterInfo]:
+        """Messages that could not be handled, youngest first, read page by page as you iterate.
+
+        A message becomes a dead letter when it could not be decoded, when nobody registered its
+        entity in time, or when its process or entity was lost with it in hand ``max_deliveries``
+        times; its caller got ``RequestFailed``. What a handler raises is an answer, not a dead
+        letter. ``after``: only older ones than that.
+        """
+        name = entity if entity is None or isinstance(entity, str) else entity.name
+        wanted = DeadFilter(entity_type=name, entity_id=id, after=after)
+        async for letter in dead_letters.dead_letters(self._node.storage, wanted, limit=limit):
+            yield letter
+
+    async def retry_dead_letters(self, *request_ids: Snowflake) -> None:
+        """Deliver dead letters again, with their failures forgotten; returns once that is stored.
+
+        Their former answer is taken back: who asks for it from now on waits for the new one.
+        ``NotFound`` when one of them is none, and then none is delivered.
+        """
+        for request_id in request_ids:
+            await dead_letters.find(self._node.storage, request_id)
+        await dead_letters.retry(self._node, request_ids)
+
+    # --- crons ------------------------------------------------------------------------------------
+
+    def schedule(self, cron: type[Timetable] | str) -> Schedule:
+        """A handle on a cron, by its class or its name: to look at it, to pause, resume and trigger
+        it, and to make up for instants; asks nothing of the database."""
+        return Schedule(self._node, cron)
+
+    async def schedules(self) -> Sequence[ScheduleInfo]:
+        """All crons that runners have registered, by name, also those that none serves now."""
+        return await schedules(self._node.storage)
+
+    # --- sending ----------------------------------------------------------------------------------
 
     async def _call(self, call: EntityCall) -> Any:
         request_id = await self._node.outbox.next_id()
@@ -184,19 +242,16 @@ class Client:
                 return _answer(call, await answer)
         return _answer(call, await self._node.replies.wait(saved.request_id))
 
+    def _stream(self, call: EntityCall) -> AsyncGenerator[Any, None]:
+        return consume(self._node, call, partial(self._save, wait=True))
+
     async def _save(self, call: EntityCall, request_id: Snowflake, *, wait: bool) -> Saved:
         payload = call.rpc.signature.validated(call.args, call.kwargs)
         await self._node.know(call.entity.shard_group)
         envelope = call.envelope(
             request_id, shards_in=self._node.storage.shards_in, payload=payload
         )
-        saved = await self._node.outbox.save(SaveRequest(envelope=envelope, wait=wait))
-        if saved.payload is not None and not same_json(saved.payload, payload):
-            raise PayloadConflict(
-                f"the key of this call of {call.name} was used before with other arguments;"
-                " use another key, or call with the same arguments"
-            )
-        return saved
+        return await self._node.sender.send(envelope, wait=wait)
 
     def _when(self, at: datetime | None, delay: timedelta | None) -> datetime | None:
         if at is not None and delay is not None:
@@ -210,15 +265,8 @@ def _answer(call: EntityCall, exit: Exit) -> Any:
     match exit:
         case Success(value):
             return call.rpc.signature.result.decode(value)
-        case Failure(error) | Defect(error):
-            raise RequestFailed(
-                f"{call.entity.name}/{call.id} {call.rpc.name} failed: {error}", error
-            )
-        case ended:
-            raise RequestFailed(
-                f"{call.entity.name}/{call.id} {call.rpc.name} was ended: {ended.reason}",
-                ErrorDetails(type(ended).__name__, ended.reason),
-            )
+        case failed:
+            raise request_failed(call, failed)
 
 
 def _start(

@@ -10,6 +10,7 @@ from engine.core.errors import (
     ExecutionFailed,
     ExecutionInterrupted,
     ExecutionTerminated,
+    NotFound,
 )
 from engine.core.ids import Snowflake
 from engine.core.reply import (
@@ -23,7 +24,7 @@ from engine.core.reply import (
 from engine.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Succeeded
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
-from engine.workflow.tags import INTERRUPT, encode_text, reject_tag, resolve_tag
+from engine.workflow.tags import INTERRUPT, RETRY, encode_text, reject_tag, resolve_tag
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -86,6 +87,12 @@ class Execution(Generic[T]):
     async def interrupt(self, reason: str = "") -> None:
         """Ask it to end early: its body is cancelled and its cleanup runs. No-op once it ended."""
         await self._tell(INTERRUPT, encode_text(reason))
+
+    async def retry(self) -> None:
+        """Let it go on although it is blocked: what it failed by is forgotten, and it runs from
+        where its journal ends. No-op when it is not blocked; ``NotFound`` when it has ended."""
+        if not await self._tell(RETRY, encode_text("")):
+            raise NotFound(f"{self._definition.name}/{self.id} has ended; start another")
 
     async def resolve(self, deferred: Deferred[V], value: V) -> bool:
         """Give the value it waits for, or will. True for the first; False when it was resolved or

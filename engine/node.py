@@ -3,14 +3,17 @@
 Opens a storage, leases request ids, sends requests, waits for replies, and hears the doorbell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Self
 from uuid import UUID
 
+from engine.cluster.acknowledger import Acknowledger
+from engine.cluster.mail import Mail
 from engine.cluster.outbox import Outbox
 from engine.cluster.replies import ReplyBoard
+from engine.cluster.sender import Sender
 from engine.core.clock import Clock, SystemClock
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
 from engine.settings import Settings
@@ -56,6 +59,21 @@ class Node:
         self.ids: SnowflakeGenerator = SnowflakeGenerator(now=self.clock.now)
         self.outbox: Outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
         self.replies: ReplyBoard = ReplyBoard(storage=self.storage, poll=self.poll)
+        self.mail: Mail = Mail(
+            storage=self.storage,
+            replies=self.replies,
+            patience=settings.volatile_patience,
+            poll=self.poll,
+            ttl=settings.time_to_live,
+        )
+        self.sender: Sender = Sender(outbox=self.outbox, volatile=self.mail.volatile)
+        self.acknowledger: Acknowledger = Acknowledger(
+            storage=self.storage,
+            next_id=self.outbox.next_id,
+            registered=self.replies.read,
+            ring=self.ring_shards,
+            volatile=self.mail.volatile,
+        )
         self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
         self.entered: bool = False
         self._groups: set[str] = set()
@@ -67,7 +85,9 @@ class Node:
             await self.storage.open()
             self.storage.doorbell.listen(self)
             await stack.enter_async_context(self.outbox)
+            await stack.enter_async_context(self.acknowledger)
             await stack.enter_async_context(self.replies)
+            await stack.enter_async_context(self.mail)
             self._stack = stack.pop_all()
         self.entered = True
         return self
@@ -87,7 +107,11 @@ class Node:
         return self.settings.poll_interval if healthy else self.settings.poll_interval_degraded
 
     def _ring(self, request: SaveRequest) -> None:
-        others = self.local((request.envelope.address.shard,))
+        self.ring_shards((request.envelope.address.shard,))
+
+    def ring_shards(self, shards: Collection[ShardId]) -> None:
+        """Have the owners of these shards read their inboxes."""
+        others = self.local(tuple(shards))
         if others:
             self.storage.doorbell.ring_shards(others)
 
@@ -99,8 +123,15 @@ class Node:
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:
         self.replies.rung(requests)
 
+    def acks_rung(self, requests: Sequence[Snowflake]) -> None:
+        """Rings for producers of streams go to a runner's own channel."""
+
+    def post_rung(self) -> None:
+        self.mail.rung()
+
     def topology_rung(self) -> None:
-        """A client does not follow who owns what."""
+        self.mail.topology_rung()
 
     def doorbell_restored(self) -> None:
         self.replies.restored()
+        self.mail.restored()

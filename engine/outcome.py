@@ -1,4 +1,4 @@
-"""What has become of an execution, for ``match``, and what it looks like from outside."""
+"""What has become of an execution, for ``match``, and what things look like from outside."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from engine.core.status import Status
 T = TypeVar("T")
 
 __all__ = [
+    "DeadLetterInfo",
     "ExecutionInfo",
     "Failed",
     "Interrupted",
@@ -90,3 +91,18 @@ class ExecutionInfo:
     attributes: Mapping[str, object] = field(default_factory=dict[str, object])
     result: object = None
     error: ErrorDetails | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterInfo:
+    """A message to an entity that no delivery could get an answer of. Its caller was given
+    ``error``; ``payload`` holds its arguments, decoded. ``sent_at`` is when it was made."""
+
+    request_id: Snowflake
+    entity: str
+    id: str
+    method: str
+    payload: object
+    error: ErrorDetails
+    sent_at: datetime
+    shard: ShardId

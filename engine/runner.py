@@ -13,34 +13,52 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 from uuid import uuid4
 
 from engine.client import Client
+from engine.cluster.call import IN_HAND
+from engine.cluster.cluster_sharding import ClusterSharding, Place
+from engine.cluster.cron import Cron, cron_type
+from engine.cluster.cron_desk import CronDesk, method_cron
+from engine.cluster.cron_host import CronHost
 from engine.cluster.delivery import Delivery
-from engine.cluster.entity import Entity, EntityHost, check_handlers
+from engine.cluster.entity import Entity, check_handlers
+from engine.cluster.entity_host import EntityHost
+from engine.cluster.events import EntityRegistered, RegistrationEvents, SingletonRegistered
 from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
 from engine.cluster.ownership import Ownership
-from engine.cluster.sharding import ClusterSharding, Sharding
+from engine.cluster.postman import Postman
+from engine.cluster.reception import Reception
+from engine.cluster.residency import Residency
+from engine.cluster.served import Kind, described
+from engine.cluster.sharding import Sharding
 from engine.cluster.singleton import Singleton, SingletonHost, singleton_shard
+from engine.cluster.state_loader import StateLoader
+from engine.cluster.streams import Streams
+from engine.cluster.timetable import Rules, Timetable
 from engine.core.clock import Clock
-from engine.core.errors import ConfigurationError, StorageUnavailable
+from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
 from engine.node import Node, OpenStorage, postgres
 from engine.settings import Settings
 from engine.storage.lane import Lane
-from engine.storage.protocol import RunnerRow, Storage
+from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
+from engine.workflow.cron import WorkflowCron, workflow_cron, workflow_of
 from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.host import ExecutionHost
 
 log: logging.Logger = logging.getLogger(__name__)
 
-Registered = Workflow[Any, Any] | Entity | Singleton
+Registered = Workflow[Any, Any] | Entity | Singleton | Cron | WorkflowCron[Any, Any]
 _HORIZON_SHARE = 0.5
 _THREADS = 32
+_CLEANUP = 0.5
+_ROUNDS = 20
 
 
 class Runner:
@@ -64,17 +82,33 @@ class Runner:
         self._client = Client(self.settings, node=self._node)
         self._registered: dict[str, Registered] = {}
         self._incarnation: _Incarnation | None = None
+        self._events = RegistrationEvents()
+        self._serving = False
         self._stopping = asyncio.Event()
         self._ready: asyncio.Future[None] | None = None
+        self._main: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
+        self._sharding = ClusterSharding(
+            place=self._place(),
+            storage=self._node.storage,
+            outbox=self._node.outbox,
+            sender=self._node.sender,
+            replies=self._node.replies,
+            acknowledger=self._node.acknowledger,
+            volatile=self._node.mail.volatile,
+            ids=self._node.ids,
+        )
 
     def register(self, *prototypes: Registered) -> Self:
-        """Serve these objects' types. Two of one name are refused with ``ConfigurationError``."""
+        """Serve these objects' types, at once if it runs. Two of one name are refused with
+        ``ConfigurationError``; ``ShuttingDown`` once it stops."""
+        if self._stopping.is_set():
+            raise ShuttingDown("this runner is stopping; register with another one")
         for prototype in prototypes:
-            if not isinstance(prototype, Workflow | Entity | Singleton):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(prototype, Workflow | Entity | Singleton | Timetable):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(
-                    f"{prototype!r} cannot be registered; register instances of Workflow, Entity"
-                    " and Singleton classes, such as Fulfil(gateway)"
+                    f"{prototype!r} cannot be registered; register instances of Workflow, Entity,"
+                    " Singleton and Cron classes, such as Fulfil(gateway)"
                 )
             if prototype.name in self._registered:
                 raise ConfigurationError(
@@ -84,9 +118,15 @@ class Runner:
                 definition_of(type(prototype)).check(prototype)
             elif isinstance(prototype, Entity):
                 check_handlers(type(prototype))
+            elif isinstance(prototype, WorkflowCron):
+                workflow_of(prototype)
+            if isinstance(prototype, Timetable):
+                Rules.of(prototype)
             self._registered[prototype.name] = prototype
             if self._incarnation is not None:
                 self._incarnation.serve(prototype)
+                self._incarnation.announce()
+            self._events.tell(_event_of(prototype))
         return self
 
     @property
@@ -97,18 +137,34 @@ class Runner:
     @property
     def sharding(self) -> Sharding:
         """Messages to entities, directly; usable while the runner is entered."""
-        return ClusterSharding(
-            storage=self._node.storage,
-            outbox=self._node.outbox,
-            replies=self._node.replies,
-            ids=self._node.ids,
+        return self._sharding
+
+    def _place(self) -> Place:
+        return Place(
+            entered=lambda: self._node.entered,
+            serving=lambda: self._serving,
             delivery=lambda: None if self._incarnation is None else self._incarnation.delivery,
             group_of=self._group_of,
+            entity=self._entity,
+            register=self._register,
+            know=self._node.know,
+            ring=self._node.ring_shards,
+            events=self._events.subscribe,
+            shut_down=self._shut_down,
         )
 
-    def _group_of(self, entity_type: EntityType) -> str:
-        registered = self._registered.get(entity_type)
-        return "default" if registered is None else registered.shard_group
+    def _group_of(self, name: str) -> str | None:
+        registered = self._registered.get(name)
+        return None if registered is None else registered.shard_group
+
+    def _entity(self, name: str) -> type[Entity] | None:
+        registered = self._registered.get(name)
+        return type(registered) if isinstance(registered, Entity) else None
+
+    async def _register(self, prototype: Entity | Singleton) -> None:
+        self.register(prototype)
+        if self._node.entered:
+            await self._node.know(prototype.shard_group)
 
     @property
     def id(self) -> RunnerId | None:
@@ -143,21 +199,25 @@ class Runner:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         main = asyncio.current_task()
+        signals: list[signal.Signals] = []
 
-        def signalled() -> None:
-            if stop.is_set() and main is not None:
+        def signalled(number: signal.Signals) -> None:
+            signals.append(number)
+            if len(signals) > 1 and main is not None:
                 self._cut()
                 main.cancel()
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, signalled)
+            loop.add_signal_handler(number, signalled, number)
         try:
             async with self:
                 log.info(
                     "runner serves",
                     extra={"runner": str(self.id), "types": sorted(self._registered)},
                 )
+                assert self._main is not None
+                self._main.add_done_callback(lambda _: stop.set())  # by sharding.shutdown()
                 await stop.wait()
                 log.info(
                     "runner drains: what runs has %g s to end, a second signal cuts that short",
@@ -177,20 +237,35 @@ class Runner:
         self._ready = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._node)
+            for name in {*self._groups, *(each.shard_group for each in self._registered.values())}:
+                await self._node.know(name)
+            await self._node.outbox.next_id()  # whoever makes ids by himself finds a lease
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            stack.callback(self._stopping.set)
-            group.create_task(self._incarnate(), name="runner")
+            stack.callback(self._stop)
+            self._main = group.create_task(self._incarnate(), name="runner")
             try:
                 await self._ready
             except StorageUnavailable:
-                self._stopping.set()
+                self._stop()
                 raise
+            self._serving = not self._stopping.is_set()
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._stopping.set()
+        self._stop()
         await self._stack.aclose()
+
+    def _stop(self) -> None:
+        """Begin to stop: take nothing new, and let the incarnation drain and end."""
+        self._serving = False
+        self._stopping.set()
+        self._events.close()
+
+    async def _shut_down(self) -> None:
+        self._stop()
+        if self._main is not None:
+            await asyncio.wait([self._main])
 
     async def _incarnate(self) -> None:
         """One incarnation after the other, until the runner stops."""
@@ -209,6 +284,8 @@ class Runner:
                 async with incarnation:
                     self._incarnation = incarnation
                     self._node.local = incarnation.ring
+                    self._node.acknowledger.producers = incarnation.streams
+                    self._node.mail.volatile.local = incarnation.reception
                     failures = 0
                     if not ready.done():
                         ready.set_result(None)
@@ -228,6 +305,8 @@ class Runner:
             finally:
                 self._incarnation = None
                 self._node.local = lambda shards: shards
+                self._node.acknowledger.producers = None
+                self._node.mail.volatile.local = None
 
 
 class _Incarnation:
@@ -254,12 +333,38 @@ class _Incarnation:
             clock=node.clock,
             doorbell=self.storage.doorbell,
             grace=settings.handover_limit,
-            finished=node.replies.finished,
+            replied=node.replies.replied,
             moved=self._lanes_moved,
+            streams=self.storage.streams,
+            spawn=self.spawn,
+            max_deliveries=settings.max_deliveries,
+            unregistered_timeout=settings.unregistered_timeout,
         )
         self._executions: ExecutionHost | None = None
         self._singletons = SingletonHost(spawn=self.spawn)
+        self._crons: CronHost | None = None
+        self._residency = Residency(settings.max_resident)
+        self._states = StateLoader(storage=self.storage, spawn=self.spawn)
+        self.streams = Streams(
+            storage=self.storage,
+            clock=node.clock,
+            window=settings.stream_window,
+            abandoned_after=settings.stream_abandoned_after,
+            poll=self._poll,
+            left=node.replies.watch,
+        )
+        self.reception = Reception(
+            shards=self.delivery.shards,
+            shards_in=self.storage.shards_in,
+            postbox=node.mail.postbox,
+            acknowledged=self.streams.acknowledged,
+        )
+        self._postman = Postman(
+            storage=self.storage, receive=self.reception.receive, poll=self._poll
+        )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._context = copy_context()
+        self._context.run(IN_HAND.set, True)
         self._group = asyncio.TaskGroup()
         self._membership: Membership | None = None
         self._ownership: Ownership | None = None
@@ -270,12 +375,14 @@ class _Incarnation:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(storage.close)
             await storage.open()
-            await storage.ensure_groups(self._groups)
+            await storage.ensure_groups(self._groups_in_use())
             lease = await storage.lease_machine(None)
             self.ids.renew(lease)
+            self._node.outbox.lender = self.ids
             stack.push_async_callback(self._release_machine)
+            await stack.enter_async_context(self.streams)
             await stack.enter_async_context(self._group)
-            stack.callback(self._cancel_tasks)
+            stack.push_async_callback(self._end_tasks)
             tenant = MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine)
             # Of their own, so that steps that take long keep no host name from being looked up.
             threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="outlast-step")
@@ -290,9 +397,21 @@ class _Incarnation:
                 renew_lease=tenant.renew,
                 threads=threads,
                 suspend_after=settings.suspend_after,
+                max_resident=settings.max_resident_executions,
             )
             self.delivery.serve_executions(self._executions)
             self.delivery.follow(self._singletons)
+            self.delivery.follow(self.streams)
+            self._crons = CronHost(
+                delivery=self.delivery,
+                storage=storage,
+                clock=clock,
+                ids=self.ids,
+                renew_lease=tenant.renew,
+                replies=self._node.replies,
+                spawn=self.spawn,
+            )
+            self.delivery.follow(self._crons)
             for prototype in self._registered.values():
                 self.serve(prototype)
             self._membership = Membership(
@@ -303,17 +422,19 @@ class _Incarnation:
                     host=socket.gethostname(),
                     pid=os.getpid(),
                     version=_version(),
-                    types={name: kind_of(each) for name, each in self._registered.items()},
+                    types=self._types(),
                     machine=lease.machine,
                 ),
                 open_registry=lambda: storage.open_registry(self.id),
                 ring_topology=storage.doorbell.ring_topology,
                 declared_dead=self.delivery.drop_all,
-                tenant=tenant,
+                tenants=(tenant, self._node_tenant()),
+                load=self._load,
                 interval=settings.heartbeat_interval,
                 ttl=settings.time_to_live,
                 block_limit=settings.block_limit,
             )
+            await stack.enter_async_context(self._postman)
             await stack.enter_async_context(self._membership)
             for index in range(settings.lanes):
                 lane = Lane(
@@ -353,6 +474,7 @@ class _Incarnation:
                 wait.cancel()
         if stopping.is_set() and not self._membership.lost.is_set():
             self.delivery.grace = self._settings.grace_period
+            self.delivery.stopping = True
             try:
                 async with asyncio.timeout(self._settings.grace_period.total_seconds()):
                     await self._membership.drain()
@@ -372,29 +494,88 @@ class _Incarnation:
             if group in self._groups:
                 shard = singleton_shard(group, self.storage.shards_in(group), prototype.name)
                 self._singletons.register(prototype.name, shard, prototype.run)
-        else:
-            host = EntityHost(
-                prototype,
-                delivery=self.delivery,
-                clock=self._node.clock,
-                spawn=self.spawn,
-            )
-            self.delivery.serve_entity(prototype.name, host)
+        elif isinstance(prototype, Entity):
+            self._serve_entity(prototype)
+        elif prototype.shard_group in self._groups:
+            shards_in = self.storage.shards_in
+            assert self._crons is not None
+            if isinstance(prototype, Cron):
+                self._crons.register(method_cron(prototype, shards_in=shards_in))
+            else:
+                self._crons.register(workflow_cron(prototype, shards_in=shards_in))
+            self._serve_entity(CronDesk(prototype, crons=self._crons))
+
+    def _serve_entity(self, prototype: Entity) -> None:
+        host = EntityHost(
+            prototype,
+            delivery=self.delivery,
+            clock=self._node.clock,
+            spawn=self.spawn,
+            residency=self._residency,
+            states=self._states,
+            streams=self.streams,
+        )
+        self.delivery.serve_entity(prototype.name, host)
+        self.reception.serve_entity(prototype.name, host)
+
+    def _groups_in_use(self) -> Sequence[str]:
+        """Those it takes shards of, and those that its crons start workflows in."""
+        targets = {
+            each.workflow.shard_group
+            for each in self._registered.values()
+            if isinstance(each, WorkflowCron)
+        }
+        return sorted({*self._groups, *targets})
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a step or handler in a task that ends with the incarnation at the latest."""
-        task = self._group.create_task(_guarded(work))
+        # In the runner's own context: nothing of the sender's gets into a handler of this process
+        # that would not get into one of another.
+        task = self._group.create_task(_guarded(work), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # it may be cancelled before it began
         return task
 
+    def announce(self) -> None:
+        """Say in the register what is served by now."""
+        if self._membership is not None:
+            self._membership.announce(self._types())
+
+    def _types(self) -> dict[str, str]:
+        return {name: _described(each) for name, each in self._registered.items()}
+
+    def _load(self) -> RunnerLoad:
+        return RunnerLoad(
+            lanes=sum(lane.connected for lane in self.delivery.lanes),
+            shards=len(self.delivery.shards),
+            entities=self.delivery.active - self.resident,
+            executions=self.resident,
+        )
+
+    def _node_tenant(self) -> MachineTenant:
+        """Of the ids that the process itself makes; its runner has others."""
+        node = self._node
+        return MachineTenant(generator=node.ids, clock=node.clock, lease=node.storage.lease_machine)
+
     def ring(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
         return list(self.delivery.ring(shards))
 
-    def _cancel_tasks(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+    async def _end_tasks(self) -> None:
+        """Cancel what is left. Cleanup that waits for what does not come any more, such as the
+        answer of an entity whose runner has gone, is told again until it ends."""
+        rounds = 0
+        while self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.wait(list(self._tasks), timeout=_CLEANUP)
+            rounds += 1
+            if self._tasks and rounds % _ROUNDS == 0:
+                log.warning(
+                    "%d handlers or steps do not end although they are cancelled",
+                    len(self._tasks),
+                    extra={"runner": str(self.id)},
+                )
 
     def _poll(self) -> Any:
         healthy = self.storage.doorbell.healthy
@@ -406,6 +587,7 @@ class _Incarnation:
             self._ownership.poke()
 
     async def _release_machine(self) -> None:
+        self._node.outbox.lender = None
         if self.ids.lease is None:
             return
         try:
@@ -421,6 +603,12 @@ class _Incarnation:
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:
         """Waiters of this process listen on the node's channel."""
 
+    def acks_rung(self, requests: Sequence[Snowflake]) -> None:
+        self.streams.rung(requests)
+
+    def post_rung(self) -> None:
+        self._postman.rung()
+
     def topology_rung(self) -> None:
         if self._ownership is not None:
             self._ownership.topology_rung()
@@ -428,6 +616,8 @@ class _Incarnation:
     def doorbell_restored(self) -> None:
         for lane in self.delivery.lanes:
             lane.ring_all()
+        self.streams.restored()
+        self._postman.rung()
         self.topology_rung()
 
 
@@ -441,8 +631,9 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         log.exception("a task of the runner failed; its message is delivered again to a next owner")
 
 
-def kind_of(prototype: Registered) -> str:
+def _described(prototype: Registered) -> str:
     """How a registered type is shown and found: its kind and shard group."""
+    kind: Kind
     match prototype:
         case Workflow():
             kind = "workflow"
@@ -450,7 +641,17 @@ def kind_of(prototype: Registered) -> str:
             kind = "entity"
         case Singleton():
             kind = "singleton"
-    return f"{kind}:{prototype.shard_group}"
+        case Cron() | WorkflowCron():
+            kind = "cron"
+    return described(kind, prototype.shard_group)
+
+
+def _event_of(prototype: Registered) -> EntityRegistered | SingletonRegistered:
+    if isinstance(prototype, Singleton):
+        return SingletonRegistered(prototype.name, prototype.shard_group)
+    if isinstance(prototype, Timetable):
+        return EntityRegistered(cron_type(prototype.name), prototype.shard_group)
+    return EntityRegistered(EntityType(prototype.name), prototype.shard_group)
 
 
 def _version() -> str:

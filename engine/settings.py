@@ -68,6 +68,27 @@ with warnings.catch_warnings():
         """How long running steps and handlers may go on when a runner stops."""
         handover_limit: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))
         """How long they may go on when a shard moves to another runner."""
+        max_resident: int = Field(default=10_000, ge=1)
+        """How many entities a runner keeps in memory at once. Idle ones make room for others; when
+        all are busy, further ones wait in the database."""
+        max_resident_executions: int = Field(default=10_000, ge=1)
+        """The same for executions."""
+        max_deliveries: int = Field(default=10, ge=4, le=1000)
+        """After so many failed deliveries (its process or entity was lost with it in hand) a
+        message is a dead letter, an execution without progress blocked. The first three are counted
+        against all that was in hand, so fewer than four would blame the innocent."""
+        unregistered_timeout: timedelta = Field(default=timedelta(minutes=5), gt=timedelta(0))
+        """How long a message waits at a runner for its entity type to be registered before its
+        callers are told that it is not."""
+        stream_window: int = Field(default=64, ge=1, le=100_000)
+        """How many elements of a stream are stored at most before its consumer has taken them."""
+        stream_abandoned_after: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
+        """A stream that nobody takes an element of for so long is ended."""
+        volatile_patience: timedelta = Field(
+            default=timedelta(seconds=5), ge=timedelta(0), le=timedelta(hours=1)
+        )
+        """How long a volatile message waits for a runner to own its entity's shard, as it does
+        while the shard moves, before its sender is told that there is none."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 

@@ -43,6 +43,10 @@ class Answers(Protocol):
         """
         ...
 
+    def give_back(self) -> None:
+        """The request leaves with its shard, and nothing of it was begun."""
+        ...
+
 
 class StoredAnswers:
     """Of a persisted request: rows written by the owner's lane. ``seqs`` are the inbox rows that
@@ -75,6 +79,9 @@ class StoredAnswers:
         done = write(self._delivery, self._shard, commit)
         done.add_done_callback(lambda ended: self._refused(ended, sequence - len(chunks)))
         return done
+
+    def give_back(self) -> None:
+        """Its inbox row is the next owner's."""
 
     def _refused(self, done: "asyncio.Future[None]", sequence: int) -> None:
         """The reply itself cannot be stored: answer with that error instead."""

@@ -8,14 +8,20 @@ shards of this process directly, to all others by the doorbell.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
+from engine.cluster.parking import Parking
 from engine.cluster.shard import OwnedShard
+from engine.cluster.suspects import Suspects
+from engine.cluster.trials import Trials
+from engine.cluster.unhandled import Unhandled
 from engine.core.clock import Alarm, Clock
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import ErrorDetails
 from engine.core.ids import RunnerId, ShardId, Snowflake
-from engine.core.reply import ReplyKind
+from engine.core.reply import Defect, Exit, ReplyKind
 from engine.storage.lane import Lane
 from engine.storage.protocol import (
     Commit,
@@ -23,8 +29,10 @@ from engine.storage.protocol import (
     Flushed,
     InboxKind,
     InboxRow,
+    NewReply,
     SaveOutcome,
     SaveRequest,
+    StreamPosition,
     Sweep,
 )
 
@@ -76,9 +84,12 @@ class ExecutionsHost(MessageHost, Protocol):
 class Delivery:
     """The shards this runner owns, over all its lanes.
 
-    ``grace`` is how long running work of a shard may go on when it is given away. ``finished`` is
-    told of every exit committed here, ``moved`` when a lane came or went, so that
-    shards may be acquired.
+    ``grace`` is how long running work of a shard may go on when it is given away. ``replied`` is
+    told of every reply committed here, and says whether anybody here waits for it; ``moved`` when a
+    lane came or went, so that shards may be acquired. ``streams`` is the storage's.
+
+    A request that was delivered in vain ``max_deliveries`` times is a dead letter, and so is one
+    whose type nobody has registered here for ``unregistered_timeout``.
     """
 
     def __init__(
@@ -88,21 +99,33 @@ class Delivery:
         clock: Clock,
         doorbell: Doorbell,
         grace: timedelta,
-        finished: Callable[[Snowflake, ReplyKind, bytes], None],
+        replied: Callable[[NewReply], bool],
         moved: Callable[[], None],
+        streams: Callable[[Sequence[Snowflake]], Awaitable[Mapping[Snowflake, StreamPosition]]],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        max_deliveries: int,
+        unregistered_timeout: timedelta,
     ) -> None:
         self.lanes: list[Lane] = []
         self.grace = grace
+        self.stopping = False
         self.shards: dict[ShardId, OwnedShard] = {}
         self._runner = runner
         self._clock = clock
         self._doorbell = doorbell
-        self._finished = finished
+        self._replied = replied
         self._moved = moved
         self._hosts: dict[str, MessageHost] = {}
         self._executions: ExecutionsHost | None = None
         self._followers: list[ShardFollower] = []
-        self._parked: dict[str, dict[int, OwnedShard]] = defaultdict(dict)
+        self.max_deliveries = max_deliveries
+        self.trials = Trials(max_deliveries=max_deliveries, clock=clock)
+        self._suspects = Suspects(trials=self.trials, hand=self._hand)
+        self.unhandled = Unhandled(streams=streams, committed=self.committed, spawn=spawn)
+        self._unregistered_timeout = unregistered_timeout
+        self.parking = Parking(
+            clock=clock, patience=unregistered_timeout, expired=self._never_registered
+        )
         self._alarm: Alarm | None = None
         self._alarm_at: datetime | None = None
 
@@ -122,10 +145,10 @@ class Delivery:
 
     def unpark(self, name: str) -> None:
         """Read again what waited for an entity type or workflow that is served from now on."""
-        parked = self._parked.pop(name, {})
-        for seq, shard in parked.items():
+        parked = self.parking.unpark(name)
+        for shard, seq in parked:
             shard.in_flight.discard(seq)
-        self.ring({shard.id for shard in parked.values()})
+        self.ring({shard.id for shard, _ in parked})
 
     @property
     def active(self) -> int:
@@ -154,7 +177,13 @@ class Delivery:
             self.shards[id] = owned
             for follower in self._followers:
                 follower.acquired(owned)
-        lane.ring(taken.keys())
+        if taken:
+            # INVARIANT order: a sender may have come here with a shard, and what it sent from its
+            # former runner may not have been read yet.
+            for shard in self.shards.values():
+                shard.fall_behind()
+            for each in self.lanes:
+                each.ring_all()
         return taken.keys()
 
     async def release(self, shards: Collection[ShardId]) -> None:
@@ -162,6 +191,7 @@ class Delivery:
         owned = [self.shards[id] for id in shards if id in self.shards]
         for shard in owned:
             shard.accepting = False
+            self._suspects.leave(shard)
         async with asyncio.TaskGroup() as group:
             drains = {group.create_task(self._drain(shard)) for shard in owned}
             while drains:
@@ -202,7 +232,17 @@ class Delivery:
         resident = [e for id in shards if (s := self.shards.get(id)) for e in host.resident(s)]
         return [*resident, *host.loading]
 
+    def held(self, shards: Collection[ShardId]) -> Sequence[int]:
+        owned = [shard for id in shards if (shard := self.shards.get(id))]
+        for shard in owned:
+            shard.begin_sweep()
+        return [key for shard in owned for key in shard.held]
+
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
+        for id in shards:
+            shard = self.shards.get(id)
+            if shard is not None:
+                shard.end_sweep(more=sweep.more)
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
@@ -234,34 +274,45 @@ class Delivery:
         shard.in_flight.add(row.seq)
         if not shard.accepting:
             return  # it is the next owner's, and not to be read here again and again
+        if row.execution is not None or row.kind is not InboxKind.REQUEST:
+            self._hand(shard, row)
+        elif row.failures >= self.max_deliveries:
+            self.unhandled.end(shard, row, delivered_in_vain(row.envelope, row.failures))
+        elif self._suspects.takes(row) and row.envelope.address.entity_type in self._hosts:
+            self._suspects.add(shard, row)
+        else:
+            self._hand(shard, row)
+
+    def _hand(self, shard: OwnedShard, row: InboxRow) -> None:
+        host = self._host_of(row)
         try:
-            self._hand_over(shard, row)
+            if host is not None:
+                host.deliver(shard, row)
+            elif row.kind is InboxKind.INTERRUPT and row.execution is None:
+                self.unhandled.interrupt(shard, row)
+            else:
+                forever = row.execution is not None
+                self.parking.park(row.envelope.address.entity_type, shard, row, forever=forever)
         except Exception:  # one message must not cost the lane, and every message behind it
             log.exception(
                 "a message cannot be handled here; it waits for the shard's next owner",
                 extra={"request_id": row.envelope.request_id, "shard": str(shard.id)},
             )
 
-    def _hand_over(self, shard: OwnedShard, row: InboxRow) -> None:
-        if row.execution is not None and self._executions is not None:
-            self._executions.deliver(shard, row)
-            return
-        entity_type = row.envelope.address.entity_type
-        host = self._hosts.get(entity_type) if row.execution is None else None
-        if host is None:
-            self.park(entity_type, shard, row.seq)
-        else:
-            host.deliver(shard, row)
+    def _host_of(self, row: InboxRow) -> MessageHost | None:
+        if row.execution is not None:
+            return self._executions
+        return self._hosts.get(row.envelope.address.entity_type)
 
-    def park(self, entity_type: str, shard: OwnedShard, seq: int) -> None:
-        """Keep a row whose type nobody serves here: it waits for a registration or an owner."""
-        parked = self._parked[entity_type]
-        if not parked:
-            log.warning(
-                "messages wait for a type that is not registered here",
-                extra={"entity_type": entity_type, "runner": str(self._runner)},
-            )
-        parked[seq] = shard
+    def _never_registered(self, shard: OwnedShard, row: InboxRow) -> None:
+        name, patience = row.envelope.address.entity_type, self._unregistered_timeout
+        details = ErrorDetails(
+            "NotRegistered",
+            f"the runner of shard {shard.id} has waited {patience} for {name} to be registered;"
+            " register it with all runners of the group, then send this to it again with"
+            f" 'outlast dead retry {row.envelope.request_id}'",
+        )
+        self.unhandled.end(shard, row, Defect(details))
 
     def due_at(self, when: datetime) -> None:
         """Something of an owned shard is due then: sweep at that time."""
@@ -293,15 +344,21 @@ class Delivery:
     def committed(self, shard: OwnedShard, commit: Commit, flushed: Flushed) -> None:
         """After a flush: forget what it settled, wake who waits, hand on what it sent."""
         shard.in_flight.difference_update(commit.settled)
-        exits = [r for r in commit.replies if r.kind is not ReplyKind.CHUNK]
+        if self._suspects:
+            self._suspects.settled(commit.settled)
+        self.parking.settled(commit.settled)
+        awaited: set[Snowflake] = set()
         elsewhere: list[ShardId] = []
-        for reply in exits:
-            self._finished(reply.request_id, reply.kind, reply.payload)
+        for reply in commit.replies:
+            here = self._replied(reply)
+            if reply.kind is ReplyKind.CHUNK and here:
+                continue  # the one consumer of the stream has it
+            awaited.add(reply.request_id)
             seq = flushed.replies.get(reply.request_id)
             if reply.reply_to is not None and seq is not None:
                 elsewhere.extend(self.ring((reply.reply_to.shard,)))
-        if exits:
-            self._doorbell.ring_replies([reply.request_id for reply in exits])
+        if awaited:
+            self._doorbell.ring_replies(awaited)
         for request in commit.requests:
             saved = flushed.requests[request.envelope.request_id]
             if saved.outcome is SaveOutcome.CREATED and saved.seq is not None:
@@ -316,7 +373,8 @@ class Delivery:
         even settled it, before this commit was noticed here, so that one is asked to sweep."""
         target = self.shards.get(request.envelope.address.shard)
         plain = request.execution is None and request.target is None
-        if target is not None and target.lane is sender.lane and plain:
+        direct = target is not None and target.lane is sender.lane and not target.behind
+        if target is not None and direct and plain:
             if request.envelope.deliver_at is None:
                 self.deliver(
                     InboxRow(
@@ -348,6 +406,20 @@ class Delivery:
         shard.accepting = False
         if self.shards.get(shard.id) is shard:
             del self.shards[shard.id]
-        for parked in self._parked.values():
-            for seq in [seq for seq, owner in parked.items() if owner is shard]:
-                del parked[seq]
+        self._suspects.forget(shard)
+        self.parking.forget(shard)
+
+
+def delivered_in_vain(
+    envelope: EnvelopeRequest, failures: int, cause: ErrorDetails | None = None
+) -> Exit:
+    """The exit of a request that has failed as often as it may."""
+    return Defect(
+        ErrorDetails(
+            "DeliveryFailed",
+            f"the process or entity that had it in hand was lost {failures} times before an"
+            f" answer; correct {envelope.address.entity_type}, then send this to it again with"
+            f" 'outlast dead retry {envelope.request_id}'",
+            cause=cause,
+        )
+    )

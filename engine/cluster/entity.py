@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from engine.cluster.call import CURRENT, Call
-from engine.cluster.rpc import RpcDefinition, rpc_of
+from engine.cluster.rpc import RpcDefinition
+from engine.cluster.rpc_group import rpcs_of
 from engine.cluster.state import state_of
 from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name, refuse_reserved
@@ -109,21 +110,6 @@ class Entity:
 
 _OPTIONS = frozenset({"name", "shard_group", "max_idle", "mailbox_capacity", "concurrency"})
 _RESERVED = frozenset(name for name in vars(Entity) if not name.startswith("__")) - _OPTIONS
-
-
-def rpcs_of(entity: type[Entity]) -> dict[str, RpcDefinition]:
-    """The handlers of an entity class by tag, inherited and mixed-in ones included."""
-    found: dict[str, RpcDefinition] = {}
-    for attribute in dir(entity):
-        definition = rpc_of(getattr(entity, attribute))
-        if definition is not None:
-            other = found.setdefault(definition.name, definition)
-            if other is not definition:
-                raise ConfigurationError(
-                    f"{entity.__qualname__} has two handlers named {definition.name!r};"
-                    " give one of them another name= in @rpc"
-                )
-    return found
 
 
 def check_handlers(entity: type[Entity]) -> dict[str, RpcDefinition]:

@@ -90,7 +90,7 @@ class EntityHost:
         self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers
     ) -> None:
         """Handle a message that is not stored; ``MailboxFull`` when it would have to wait
-        elsewhere than in a mailbox."""
+        elsewhere than in a mailbox. The request's id must be new."""
         instance = self._instance(shard, envelope.address.entity_id)
         if instance is not None and not instance.accepts:
             raise MailboxFull(
@@ -263,15 +263,28 @@ class EntityHost:
         for message in [each for each in self._messages.values() if each.shard is shard]:
             if message.task is not None:
                 message.task.cancel()
-            if message.row is None and not message.answered:
-                self._end(message, _moved())
+            self._leave(message)
             self._forget(message)
+
+    def _leave(self, message: Message) -> None:
+        """A volatile message leaves with its shard: to the next owner if no handler has had it, to
+        nobody else. (A stored one is the next owner's anyway.)"""
+        if message.row is not None or message.answered:
+            return
+        if message.tried:
+            self._end(message, _moved())
+        else:
+            message.answered = True
+            message.answers.give_back()
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         mine = [each for each in self._messages.values() if each.shard is shard]
         for instance in self._instances.values():
             if instance.shard is shard:
                 instance.mailbox.clear()
+        for message in mine:
+            if message.task is None:
+                self._leave(message)
         tasks = {each.task for each in mine if each.task is not None}
         stay = {each.task for each in mine if each.task is not None and each.stays}
         if tasks:

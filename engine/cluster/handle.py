@@ -4,8 +4,8 @@ Made by clients and by workflow bodies, which differ only in the ``Caller`` behi
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import new_class
 from typing import Any, TypeVar, cast
@@ -23,6 +23,16 @@ _STAND_IN = "__outlast_handle__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """What a sender says of its calls, besides their arguments."""
+
+    deliver_at: datetime | None = None
+    key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntityCall:
     """One call on a handle, before it has a request id."""
 
@@ -31,8 +41,7 @@ class EntityCall:
     rpc: RpcDefinition
     args: tuple[object, ...]
     kwargs: dict[str, object]
-    deliver_at: datetime | None = None
-    key: str | None = None
+    options: CallOptions
 
     @property
     def name(self) -> str:
@@ -45,45 +54,58 @@ class EntityCall:
         shards_in: Callable[[str], int],
         payload: bytes,
         reply_to: ReplyTo | None = None,
+        trace: str | None = None,
     ) -> EnvelopeRequest:
-        """The request to store; ``payload`` is the encoded arguments."""
-        group = self.entity.shard_group
+        """The request to send; ``payload`` is the encoded arguments, ``trace`` that of the sender,
+        which it is given unless its options have another. An execution's call is always stored."""
         return EnvelopeRequest(
             request_id=request_id,
-            address=EntityAddress(
-                shard_of(group, shards_in(group), self.entity.name, self.id),
-                EntityType(self.entity.name),
-                EntityId(self.id),
-            ),
+            address=self.address(shards_in),
             tag=self.rpc.name,
             payload=payload,
+            headers=self.options.headers,
+            trace=self.options.trace or trace,
+            persisted=self.rpc.persisted or reply_to is not None,
             uninterruptible=self.rpc.uninterruptible,
-            deliver_at=self.deliver_at,
+            deliver_at=self.options.deliver_at,
             key=self.dedup_key,
             reply_to=reply_to,
+        )
+
+    def address(self, shards_in: Callable[[str], int]) -> EntityAddress:
+        group = self.entity.shard_group
+        return EntityAddress(
+            shard_of(group, shards_in(group), self.entity.name, self.id),
+            EntityType(self.entity.name),
+            EntityId(self.id),
         )
 
     @property
     def dedup_key(self) -> str | None:
         """What the request is stored under at most once, if anything."""
-        key = self.key
+        key = self.options.key
         if key is None and self.rpc.key is not None:
             key = self.rpc.key(*self.args, **self.kwargs)
-        if key is None:
-            return None
-        text = f"{len(self.id)}.{self.id}/{key}"
-        if len(text) > 2 * _KEY_LIMIT:
-            text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-        return dedup_key("rpc", self.name, text)
+        return None if key is None else call_key(self.entity.name, self.rpc.name, self.id, key)
 
 
+def call_key(entity_type: str, tag: str, id: str, key: str) -> str:
+    """What a call of one entity's handler with a key is deduplicated by."""
+    text = f"{len(id)}.{id}/{key}"
+    if len(text) > 2 * _KEY_LIMIT:
+        text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return dedup_key("rpc", f"{entity_type}.{tag}", text)
+
+
+_PLAIN = CallOptions()
 Caller = Callable[[EntityCall], Coroutine[Any, Any, Any]]
+StreamCaller = Callable[[EntityCall], AsyncGenerator[Any, None]]
 
 
 class Handle:
     """What stands behind a handle object: where it points, its options, and who sends."""
 
-    __slots__ = ("_caller", "_entity", "deliver_at", "id", "key")
+    __slots__ = ("_caller", "_entity", "_stream", "id", "options")
 
     def __init__(
         self,
@@ -91,8 +113,8 @@ class Handle:
         id: str,
         caller: Caller,
         *,
-        deliver_at: datetime | None = None,
-        key: str | None = None,
+        stream: StreamCaller | None = None,
+        options: CallOptions = _PLAIN,
     ) -> None:
         if not _is_entity(entity):
             raise ConfigurationError(
@@ -101,8 +123,8 @@ class Handle:
         self._entity = entity
         self.id: str = entity_id(id, what=f"the id of a {entity.name}")
         self._caller = caller
-        self.deliver_at: datetime | None = deliver_at
-        self.key: str | None = key
+        self._stream = stream
+        self.options: CallOptions = options
 
     def prepare(
         self, rpc: RpcDefinition, args: tuple[object, ...], kwargs: dict[str, object]
@@ -113,14 +135,21 @@ class Handle:
             rpc=rpc,
             args=args,
             kwargs=kwargs,
-            deliver_at=self.deliver_at,
-            key=self.key,
+            options=self.options,
         )
 
     def call(
         self, rpc: RpcDefinition, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> Coroutine[Any, Any, Any]:
-        return self._caller(self.prepare(rpc, args, kwargs))
+    ) -> Coroutine[Any, Any, Any] | AsyncGenerator[Any, None]:
+        call = self.prepare(rpc, args, kwargs)
+        if not rpc.stream:
+            return self._caller(call)
+        if self._stream is None:
+            raise ConfigurationError(
+                f"{call.name} is a stream, and a workflow's steps have one result each: iterate"
+                " over it in an activity, with a client, and return what the body needs"
+            )
+        return self._stream(call)
 
 
 def entity_handle(
@@ -128,11 +157,12 @@ def entity_handle(
     id: str,
     caller: Caller,
     *,
-    deliver_at: datetime | None = None,
-    key: str | None = None,
+    stream: StreamCaller | None = None,
+    options: CallOptions = _PLAIN,
 ) -> E:
-    """An object typed as the entity whose handlers send instead of run."""
-    handle = Handle(entity, id, caller, deliver_at=deliver_at, key=key)
+    """An object typed as the entity whose handlers send instead of run; without ``stream`` those
+    that are streams cannot be called."""
+    handle = Handle(entity, id, caller, stream=stream, options=options)
     stand_in = object.__new__(_handle_class(entity))
     stand_in.__dict__[HANDLE] = handle
     return stand_in
@@ -149,6 +179,11 @@ def call_on_handle(
         raise ConfigurationError(
             f"{method!r} is not a handler of an entity handle;"
             " pass a bound method, as in client.tell(client.entity(Stock, 'sku-1').release, ...)"
+        )
+    if rpc.stream:
+        raise ConfigurationError(
+            f"{rpc.function.__qualname__} is a stream, which ends when nobody takes what it yields;"
+            " iterate over it instead"
         )
     return handle.prepare(rpc, args, kwargs)
 

@@ -50,7 +50,7 @@ class Handling:
         """Handle the message and send its exit. Cancelled from outside, it sends nothing: the
         message is delivered again, here or to the shard's next owner."""
         message, instance = self._message, self._instance
-        message.begun = True
+        message.begun = message.tried = True
         try:
             exit = await self._exit()
             change = self._change()

@@ -10,7 +10,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from engine.cluster.backoff import Backoff
@@ -20,7 +20,7 @@ from engine.cluster.watchdog import Watchdog
 from engine.core.clock import monotonic
 from engine.core.errors import EngineError, OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId
-from engine.storage.protocol import Registry, RunnerRow
+from engine.storage.protocol import Registry, RunnerLoad, RunnerRow
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Heartbeat:
 
     It registers the runner, beats every ``interval``, and lets the ``Undertaker`` work in between.
     While the database cannot be reached it keeps trying; a turn that takes half a ``ttl`` costs
-    the connection.
+    the connection. ``load`` is what the next beat says that the runner has in hand; the host
+    replaces it and never changes it.
     """
 
     def __init__(
@@ -89,11 +90,13 @@ class Heartbeat:
         self._thread = threading.Thread(
             target=self._run, name=f"outlast-heartbeat-{runner.id}", daemon=True
         )
+        self.load: RunnerLoad | None = None
         # Below: written on the thread's own loop only, some of it read from the host's thread.
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._registry: Registry | None = None
         self._registered = False
+        self._announced = True
         self._drain_wanted = False
         self._drained = False
         self._leaving = False
@@ -114,6 +117,16 @@ class Heartbeat:
     def refresh(self) -> None:
         """Beat now. Several calls before it happens are one."""
         self._do(self._hasten)
+
+    def announce(self, runner: RunnerRow) -> None:
+        """Enter the runner's row again, with what is new in it."""
+
+        def ask() -> None:
+            self._runner = runner
+            self._announced = False
+            self._hasten()
+
+        self._do(ask)
 
     def drain(self) -> None:
         def ask() -> None:
@@ -197,8 +210,13 @@ class Heartbeat:
         self._wake.clear()
 
     async def _turn(self, registry: Registry) -> None:
-        if not self._registered:
-            await registry.register(self._runner)
+        if not self._registered or not self._announced:
+            self._announced = True
+            try:
+                await registry.register(replace(self._runner, draining=self._drained))
+            except BaseException:
+                self._announced = False
+                raise
             self._registered = True
         if self._drain_wanted and not self._drained:
             await registry.drain(self._runner.id)
@@ -212,7 +230,7 @@ class Heartbeat:
     async def _beat(self, registry: Registry) -> None:
         sent = monotonic()
         self._due = sent + self._interval * random.uniform(0.95, 1.05)
-        beat = await registry.beat(self._runner.id)
+        beat = await registry.beat(self._runner.id, self.load)
         if not beat.alive:
             self._die()
             return

@@ -7,7 +7,8 @@ enters one ``Membership`` per incarnation and begins another when ``lost`` is se
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, assert_never
@@ -19,7 +20,7 @@ from engine.cluster.watchdog import Watchdog
 from engine.core.clock import monotonic
 from engine.core.errors import ConfigurationError
 from engine.core.ids import RunnerId
-from engine.storage.protocol import Registry, RunnerRow
+from engine.storage.protocol import Registry, RunnerLoad, RunnerRow
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ class Membership:
 
     Entering returns once the runner is registered and has its first view (or is lost already),
     however long the database takes. ``open_registry`` is called on the heartbeat's thread and
-    loop. When peers have declared the runner dead, ``declared_dead`` is called on the host loop at
-    once and ``lost`` is set: drop everything, leave this context, and come back as a new
-    ``RunnerRow`` with a new id, new sessions and a new machine id.
+    loop. ``load`` is what the runner has in hand, asked on the host loop for the next heartbeat.
+    ``tenants`` are renewed with each. When peers have declared the runner dead, ``declared_dead``
+    is called on the host loop at once and ``lost`` is set: drop everything, leave this context, and
+    come back as a new ``RunnerRow`` with a new id, new sessions and a new machine id.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class Membership:
         open_registry: Callable[[], Awaitable[Registry]],
         ring_topology: Callable[[], None],
         declared_dead: Callable[[], None] | None = None,
-        tenant: MachineTenant | None = None,
+        tenants: Sequence[MachineTenant] = (),
+        load: Callable[[], RunnerLoad] | None = None,
         interval: timedelta = timedelta(seconds=2),
         ttl: timedelta = timedelta(seconds=10),
         warn_after: timedelta = timedelta(seconds=1),
@@ -56,7 +59,8 @@ class Membership:
         self._open_registry = open_registry
         self._ring_topology = ring_topology
         self._declared_dead = declared_dead
-        self._tenant = tenant
+        self._tenants = tenants
+        self._load = load
         self._interval = interval
         self._ttl = ttl
         self._warn_after = warn_after
@@ -109,7 +113,14 @@ class Membership:
     def refresh(self) -> None:
         """Ask for a view now; it comes with a heartbeat's round trip."""
         if self._heartbeat is not None:
+            self._measure(self._heartbeat)
             self._heartbeat.refresh()
+
+    def announce(self, types: Mapping[str, str]) -> None:
+        """Say in the register that these types are served from now on."""
+        self._runner = replace(self._runner, types=types)
+        if self._heartbeat is not None:
+            self._heartbeat.announce(self._runner)
 
     async def drain(self) -> None:
         """Take no shards any more, and return once the register says so, however long the database
@@ -146,8 +157,8 @@ class Membership:
             await self._end(self._heartbeat)
             raise
         await self._group.__aenter__()
-        if self._tenant is not None:
-            self._group.create_task(self._keep_machine(self._tenant))
+        for tenant in self._tenants:
+            self._group.create_task(self._keep_machine(tenant))
         self._ring_topology()
         return self
 
@@ -176,6 +187,8 @@ class Membership:
         match news:
             case View():
                 self._view = news
+                if self._heartbeat is not None:
+                    self._measure(self._heartbeat)
                 self._joined.set()
                 self._viewed.set()
                 for watcher in self._watchers:
@@ -198,6 +211,11 @@ class Membership:
                 self._hear_the_end(error)
             case _:
                 assert_never(news)
+
+    def _measure(self, heartbeat: Heartbeat) -> None:
+        """What the next heartbeat says is in hand here: it has no look at the host's objects."""
+        if self._load is not None:
+            heartbeat.load = self._load()
 
     def _hear_the_end(self, error: BaseException | None) -> None:
         self._failure = error

@@ -15,8 +15,9 @@ from engine.storage.protocol import InboxRow
 class Message:
     """``row`` is its inbox row, None for a volatile one. ``failures`` counts its failed deliveries.
 
-    ``readonly``: its handler cannot write. ``begun``: its task runs. ``interrupted``: an interrupt has reached its handler.
-    ``answered``: its exit is on its way.
+    ``readonly``: its handler cannot write. ``begun``: its task runs. ``tried``: one has run, so
+    that a volatile message must not go to another owner. ``interrupted``: an interrupt has reached
+    its handler. ``answered``: its exit is on its way.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Message:
         "row",
         "shard",
         "task",
+        "tried",
     )
 
     def __init__(
@@ -48,6 +50,7 @@ class Message:
         self.failures: int = 0 if row is None else row.failures
         self.readonly: bool = readonly
         self.begun: bool = False
+        self.tried: bool = False
         self.interrupted: bool = False
         self.answered: bool = False
         self.task: asyncio.Task[None] | None = None

@@ -7,6 +7,7 @@ save is in flight at most; what is asked meanwhile is the next batch.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
@@ -32,6 +33,7 @@ class Outbox:
         self._storage = storage
         self._ids = ids
         self._ring = ring or self._ring_owner
+        self.lender: SnowflakeGenerator | None = None
         self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()
@@ -60,7 +62,12 @@ class Outbox:
                 return  # the lease runs out by itself
 
     async def next_id(self) -> Snowflake:
-        """A request id, leasing a machine id when there is none or little is left of it."""
+        """A request id, leasing a machine id when there is none or little is left of it.
+
+        From the ``lender`` if there is one: its lease is looked after."""
+        if self.lender is not None:
+            with suppress(StorageUnavailable):
+                return self.lender.next()
         try:
             return self._ids.next()
         except StorageUnavailable:

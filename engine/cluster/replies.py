@@ -7,22 +7,37 @@ waiters. So one of them always sees the other. A poll loop underneath needs neit
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Protocol, Self
 
-from engine.core.errors import StorageUnavailable
+from engine.cluster.stream_reader import Acknowledge, StreamReader
+from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
-from engine.storage.protocol import Storage, StoredReply
+from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
 _READ = 1000
+_CLOSED = "this client is closed; open a new one"
+
+
+class Waiter(Protocol):
+    """Somebody who waits for replies of one request. ``after``: the last sequence that has come to
+    it; None if it waits for the exit alone. ``ended``: nothing more can come to it."""
+
+    @property
+    def after(self) -> int | None: ...
+    @property
+    def ended(self) -> bool: ...
+    def replied(self, reply: StoredReply | NewReply, *, pushed: bool) -> None: ...
+    def fail(self, error: Exception) -> None: ...
 
 
 class ReplyBoard:
-    """Futures by request id. Any number of callers may wait for one request.
+    """Waiters by request id. Any number of callers may wait for one request.
 
     ``poll`` gives the time between two reads of everything awaited.
     """
@@ -30,9 +45,11 @@ class ReplyBoard:
     def __init__(self, *, storage: Storage, poll: Callable[[], timedelta]) -> None:
         self._storage = storage
         self._poll = poll
-        self._waiting: dict[Snowflake, set[asyncio.Future[Exit]]] = {}
+        self._waiting: dict[Snowflake, set[Waiter]] = {}
+        self._volatile: set[Snowflake] = set()
         self._unwatched: set[Snowflake] = set()
         self._unread: set[Snowflake] = set()
+        self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._group = asyncio.TaskGroup()
@@ -48,55 +65,152 @@ class ReplyBoard:
         self._wake.set()
         if self._alarm is not None:
             self._alarm.cancel()
-        for futures in self._waiting.values():
-            for future in futures:
-                future.cancel()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if isinstance(waiter, StreamReader):
+                    waiter.fail(StorageUnavailable(_CLOSED))
+                elif isinstance(waiter, _ExitWaiter):
+                    waiter.exit.cancel()
         await self._group.__aexit__(None, None, None)
 
     async def wait(self, request_id: Snowflake) -> Exit:
         """The exit of a request, stored or to come, whoever sent it."""
         with self.expect(request_id) as answer:
-            self._unwatched.add(request_id)
-            self._wake.set()
+            self.watch(request_id)
             return await answer
 
     @contextmanager
     def expect(self, request_id: Snowflake) -> Generator["asyncio.Future[Exit]", None, None]:
         """The exit of a request that is about to be saved with ``wait``, so that nothing needs to
         be registered or read."""
+        waiter = _ExitWaiter()
+        with self._awaited(request_id, waiter):
+            yield waiter.exit
+
+    @contextmanager
+    def stream(
+        self,
+        request_id: Snowflake,
+        *,
+        first: int | None = None,
+        registered: bool = False,
+        acknowledge: Acknowledge | None = None,
+    ) -> Generator[StreamReader, None, None]:
+        """The chunks of a request from ``first`` on (without it, those that are not acknowledged),
+        and its exit. ``registered``: it is about to be saved with ``wait``."""
+        reader = StreamReader(
+            request_id=request_id,
+            first=first,
+            watch=self.watch,
+            acknowledge=acknowledge,
+            registered=registered,
+        )
+        with self._awaited(request_id, reader):
+            yield reader
+
+    @contextmanager
+    def _awaited(self, request_id: Snowflake, waiter: Waiter) -> Generator[None, None, None]:
         if self._closing:
-            raise StorageUnavailable("this client is closed; open a new one")
-        future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        futures = self._waiting.setdefault(request_id, set())
-        futures.add(future)
+            raise StorageUnavailable(_CLOSED)
+        waiters = self._waiting.setdefault(request_id, set())
+        waiters.add(waiter)
         self._arm()
         try:
-            yield future
+            yield
         finally:
-            futures.discard(future)
-            if not futures and self._waiting.get(request_id) is futures:
-                del self._waiting[request_id]
+            waiters.discard(waiter)
+            if not waiters and self._waiting.get(request_id) is waiters:
+                self._forget(request_id)
 
-    def finished(self, request_id: Snowflake, kind: ReplyKind, payload: bytes) -> None:
-        """An exit that was committed by this very process."""
-        futures = self._waiting.get(request_id)
-        if futures:
-            exit = decode_exit(kind, payload)
-            for future in futures:
-                if not future.done():
-                    future.set_result(exit)
+    def _forget(self, request_id: Snowflake) -> None:
+        del self._waiting[request_id]
+        self._volatile.discard(request_id)
+
+    def watch(self, request_id: Snowflake) -> None:
+        """Register for the request's replies, then read them."""
+        if request_id in self._waiting and request_id not in self._volatile:
+            self._unwatched.add(request_id)
+            self._wake.set()
+
+    def read(self, request_id: Snowflake) -> None:
+        """Read the request's replies: this process has been registered for more of them."""
+        if request_id in self._waiting:
+            self._unread.add(request_id)
+            self._wake.set()
+
+    def replied(self, reply: StoredReply | NewReply) -> bool:
+        """A reply that was committed by this very process; whether anybody here waits for it."""
+        waiters = self._waiting.get(reply.request_id)
+        if not waiters:
+            return False
+        for waiter in waiters:
+            waiter.replied(reply, pushed=True)
+        return reply.kind is not ReplyKind.CHUNK or any(w.after is not None for w in waiters)
+
+    # --- volatile requests, whose replies are brought here and never stored -----------------------
+
+    def volatile(self, request_id: Snowflake) -> None:
+        """A request that is awaited is volatile: nothing of it is to be read."""
+        if request_id in self._waiting:
+            self._volatile.add(request_id)
+
+    def keep(self, request_id: Snowflake) -> "KeptReplies":
+        """Gather the replies of a volatile request that is about to be sent, until its exit."""
+        if self._closing:
+            raise StorageUnavailable(_CLOSED)
+        if request_id in self._waiting:
+            raise ConfigurationError(
+                f"request {request_id} is awaited already; give each request an id of its own"
+            )
+        reader = StreamReader(
+            request_id=request_id, first=0, watch=self.watch, acknowledge=None, registered=True
+        )
+        waiter = _ExitWaiter()
+        self._waiting.setdefault(request_id, set()).update((reader, waiter))
+        self._volatile.add(request_id)
+        return KeptReplies(exit=waiter.exit, reader=reader)
+
+    def delivered(self, reply: StoredReply) -> None:
+        """A reply of a volatile request. Its waiters are forgotten with the exit."""
+        waiters = self._waiting.get(reply.request_id)
+        if waiters is None or reply.request_id not in self._volatile:
+            return
+        for waiter in waiters:
+            if waiter.after is not None and reply.sequence > waiter.after + 1:
+                waiter.fail(_lost_chunks(reply.request_id, waiter.after + 1))
+            else:
+                waiter.replied(reply, pushed=True)
+        if reply.kind is not ReplyKind.CHUNK:
+            self._forget(reply.request_id)
+
+    def failed(self, request_id: Snowflake, error: Exception) -> None:
+        """There will be no exit of a volatile request."""
+        if request_id in self._volatile:
+            for waiter in self._waiting[request_id]:
+                waiter.fail(error)
+            self._forget(request_id)
+
+    def drop(self, request_id: Snowflake) -> None:
+        """Nobody asks any more for what was kept."""
+        if request_id in self._volatile:
+            self._forget(request_id)
 
     def rung(self, requests: Iterable[Snowflake]) -> None:
         """The doorbell says that these have replies; read those that are awaited here."""
-        mine = [request for request in requests if request in self._waiting]
+        mine = self._stored & set(requests)
         if mine:
-            self._unread.update(mine)
+            self._rung.update(mine)
             self._wake.set()
 
     def restored(self) -> None:
         """The doorbell was out: register and read everything again."""
-        self._unwatched.update(self._waiting)
+        self._unwatched.update(self._stored)
         self._wake.set()
+
+    @property
+    def _stored(self) -> Set[Snowflake]:
+        """What is awaited and can be read."""
+        return self._waiting.keys() - self._volatile
 
     def _arm(self) -> None:
         if self._alarm is None and self._waiting and not self._closing:
@@ -105,38 +219,102 @@ class ReplyBoard:
 
     def _poll_now(self) -> None:
         self._alarm = None
-        self._unread.update(self._waiting)
+        self._unread.update(self._stored)
         self._wake.set()
         self._arm()
 
     async def _run(self) -> None:
         failures = 0
         while not self._closing:
-            if not (self._unwatched or self._unread):
+            if not (self._unwatched or self._unread or self._rung):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             unwatched, self._unwatched = self._unwatched, set()
-            unread = (self._unread | unwatched) & self._waiting.keys()
+            rung, self._rung = self._rung, set()
+            unread = (self._unread | unwatched | rung) & self._stored
             self._unread = set()
             try:
                 if unwatched:
                     await self._storage.watch(sorted(unwatched))
+                before = self._after(unread)
                 for ids in _chunks(sorted(unread)):
-                    self._resolve(await self._storage.replies(ids))
+                    await self._read(ids, before)
+                self._watch_again(rung - unwatched, before)
                 failures = 0
             except Exception as error:  # whatever it was, waiters go on waiting
                 failures += 1
                 if failures == 1:
                     log.warning("cannot read replies, trying again", exc_info=error)
                 self._unwatched |= unwatched
+                self._rung |= rung
                 self._unread |= unread
                 await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
 
-    def _resolve(self, replies: Sequence[StoredReply]) -> None:
-        for reply in replies:
-            if reply.kind is not ReplyKind.CHUNK:
-                self.finished(reply.request_id, reply.kind, reply.payload)
+    async def _read(self, ids: Sequence[Snowflake], after: Mapping[Snowflake, int]) -> None:
+        behind = {id: after[id] for id in ids if id in after}
+        for reply in await self._storage.replies(ids, after=behind):
+            for waiter in self._waiting.get(reply.request_id, ()):
+                waiter.replied(reply, pushed=False)
+
+    def _after(self, requests: Iterable[Snowflake]) -> dict[Snowflake, int]:
+        """Behind which sequence to read, where nobody needs what comes before."""
+        found: dict[Snowflake, int] = {}
+        for request in requests:
+            seen = [waiter.after for waiter in self._waiting.get(request, ())]
+            known = [after for after in seen if after is not None]
+            if known and len(known) == len(seen):
+                found[request] = min(known)
+        return found
+
+    def _watch_again(self, rung: set[Snowflake], before: Mapping[Snowflake, int]) -> None:
+        """A ring uses a registration up: register those it has brought nothing. (Those it has
+        brought chunks ask for more themselves.)"""
+        after = self._after(rung)
+        for request in rung & self._waiting.keys():
+            waits = not all(waiter.ended for waiter in self._waiting[request])
+            if waits and after.get(request) == before.get(request):
+                self.watch(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptReplies:
+    """What comes of a volatile request, for whoever asks for it later."""
+
+    exit: "asyncio.Future[Exit]"
+    reader: StreamReader
+
+
+class _ExitWaiter:
+    """Waits for the exit alone."""
+
+    __slots__ = ("exit",)
+
+    def __init__(self) -> None:
+        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    @property
+    def after(self) -> None:
+        return None
+
+    @property
+    def ended(self) -> bool:
+        return self.exit.done()
+
+    def replied(self, reply: StoredReply | NewReply, *, pushed: bool) -> None:
+        if reply.kind is not ReplyKind.CHUNK and not self.exit.done():
+            self.exit.set_result(decode_exit(reply.kind, reply.payload))
+
+    def fail(self, error: Exception) -> None:
+        if not self.exit.done():
+            self.exit.set_exception(error)
+            self.exit.exception()  # its waiter may have gone for the same reason
+
+
+def _lost_chunks(request_id: Snowflake, expected: int) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"chunk {expected} of the volatile stream {request_id} was lost on its way; call again"
+    )
 
 
 def _chunks(ids: Sequence[Snowflake]) -> Iterable[Sequence[Snowflake]]:

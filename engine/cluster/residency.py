@@ -68,6 +68,10 @@ class Residency:
     def wait(self, key: Hashable, admit: Callable[[], None]) -> None:
         """Queue for a place: ``admit`` is called, once, when there is one, and must enter."""
         self._waiting[key] = admit
+        if self._idle:  # such as take their time to leave
+            resident, _ = self._idle.popitem(last=False)
+            resident.evict()
+            return
         for resident, giving_way in self._residents.items():
             if not giving_way:
                 self._residents[resident] = True

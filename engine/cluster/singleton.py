@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from types import new_class
 from typing import Any, ClassVar
 
 from engine.cluster.shard import OwnedShard
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 _BACKOFF = timedelta(milliseconds=100)
 _BACKOFF_LIMIT = timedelta(minutes=1)
 _HEALTHY_AFTER = timedelta(minutes=1)
+_CLEANUP = timedelta(seconds=1)
 
 
 class SingletonContext:
@@ -61,6 +63,18 @@ class Singleton:
 
 
 _OPTIONS = frozenset({"name", "shard_group"})
+
+
+def singleton_of(name: str, run: Run, shard_group: str) -> Singleton:
+    """A singleton whose work is a function."""
+
+    class Function(Singleton):
+        async def run(self, context: SingletonContext) -> None:
+            await run(context)
+
+    options = {"name": name, "shard_group": shard_group}
+    made: type[Singleton] = new_class(name, (Function,), exec_body=lambda b: b.update(options))
+    return made()
 
 
 def singleton_shard(group: str, shards: int, name: str) -> ShardId:
@@ -106,11 +120,12 @@ class SingletonHost:
         tasks = [each.task for each in running]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-            for task in late:
-                task.cancel()
-            if late:
-                # INVARIANT one-singleton: the lock is given up only after it has stopped.
-                await asyncio.wait(late)
+            while late:
+                # INVARIANT one-singleton: the lock is given up only after it has stopped. What it
+                # awaits in its cleanup may never come, so it is told again.
+                for task in late:
+                    task.cancel()
+                _, late = await asyncio.wait(late, timeout=_CLEANUP.total_seconds())
         self._forget(shard)
 
     def _on(self, shard: OwnedShard) -> list["_Running"]:

@@ -17,7 +17,11 @@
     ├── ExecutionTerminated       the execution was terminated: ``.reason``
     ├── UpdateRejected            an update's validator refused it
     ├── NonDeterminism            a replay met code that asks for something else
+    ├── EntityDefect              raised by a handler: its entity in memory must be built anew
     ├── MailboxFull               a volatile message met a full mailbox
+    ├── NoRunner                  a volatile message to a shard that no runner owns
+    ├── StreamTaken               another consumer took chunks of the same stream
+    ├── ShuttingDown              the runner is stopping and takes nothing new
     ├── OwnershipLost             a write of an earlier owner, refused
     └── StorageUnavailable        the database cannot be reached or refused the work
 
@@ -184,8 +188,28 @@ class NonDeterminism(EngineError):
         return partial(type(self), **named), ()
 
 
+class EntityDefect(EngineError):
+    """Raise it in a handler when what the entity keeps in memory can no longer be trusted.
+
+    The instance is dropped and built anew after a back-off, and its requests are handled again, up
+    to ``max_deliveries`` times. Any other exception is only its caller's failure.
+    """
+
+
 class MailboxFull(EngineError):
     """A volatile message met a full mailbox."""
+
+
+class NoRunner(EngineError):
+    """No runner owns the shard that a volatile message is for; it was not delivered."""
+
+
+class StreamTaken(EngineError):
+    """Another consumer of the same stream acknowledged chunks that this one has not seen."""
+
+
+class ShuttingDown(EngineError):
+    """The runner that was asked is stopping: ask another, or its ``client`` while it is there."""
 
 
 class OwnershipLost(EngineError):

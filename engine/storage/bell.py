@@ -1,7 +1,9 @@
-"""What a notification says: some shards, some replies, or that runners came or went.
+"""What a notification says: some shards, replies or acknowledgements, that there is post, or that
+runners came or went.
 
-Written by ``ring.sql``, as ``s:<group id>:<shard>,…``, ``r:<request id>,…`` or ``t``; read here,
-strictly, since any login of the database may notify on our channels.
+Written by ``ring.sql``, as ``s:<group id>:<shard>,…``, ``r:<request id>,…``, ``a:<request id>,…``
+or ``t``, and by ``post.sql``, as ``v``; read here, strictly, since any login of the database may
+notify on our channels.
 """
 
 import re
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from engine.core.ids import Snowflake
 
 _SHARDS = re.compile(r"s:(-?\d{1,10}:\d{1,5}(?:,-?\d{1,10}:\d{1,5})*)")
-_REPLIES = re.compile(r"r:(\d{1,19}(?:,\d{1,19})*)")
+_REQUESTS = re.compile(r"([ra]):(\d{1,19}(?:,\d{1,19})*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,23 +21,29 @@ class Bell:
 
     shards: tuple[tuple[int, int], ...] = ()
     replies: tuple[Snowflake, ...] = ()
+    acks: tuple[Snowflake, ...] = ()
+    post: bool = False
 
 
 ALL = Bell()
 """Runners came or went."""
+POST = Bell(post=True)
 
 
 def parse_bell(payload: object) -> Bell | None:
     """What the payload says, or None when nothing of ours wrote it."""
     if payload == "t":
         return ALL
+    if payload == "v":
+        return POST
     if not isinstance(payload, str) or not payload.isascii():
         return None
     shards = _SHARDS.fullmatch(payload)
     if shards is not None:
         pairs = (item.split(":") for item in shards[1].split(","))
         return Bell(shards=tuple((int(group_id), int(number)) for group_id, number in pairs))
-    replies = _REPLIES.fullmatch(payload)
-    if replies is not None:
-        return Bell(replies=tuple(Snowflake(int(item)) for item in replies[1].split(",")))
-    return None
+    requests = _REQUESTS.fullmatch(payload)
+    if requests is None:
+        return None
+    ids = tuple(Snowflake(int(item)) for item in requests[2].split(","))
+    return Bell(replies=ids) if requests[1] == "r" else Bell(acks=ids)

@@ -1,51 +1,81 @@
 """Protocol values as columns of arrays, for statements that write many rows at once.
 
-From ``saving`` and ``lane_session``; the order of the columns is that of the parameters in
-``save.sql``, ``flush.sql`` and ``flush_journal.sql``.
+From ``saving`` and ``batch``; the order of the columns is that of the parameters in
+``save.sql``, ``flush.sql`` and the files of their names.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 
 from engine.core.envelope import EnvelopeRequest
+from engine.core.ids import ShardId, entity_key
 from engine.core.journal import JournalRow
+from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
-from engine.storage.protocol import Commit, ExecutionUpdate, NewReply, SaveRequest
+from engine.storage.protocol import ExecutionUpdate, NewReply, SaveRequest
+from engine.storage.schedules import Fire, ScheduleRow
 
 Columns = list[Sequence[object]]
 
-REQUEST_WIDTH = 19
+REQUEST_WIDTH = 20
 JOURNAL_WIDTH = 14
+NO_REQUESTS: Columns = [()] * REQUEST_WIDTH
 
 
 def request_columns(requests: Iterable[SaveRequest], groups: Groups) -> Columns:
-    """Parameters 1 to 19 of ``save`` and ``flush``."""
+    """Parameters 1 to 20 of ``save`` and ``flush``."""
     return _columns([_request(request, groups) for request in requests], REQUEST_WIDTH)
 
 
 def journal_columns(rows: Iterable[JournalRow]) -> Columns:
-    """All parameters of ``flush_journal``, 21 to 34 of ``flush``."""
+    """All parameters of ``flush_journal``, 22 to 35 of ``flush``."""
     return _columns([_journal(row) for row in rows], JOURNAL_WIDTH)
 
 
 def reply_columns(replies: Iterable[NewReply], groups: Groups) -> Columns:
-    """Parameters 35 to 41 of ``flush``."""
+    """Parameters 36 to 42 of ``flush``."""
     return _columns([_reply(reply, groups) for reply in replies], 7)
 
 
-def settled_columns(commits: Iterable[Commit], groups: Groups) -> Columns:
-    """Parameters 42 to 44 of ``flush``."""
-    rows = [
-        (groups.id(commit.shard.group), commit.shard.number, seq)
-        for commit in commits
-        for seq in commit.settled
-    ]
-    return _columns(rows, 3)
+def inbox_columns(rows: Iterable[tuple[ShardId, Sequence[int]]], groups: Groups) -> Columns:
+    """Parameters 43 to 45 of ``flush``, all of ``count_failed`` and ``mark_tried``."""
+    named = [(groups.id(shard.group), shard.number, seq) for shard, seqs in rows for seq in seqs]
+    return _columns(named, 3)
 
 
 def execution_columns(updates: Iterable[ExecutionUpdate]) -> Columns:
-    """Parameters 45 to 51 of ``flush``."""
-    return _columns([_execution(update) for update in updates], 7)
+    """Parameters 46 to 53 of ``flush``."""
+    return _columns([_execution(update) for update in updates], 8)
+
+
+def state_columns(states: Iterable[tuple[ShardId, StateWrite]], groups: Groups) -> Columns:
+    """Parameters 54 to 59 of ``flush``."""
+    rows = [
+        (
+            groups.id(shard.group),
+            shard.number,
+            state.entity_type,
+            state.entity_id,
+            state.version,
+            state.payload,
+        )
+        for shard, state in states
+    ]
+    return _columns(rows, 6)
+
+
+def schedule_columns(schedules: Iterable[ScheduleRow], groups: Groups) -> Columns:
+    """All parameters of ``write_schedules``."""
+    return _columns([_schedule(schedule, groups) for schedule in schedules], 11)
+
+
+def fire_columns(fires: Iterable[Fire]) -> Columns:
+    """All parameters of ``write_fires``."""
+    rows = [
+        (fire.schedule, fire.instant, fire.outcome.value, fire.request_id, fire.manual, fire.at)
+        for fire in fires
+    ]
+    return _columns(rows, 6)
 
 
 def headers_bytes(envelope: EnvelopeRequest) -> bytes | None:
@@ -67,12 +97,14 @@ def _request(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
     )
     shard = envelope.address.shard
     attributes = execution.attributes if execution else None
+    entity_type, entity_id = envelope.address.entity_type, envelope.address.entity_id
+    of_entity = execution is None and request.target is None
     return (
         envelope.request_id,
         groups.id(shard.group),
         shard.number,
-        envelope.address.entity_type,
-        envelope.address.entity_id,
+        entity_type,
+        entity_id,
         envelope.tag,
         envelope.uninterruptible.value,
         reply_to.execution if reply_to else None,
@@ -87,6 +119,7 @@ def _request(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
         execution.parent if execution else None,
         attributes.decode() if attributes is not None else None,
         request.wait,
+        entity_key(entity_type, entity_id) if of_entity else None,
     )
 
 
@@ -131,4 +164,21 @@ def _execution(update: ExecutionUpdate) -> tuple[object, ...]:
         update.finished_at,
         update.wake_at,
         update.waiting,
+        update.verdict.value,
+    )
+
+
+def _schedule(row: ScheduleRow, groups: Groups) -> tuple[object, ...]:
+    return (
+        groups.id(row.shard.group),
+        row.shard.number,
+        row.name,
+        row.schedule,
+        row.timezone,
+        row.settings.decode(),
+        row.paused,
+        row.done_until,
+        row.next_at,
+        row.buffered,
+        "{" + ",".join(str(request_id) for request_id in row.running) + "}",
     )

@@ -55,6 +55,7 @@ class PostgresDoorbell:
         self._listener: DoorbellListener | None = None
         self._shards: set[ShardId] = set()
         self._replies: set[Snowflake] = set()
+        self._acks: set[tuple[ShardId, Snowflake]] = set()
         self._topology = False
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
@@ -73,6 +74,10 @@ class PostgresDoorbell:
 
     def ring_replies(self, requests: Iterable[Snowflake]) -> None:
         self._replies.update(requests)
+        self._start_ringing()
+
+    def ring_acks(self, acks: Iterable[tuple[ShardId, Snowflake]]) -> None:
+        self._acks.update(acks)
         self._start_ringing()
 
     def ring_topology(self) -> None:
@@ -140,7 +145,7 @@ class PostgresDoorbell:
         session = await self._connector.open(self._identity, "ringer", _RINGER)
         try:
             while True:
-                if self._shards or self._replies or self._topology:
+                if self._shards or self._replies or self._acks or self._topology:
                     await self._send(session)
                     continue
                 if self._closed:
@@ -153,21 +158,26 @@ class PostgresDoorbell:
     async def _send(self, session: Session) -> None:
         shards = _take(self._shards)
         replies = _take(self._replies)
+        acks = _take(self._acks)
         everybody = [self._everybody] if self._topology else []
         self._topology = False
         known = [shard for shard in shards if shard.group in self._groups]
+        taken = [(shard, id) for shard, id in acks if shard.group in self._groups]
         try:
             await session.ask(
                 self._connector.queries["ring"],
                 *self._groups.columns(known),
                 sorted(replies),
                 everybody,
+                *self._groups.columns(shard for shard, _ in taken),
+                [request_id for _, request_id in taken],
                 within=self._connector.statement_timeout,
             )
         except BaseException:
             # Nobody knows whether it was heard, and hearing it twice does no harm.
             self._shards.update(shards)
             self._replies.update(replies)
+            self._acks.update(acks)
             self._topology = self._topology or bool(everybody)
             raise
 
@@ -206,6 +216,10 @@ class PostgresDoorbell:
         if bell is ALL:
             listener.topology_rung()
             return
+        if bell.post:
+            listener.post_rung()
+        if bell.acks:
+            listener.acks_rung(bell.acks)
         if bell.replies:
             listener.replies_rung(bell.replies)
         shards: list[ShardId] = []

@@ -1,20 +1,24 @@
-"""Reads for people and for replay: executions, their journals, shards and runners.
+"""Reads, for owners that load, for waiters and for people.
 
-From ``postgres``; every query runs on the pool and needs SELECT only.
+The reading part of ``postgres``; every query runs on the pool and needs SELECT only.
 """
 
-import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import asyncpg
-from sqlalchemy import Dialect, Select, Text, and_, cast, literal, select
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 
 from engine.core.envelope import EnvelopeRequest, dedup_key
-from engine.core.ids import RunnerId, Snowflake
+from engine.core.ids import RunnerId, Snowflake, entity_key
 from engine.core.journal import JournalRow
+from engine.storage.entities import (
+    DeadFilter,
+    DeadLetter,
+    EntityFilter,
+    EntityRow,
+    StoredState,
+)
+from engine.storage.execution_page import execution_page
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.pool import Pool
 from engine.storage.protocol import (
@@ -24,39 +28,72 @@ from engine.storage.protocol import (
     ShardRow,
     StoredExecution,
     StoredReply,
+    StreamPosition,
 )
 from engine.storage.records import (
+    dead_letter_from,
+    entity_from,
     envelope_from,
+    fire_from,
     journal_from,
     owned_execution_from,
     reply_from,
     runner_from,
+    schedule_from,
+    state_from,
 )
-from engine.storage.tables import metadata_for
+from engine.storage.schedules import Fire, ScheduleRow
 
 T = TypeVar("T")
 
-_dialect: Dialect = asyncpg_dialect()  # type: ignore[no-untyped-call]
+_PAGE = 1000
+_LAST_ID = (1 << 63) - 1
+_LAST_SEQUENCE = (1 << 31) - 1
 
 
 class Inspection:
     """The reading part of ``Storage``."""
 
-    def __init__(
-        self, *, pool: Pool, groups: Groups, learn_groups: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, *, pool: Pool, groups: Groups) -> None:
         self._pool = pool
         self._groups = groups
-        self._learn_groups = learn_groups
 
-    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
-        rows = await self._pool.fetch("replies", list(dict.fromkeys(requests)))
-        return [reply_from(row) for row in rows]
+    # --- requests and replies ---------------------------------------------------------------------
+
+    async def replies(
+        self, requests: Sequence[Snowflake], *, after: Mapping[Snowflake, int] | None = None
+    ) -> Sequence[StoredReply]:
+        ids, seen = list(dict.fromkeys(requests)), after or {}
+        behind = [min(max(seen.get(id, -1), -1), _LAST_SEQUENCE) for id in ids]
+        pages = [_PAGE if id in seen else None for id in ids]
+        return [reply_from(row) for row in await self._pool.fetch("replies", ids, behind, pages)]
+
+    async def streams(self, requests: Sequence[Snowflake]) -> Mapping[Snowflake, StreamPosition]:
+        rows = await self._pool.fetch("streams", list(dict.fromkeys(requests)))
+        return {
+            row["request_id"]: StreamPosition(
+                next_sequence=max(row["stored"], row["acked"]) + 1, acked=row["acked"]
+            )
+            for row in rows
+        }
 
     async def request(self, request_id: Snowflake) -> EnvelopeRequest | None:
         rows = await self._pool.fetch("request", request_id)
         found = await self._read(lambda: [envelope_from(row, self._groups) for row in rows])
         return found[0] if found else None
+
+    async def dead_letters(self, filter: DeadFilter, *, limit: int) -> Sequence[DeadLetter]:
+        first, last = 0, _LAST_ID
+        if filter.after is not None:
+            last = filter.after - 1
+        if filter.request_id is not None:
+            first, last = filter.request_id, min(filter.request_id, last)
+        rows = await self._pool.fetch(
+            "dead_letters", first, last, filter.entity_type, filter.entity_id, limit
+        )
+        return await self._read(lambda: [dead_letter_from(row, self._groups) for row in rows])
+
+    # --- executions -------------------------------------------------------------------------------
 
     async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
         rows = await self._pool.fetch("load", list(dict.fromkeys(executions)))
@@ -82,7 +119,7 @@ class Inspection:
         return found[0] if found else None
 
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
-        query, arguments = _compiled(_page(self._pool.queries.schema, filter, limit))
+        query, arguments = execution_page(self._pool.queries.schema, filter, limit)
         rows = await self._pool.read(query, *arguments)
         return await self._read(lambda: [owned_execution_from(row, self._groups) for row in rows])
 
@@ -93,16 +130,51 @@ class Inspection:
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         return [journal_from(row) for row in await self._pool.fetch("history", execution)]
 
+    async def waiting_rows(self, execution: Snowflake) -> int:
+        rows = await self._pool.fetch("waiting_rows", execution)
+        return int(rows[0]["rows"])
+
+    # --- entities and schedules -------------------------------------------------------------------
+
+    async def states(
+        self, entities: Sequence[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], StoredState]:
+        names = list(dict.fromkeys(entities))
+        rows = await self._pool.fetch(
+            "states", [entity_type for entity_type, _ in names], [id for _, id in names]
+        )
+        found = await self._read(lambda: [state_from(row, self._groups) for row in rows])
+        return {(state.entity_type, state.entity_id): state for state in found}
+
+    async def entities(self, filter: EntityFilter, *, limit: int) -> Sequence[EntityRow]:
+        number = None
+        if filter.entity_type is not None and filter.entity_id is not None:
+            number = entity_key(filter.entity_type, filter.entity_id)
+        rows = await self._pool.fetch(
+            "entities",
+            filter.entity_type,
+            filter.entity_id,
+            *(filter.after or ("", "")),
+            limit,
+            number,
+        )
+        return await self._read(lambda: [entity_from(row, self._groups) for row in rows])
+
+    async def schedules(self, names: Sequence[str] | None = None) -> Sequence[ScheduleRow]:
+        rows = await self._pool.fetch("schedules", names)
+        return await self._read(lambda: [schedule_from(row, self._groups) for row in rows])
+
+    async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
+        return [fire_from(row) for row in await self._pool.fetch("fires", schedule, limit)]
+
+    # --- the cluster ------------------------------------------------------------------------------
+
     async def shards(self) -> Sequence[ShardRow]:
         rows = await self._pool.fetch("shards")
         return await self._read(lambda: [self._shard(row) for row in rows])
 
     async def runners(self) -> Sequence[RunnerRow]:
         return [runner_from(row) for row in await self._pool.fetch("runners")]
-
-    async def waiting_rows(self, execution: Snowflake) -> int:
-        rows = await self._pool.fetch("waiting_rows", execution)
-        return int(rows[0]["rows"])
 
     def _shard(self, row: asyncpg.Record) -> ShardRow:
         runner = row["runner_id"]
@@ -121,50 +193,5 @@ class Inspection:
             await self._learn_groups()
             return read()
 
-
-def _page(schema: str, filter: ExecutionFilter, limit: int) -> Select[tuple[object, ...]]:
-    tables = metadata_for(schema).tables
-    execution, shard = tables[f"{schema}.executions"].c, tables[f"{schema}.shards"]
-    wanted = [
-        execution.request_id,
-        execution.workflow,
-        execution.execution_id,
-        execution.group_id,
-        execution.shard,
-        execution.status,
-        execution.run,
-        execution.version,
-        execution.created_at,
-        execution.started_at,
-        execution.finished_at,
-        execution.wake_at,
-        execution.waiting,
-        execution.parent,
-        cast(execution.attributes, Text).label("attributes"),
-        shard.c.runner_id,
-    ]
-    same_shard = and_(shard.c.group_id == execution.group_id, shard.c.shard == execution.shard)
-    page = select(*wanted).select_from(tables[f"{schema}.executions"].outerjoin(shard, same_shard))
-    if filter.workflow is not None:
-        page = page.where(execution.workflow == filter.workflow)
-    if filter.execution_id is not None:
-        page = page.where(execution.execution_id == filter.execution_id)
-    if filter.statuses:
-        page = page.where(execution.status.in_([status.value for status in filter.statuses]))
-    if filter.attributes:
-        attributes = cast(literal(json.dumps(dict(filter.attributes)), Text), JSONB)
-        page = page.where(execution.attributes.op("@>")(attributes))
-    if filter.started_after is not None:
-        page = page.where(execution.created_at > filter.started_after)
-    if filter.parent is not None:
-        page = page.where(execution.parent == filter.parent)
-    if filter.after is not None:
-        page = page.where(execution.request_id < filter.after)
-    return page.order_by(execution.request_id.desc()).limit(limit)
-
-
-def _compiled(page: Select[tuple[object, ...]]) -> tuple[str, list[object]]:
-    """The text and arguments as asyncpg takes them."""
-    compiled = page.compile(dialect=_dialect, compile_kwargs={"render_postcompile": True})
-    values = compiled.params
-    return str(compiled), [values[name] for name in compiled.positiontup or ()]
+    async def _learn_groups(self) -> None:
+        self._groups.learn(await self._pool.fetch("groups"))

@@ -5,7 +5,8 @@ takes too long, the connection ends, and the locks with it.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,22 +15,15 @@ import asyncpg
 from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
-from engine.storage.columns import (
-    REQUEST_WIDTH,
-    Columns,
-    execution_columns,
-    journal_columns,
-    reply_columns,
-    request_columns,
-    settled_columns,
-)
+from engine.storage.batch import Batch
+from engine.storage.columns import request_columns
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.outage import Address, refused, transient, unavailable
 from engine.storage.protocol import (
+    SUSPECT,
     BadBatch,
     Commit,
     Flushed,
-    NewReply,
     SaveRequest,
     Sweep,
 )
@@ -38,9 +32,10 @@ from engine.storage.saving import saved_from
 from engine.storage.session import Session
 from engine.storage.sweeping import sweep_from
 
+log: logging.Logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_NO_REQUESTS: Columns = [()] * REQUEST_WIDTH
+_BLAMED = 200
 _PER_SHARD = 64
 _RACES = 5
 
@@ -103,14 +98,14 @@ class PostgresLaneSession:
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
+        held: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
         # A shard with a deep backlog must not make every sweep read all of it.
         per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
-        return await self._alone(
-            self._sweep(shards, in_flight, resident, limit, per_shard, horizon)
-        )
+        arguments = in_flight, resident, limit, per_shard, horizon, held
+        return await self._alone(self._sweep(shards, arguments))
 
     def terminate(self) -> None:
         self._session.terminate()
@@ -141,7 +136,17 @@ class PostgresLaneSession:
         if skipped:
             await self._ask("unlock_shards", *self._groups.columns(skipped))
         self._held.update(epochs)
+        lost = [self._groups.shard(row["group_id"], row["shard"]) for row in claimed if row["lost"]]
+        if lost:
+            await self._count_lost(lost)
         return epochs
+
+    async def _count_lost(self, shards: Sequence[ShardId]) -> None:
+        """Count what the former owner had in hand: nothing more is done to whatever killed it."""
+        try:
+            await self._write("count_lost", *self._groups.columns(shards), SUSPECT, _BLAMED)
+        except BadBatch as error:
+            log.warning("failed deliveries were not counted", extra={"error": str(error)})
 
     async def _release(self, shards: Sequence[ShardId]) -> None:
         columns = self._groups.columns(shards)
@@ -161,31 +166,27 @@ class PostgresLaneSession:
             del self._held[shard]
 
     async def _flush(self, commits: Sequence[Commit]) -> Flushed:
-        journal = [row for commit in commits for row in commit.journal]
-        if all(_only_journal(commit) for commit in commits):
-            if journal:
-                await self._write("flush_journal", *journal_columns(journal))
-            return Flushed(requests={}, replies={})
-        requests: dict[Snowflake, SaveRequest] = {}
-        for commit in commits:
-            for request in commit.requests:
-                requests.setdefault(request.envelope.request_id, request)
-        asked = list(requests.values())
-        updates = {c.execution.request_id: c.execution for c in commits if c.execution}
-        replies = _first_exits(reply for commit in commits for reply in commit.replies)
+        batch = Batch(commits, self._groups)
+        requests = batch.requests()
         try:
-            columns = [
-                *(request_columns(asked, self._groups) if asked else _NO_REQUESTS),
-                self._channel,
-                *journal_columns(journal),
-                *reply_columns(replies, self._groups),
-                *settled_columns(commits, self._groups),
-                *execution_columns(updates.values()),
-            ]
+            statement, notes = batch.flush(requests, self._channel), batch.notes()
         except UnknownGroup as error:
             raise BadBatch(f"there is no shard group {str(error)!r}") from error
-        rows = await self._write("flush", *columns)
-        return await self._flushed(asked, rows)
+        flushed = Flushed(requests={}, replies={})
+        if statement is not None:
+            rows = await self._write(statement.name, *statement.arguments)
+            flushed = await self._flushed(requests, rows)
+        committed = statement is not None
+        for note in notes:
+            try:
+                await self._write(note.name, *note.arguments)
+                committed = True
+            except BadBatch as error:
+                # What is committed must not be tried again with the batch.
+                if not committed:
+                    raise
+                log.warning("a note was lost", extra={"note": note.name, "error": str(error)})
+        return flushed
 
     async def _flushed(
         self, requests: Sequence[SaveRequest], rows: Sequence[asyncpg.Record]
@@ -202,19 +203,9 @@ class PostgresLaneSession:
             raced = [r for r in raced if r.envelope.request_id not in answers]
         return Flushed(requests=answers, replies=returned)
 
-    async def _sweep(
-        self,
-        shards: Sequence[ShardId],
-        in_flight: Sequence[int],
-        resident: Sequence[Snowflake],
-        limit: int,
-        per_shard: int,
-        horizon: timedelta,
-    ) -> Sweep:
+    async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
         sent = monotonic()
-        rows = await self._write(
-            "sweep", *self._groups.columns(shards), in_flight, resident, limit, per_shard, horizon
-        )
+        rows = await self._write("sweep", *self._groups.columns(shards), *arguments)
         self._clock.align(database=rows[0]["now"], sent=sent, received=monotonic())
         try:
             return sweep_from(rows, self._groups, self._runner)
@@ -260,20 +251,3 @@ class PostgresLaneSession:
         loop = asyncio.get_running_loop()
         for callback in callbacks:
             loop.call_soon(callback)
-
-
-def _only_journal(commit: Commit) -> bool:
-    return not (commit.replies or commit.requests or commit.settled or commit.execution)
-
-
-def _first_exits(replies: Iterable[NewReply]) -> list[NewReply]:
-    """At most one exit per request and one row per sequence: the first that came."""
-    exits: set[Snowflake] = set()
-    kept: dict[tuple[Snowflake, int], NewReply] = {}
-    for reply in replies:
-        if reply.kind.value:
-            if reply.request_id in exits:
-                continue
-            exits.add(reply.request_id)
-        kept.setdefault((reply.request_id, reply.sequence), reply)
-    return list(kept.values())

@@ -11,41 +11,38 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from engine.core.envelope import EnvelopeRequest
-from engine.core.errors import ConfigurationError, StorageUnavailable
-from engine.core.ids import MachineLease, RunnerId, Snowflake
+from engine.core.envelope import AckChunk, Interrupt
+from engine.core.errors import ConfigurationError
+from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
 from engine.storage.memory_database import Fault, MemoryDatabase
 from engine.storage.memory_doorbell import MemoryDoorbell
+from engine.storage.memory_inspection import MemoryInspection
 from engine.storage.memory_lane import MemoryLane
 from engine.storage.memory_registry import MemoryRegistry
 from engine.storage.memory_transaction import MemoryTransaction, UserConnection
 from engine.storage.protocol import (
     Doorbell,
-    ExecutionFilter,
     Fence,
     LaneSession,
-    LoadedExecution,
+    Post,
+    Posted,
+    Received,
     Registry,
-    RunnerRow,
     Saved,
     SaveRequest,
-    ShardRow,
-    StoredExecution,
-    StoredReply,
 )
 from engine.storage.transaction import Transaction
 
 __all__ = ["Fault", "MemoryDatabase", "MemoryStorage"]
 
-_REMEMBERED = timedelta(days=1)
 
-
-class MemoryStorage:
+class MemoryStorage(MemoryInspection):
     """One process's handle on a ``MemoryDatabase``; see ``Storage``.
 
-    ``identity`` is what the process leases machine ids as. ``shards_per_group`` is the size of the
-    groups it creates. Without ``notifications`` its doorbell is dumb: everything waits for polls.
+    ``identity`` is what the process leases machine ids as and where its post arrives.
+    ``shards_per_group`` is the size of the groups it creates. Without ``notifications`` its
+    doorbell is dumb: everything waits for polls.
     """
 
     def __init__(
@@ -56,11 +53,12 @@ class MemoryStorage:
         shards_per_group: int = 300,
         notifications: bool = True,
     ) -> None:
-        self._database = database
+        super().__init__(database)
         self._identity = identity or uuid4()
         self._shards_per_group = shards_per_group
-        self._doorbell = MemoryDoorbell(database, notifications=notifications)
-        self._opened = False
+        self._doorbell = MemoryDoorbell(
+            database, identity=self._identity, notifications=notifications
+        )
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -84,6 +82,10 @@ class MemoryStorage:
         await asyncio.sleep(0)
         self._opened = False
         self._doorbell.close()
+
+    @property
+    def identity(self) -> UUID:
+        return self._identity
 
     @property
     def doorbell(self) -> Doorbell:
@@ -110,7 +112,7 @@ class MemoryStorage:
         await self._travel()
         self._database.release_machine(self._identity, lease)
 
-    # --- requests and replies -----------------------------------------------------------------
+    # --- requests and what becomes of them ------------------------------------------------------
 
     async def save(
         self, requests: Sequence[SaveRequest], *, patient: bool = False
@@ -134,28 +136,25 @@ class MemoryStorage:
         await self._travel()
         self._doorbell.watch(requests)
 
-    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
+    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
         await self._travel()
-        return self._database.rows.replies(requests)
-
-    async def request(self, request_id: Snowflake) -> EnvelopeRequest | None:
+        for ack in acks:
+            self._database.rows.replies.acknowledge(ack)
+        if wait:
+            self._doorbell.watch(ack.request_id for ack in acks)
         await self._travel()
-        return self._database.rows.envelope(request_id)
 
-    # --- executions ---------------------------------------------------------------------------
-
-    async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
+    async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         await self._travel()
-        rows = self._database.rows
-        loaded: list[LoadedExecution] = []
-        for each in dict.fromkeys(executions):
-            execution, envelope = rows.execution(each), rows.envelope(each)
-            if execution is not None and envelope is not None:
-                journal = rows.journal(each, run=execution.run)
-                loaded.append(
-                    LoadedExecution(execution=execution, envelope=envelope, journal=journal)
-                )
-        return loaded
+        stored = self._database.rows.interrupt(interrupts)
+        await self._travel()
+        return stored
+
+    async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
+        await self._travel()
+        shards = self._database.rows.revive(requests)
+        await self._travel()
+        return shards
 
     async def transact(
         self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]
@@ -166,45 +165,24 @@ class MemoryStorage:
             await self._travel()
             connection.commit(row)
 
-    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
-        await self._travel()
-        return self._database.rows.find(workflow, execution_id)
+    # --- volatile messages ----------------------------------------------------------------------
 
-    async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
+    async def post(self, messages: Sequence[Post]) -> Sequence[Posted]:
         await self._travel()
-        return self._database.rows.page(filter, limit)
-
-    async def workflows(self) -> Mapping[str, str]:
+        posted = self._database.post.send(messages)
+        self._doorbell.ring_post(each.runner for each in posted if each.runner is not None)
         await self._travel()
-        return self._database.rows.workflows()
+        return posted
 
-    async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
+    async def take_post(self) -> Sequence[Received]:
         await self._travel()
-        return self._database.rows.journal(execution)
+        return self._database.post.take(self._identity)
 
-    async def waiting_rows(self, execution: Snowflake) -> int:
+    async def sweep_post(self, older_than: timedelta) -> int:
         await self._travel()
-        return self._database.rows.waiting(execution)
+        return self._database.post.sweep(older_than)
 
-    # --- the cluster --------------------------------------------------------------------------
-
-    async def shards(self) -> Sequence[ShardRow]:
-        await self._travel()
-        return [
-            ShardRow(
-                shard=each.id, epoch=each.epoch, runner=each.runner, acquired_at=each.acquired_at
-            )
-            for _, each in sorted(self._database.shards.items())
-        ]
-
-    async def runners(self) -> Sequence[RunnerRow]:
-        await self._travel()
-        since = self._database.clock.now() - _REMEMBERED
-        return [
-            row
-            for row in list(self._database.runners.values())
-            if row.died_at is None or row.died_at > since
-        ]
+    # --- the runner's connections ---------------------------------------------------------------
 
     async def open_registry(self, runner: RunnerId) -> Registry:
         await self._travel()
@@ -221,9 +199,3 @@ class MemoryStorage:
     ) -> None:
         waited = [stored[each.envelope.request_id] for each in requests if each.wait]
         self._doorbell.watch(each for each in waited if not self._database.rows.ended(each))
-
-    async def _travel(self) -> None:
-        await asyncio.sleep(0)
-        if not self._opened:
-            raise StorageUnavailable("the storage is not open: enter it as a context manager")
-        self._database.check_available()

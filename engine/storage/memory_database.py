@@ -6,7 +6,7 @@ Tests break it with ``fail_next_flush``, ``end_sessions``, ``stop`` and ``interr
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
@@ -15,11 +15,13 @@ from uuid import UUID
 from engine.core.clock import Clock
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import MACHINE_IDS, MachineLease, RunnerId, ShardId, Snowflake
+from engine.storage.memory_post import MemoryPost
 from engine.storage.memory_rows import MemoryRows
 from engine.storage.memory_shard import MemoryShard
 from engine.storage.protocol import RunnerRow
 
 _MACHINE_LEASE = timedelta(minutes=10)
+_MACHINE_RELEASE = timedelta(seconds=1)
 
 
 class Fault(Enum):
@@ -44,6 +46,8 @@ class Hearer(Protocol):
 
     def hear_shards(self, shards: Sequence[ShardId]) -> None: ...
     def hear_replies(self, requests: Sequence[Snowflake]) -> None: ...
+    def hear_acks(self, requests: Sequence[Snowflake]) -> None: ...
+    def hear_post(self, channels: Collection[UUID]) -> None: ...
     def hear_topology(self) -> None: ...
     def hear_restored(self) -> None: ...
 
@@ -63,6 +67,7 @@ class MemoryDatabase:
         self.groups: dict[str, int] = {}
         self.shards: dict[ShardId, MemoryShard] = {}
         self.rows: MemoryRows = MemoryRows(clock, self.shards)
+        self.post: MemoryPost = MemoryPost(clock, self.shards)
         self.runners: dict[RunnerId, RunnerRow] = {}
         self.unburied: set[RunnerId] = set()
         self.sessions: dict[Session, None] = {}
@@ -88,6 +93,7 @@ class MemoryDatabase:
     def stop(self) -> None:
         """End all sessions and refuse everything until ``start``."""
         self.available = False
+        self.post.clear()
         with self.mutex:
             for session in list(self.sessions):
                 session.terminate()
@@ -119,11 +125,14 @@ class MemoryDatabase:
             ids = [ShardId(name, number) for number in range(1, shards + 1)]
             self.shards.update((each, MemoryShard(each)) for each in ids)
 
-    def disown(self, runner: RunnerId) -> None:
-        """Say that the shards of a runner that is gone are nobody's."""
+    def disown(self, runner: RunnerId, *, in_good_order: bool) -> None:
+        """Say that the shards of a runner that is gone are nobody's. ``in_good_order``: it had
+        nothing in hand."""
         for shard in self.shards.values():
             if shard.runner == runner:
                 shard.runner = None
+                if in_good_order:
+                    shard.taker = None
 
     # --- the doorbell ---------------------------------------------------------------------------
 
@@ -163,5 +172,9 @@ class MemoryDatabase:
         )
 
     def release_machine(self, holder: UUID, lease: MachineLease) -> None:
-        if self._machines.get(lease.machine, (None, None))[0] == holder:
-            del self._machines[lease.machine]
+        """Let a lease run out; not at once, since ids may have been made for the milliseconds to
+        come."""
+        held = self._machines.get(lease.machine)
+        if held is not None and held[0] == holder:
+            soon = self.clock.now() + _MACHINE_RELEASE
+            self._machines[lease.machine] = holder, min(held[1], soon)

@@ -62,7 +62,7 @@ class MemoryLane:
             with self._database.mutex:
                 for held in self._held.intersection(shards):
                     shard = self._database.shards[held]
-                    shard.runner = shard.acquired_at = shard.holder = None
+                    shard.runner = shard.taker = shard.acquired_at = shard.holder = None
                     self._held.discard(held)
             await self._travel()
 
@@ -92,6 +92,7 @@ class MemoryLane:
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
+        held: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
@@ -101,6 +102,7 @@ class MemoryLane:
                 shards,
                 in_flight=frozenset(in_flight),
                 resident=frozenset(resident),
+                held=frozenset(held),
                 limit=limit,
                 horizon=horizon,
             )
@@ -135,7 +137,10 @@ class MemoryLane:
 
     def _take(self, shard_id: ShardId) -> int:
         shard = self._database.shards[shard_id]
-        shard.holder, shard.runner = self, self.runner
+        lost = shard.taker not in (None, self.runner)
+        self._database.rows.change_owner(shard_id, lost=lost)
+        shard.holder = self
+        shard.runner = shard.taker = self.runner
         shard.acquired_at = self._database.clock.now()
         shard.epoch += 1
         self._held.add(shard_id)

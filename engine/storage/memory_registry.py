@@ -11,7 +11,7 @@ from datetime import timedelta
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.memory_database import MemoryDatabase
-from engine.storage.protocol import Beat, RunnerRow
+from engine.storage.protocol import Beat, RunnerLoad, RunnerRow
 
 
 class MemoryRegistry:
@@ -33,14 +33,14 @@ class MemoryRegistry:
                 beat_at=now,
             )
 
-    async def beat(self, runner: RunnerId) -> Beat:
+    async def beat(self, runner: RunnerId, load: RunnerLoad | None = None) -> Beat:
         await self._travel()
         with self._database.mutex:
             runners, now = self._database.runners, self._database.clock.now()
             me = runners.get(runner)
             alive = me is not None and me.died_at is None
             if me is not None and alive:
-                runners[runner] = replace(me, beat_at=now)
+                runners[runner] = replace(me, beat_at=now, load=load)
             for id, each in runners.items():
                 if each.beat_at is None and each.died_at is None:
                     runners[id] = replace(each, beat_at=now)
@@ -65,7 +65,7 @@ class MemoryRegistry:
             if me is not None and me.died_at is None:
                 now = self._database.clock.now()
                 self._database.runners[runner] = replace(me, died_at=now)
-                self._database.disown(runner)
+                self._database.disown(runner, in_good_order=True)
 
     async def bury(self, runner: RunnerId, *, by: RunnerId, ttl: timedelta) -> bool:
         await self._travel()
@@ -93,7 +93,7 @@ class MemoryRegistry:
                 return sum(session.runner == runner for session in self._database.sessions)
             self._database.end_sessions(runner)
             self._database.unburied.discard(runner)
-            self._database.disown(runner)
+            self._database.disown(runner, in_good_order=False)
             return 0
 
     async def close(self) -> None:

@@ -1,31 +1,31 @@
-"""The tables of the in-memory database: requests, replies, executions, journals.
+"""The tables of the in-memory database: requests and inboxes, and what is written with them.
 
 Each method is one statement: it runs within one turn of the event loop, all of it or nothing.
 ``memory`` and ``memory_lane`` call it on behalf of a process; times are the database's clock's.
 """
 
 import heapq
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 
 from engine.core.clock import Clock
-from engine.core.envelope import EnvelopeRequest, dedup_key
+from engine.core.envelope import EnvelopeRequest, Interrupt, dedup_key
 from engine.core.errors import ConfigurationError
-from engine.core.ids import ShardId, Snowflake
-from engine.core.journal import JournalRow
-from engine.core.reply import ReplyKind
+from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.status import Status
-from engine.storage.memory_filter import passes
+from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow
+from engine.storage.memory_dead import dead_letters
+from engine.storage.memory_entities import MemoryEntities
+from engine.storage.memory_executions import MemoryExecutions
+from engine.storage.memory_failures import begin_trial, count_lost, end_trials, fail
+from engine.storage.memory_replies import MemoryReplies
+from engine.storage.memory_schedules import MemorySchedules
 from engine.storage.memory_shard import NEVER, MemoryRow, MemoryShard
 from engine.storage.protocol import (
     BadBatch,
     Commit,
-    ExecutionFilter,
-    ExecutionUpdate,
     Flushed,
     InboxKind,
     InboxRow,
@@ -34,26 +34,25 @@ from engine.storage.protocol import (
     SaveOutcome,
     SaveRequest,
     StoredExecution,
-    StoredReply,
     Sweep,
 )
 from engine.storage.storable import check_storable
 
 
 class MemoryRows:
-    """What is stored, with an index for each way it is asked for."""
+    """Requests and who has to deliver them; ``replies``, ``executions``, ``entities`` and
+    ``schedules`` are the other tables."""
 
     def __init__(self, clock: Clock, shards: Mapping[ShardId, MemoryShard]) -> None:
+        self.replies: MemoryReplies = MemoryReplies()
+        self.executions: MemoryExecutions = MemoryExecutions(shards)
+        self.entities: MemoryEntities = MemoryEntities(clock, shards)
+        self.schedules: MemorySchedules = MemorySchedules(shards)
         self._clock = clock
         self._shards = shards
         self._seq = 0
         self._envelopes: dict[Snowflake, EnvelopeRequest] = {}
         self._dedup: dict[str, Snowflake] = {}
-        self._replies: dict[Snowflake, dict[int, StoredReply]] = {}
-        self._exits: dict[Snowflake, StoredReply] = {}
-        self._executions: dict[Snowflake, StoredExecution] = {}
-        self._by_age: list[Snowflake] = []
-        self._journal: dict[Snowflake, dict[tuple[int, int], JournalRow]] = {}
         self._waiting: Counter[Snowflake] = Counter()
 
     # --- writing ------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class MemoryRows:
 
     def flush(self, commits: Sequence[Commit]) -> Flushed:
         """Write all commits, or raise ``BadBatch`` and write nothing."""
-        self.check_journal([row for commit in commits for row in commit.journal])
+        self.executions.check_journal([row for commit in commits for row in commit.journal])
         self._check_commits(commits)
         requests: dict[Snowflake, Saved] = {}
         replies: dict[Snowflake, int] = {}
@@ -81,29 +80,62 @@ class MemoryRows:
             for request_id, saved in zip(asked, self.save(commit.requests), strict=True):
                 requests.setdefault(request_id, saved)
         for commit in commits:
-            self.add_journal(commit.journal)
-            for reply in commit.replies:
-                self._reply(reply, replies)
-            for seq in commit.settled:
-                self._settle(commit.shard, seq)
-            if commit.execution is not None:
-                self._update(commit.execution)
+            self._write(commit, replies)
+        for commit in commits:
+            self._note(commit)
         return Flushed(requests=requests, replies=replies)
 
-    def check_journal(self, rows: Sequence[JournalRow]) -> None:
-        """``BadBatch`` when a key is taken or occurs twice."""
-        keys = {(row.execution, row.run, row.position) for row in rows}
-        if len(keys) < len(rows):
-            raise BadBatch("the batch holds two journal rows of one position")
-        for row in rows:
-            if (row.run, row.position) in self._journal.get(row.execution, {}):
-                raise BadBatch(
-                    f"the journal of {row.execution} has a row {row.position} of run {row.run}"
-                )
+    def interrupt(self, interrupts: Sequence[Interrupt]) -> list[bool]:
+        """Put a row for each into its request's inbox, unless that is unknown or has its exit."""
+        return [self._interrupt(each.request_id) for each in interrupts]
 
-    def add_journal(self, rows: Sequence[JournalRow]) -> None:
-        for row in rows:
-            self._journal.setdefault(row.execution, {})[row.run, row.position] = row
+    def revive(self, requests: Sequence[Snowflake]) -> list[ShardId]:
+        """Deliver dead letters again."""
+        shards: list[ShardId] = []
+        for request_id in dict.fromkeys(requests):
+            if request_id in self.executions or not self.replies.take_back(request_id):
+                continue  # an execution is not delivered again but retried, by its journal
+            envelope = self._envelopes[request_id]
+            self._deliver(envelope.address.shard, InboxKind.REQUEST, envelope, None)
+            shards.append(envelope.address.shard)
+        return list(dict.fromkeys(shards))
+
+    def change_owner(self, shard_id: ShardId, *, lost: bool) -> None:
+        """``lost``: the last owner went without a release, and with whatever it had in hand."""
+        shard = self._known(shard_id)
+        if lost:
+            count_lost(shard, self.executions, self._clock.now())
+        else:
+            end_trials(shard, self.executions)
+
+    def _write(self, commit: Commit, replies: dict[Snowflake, int]) -> None:
+        self.executions.add_journal(commit.journal)
+        for reply in commit.replies:
+            self._reply(reply, replies)
+        for seq in commit.settled:
+            self._settle(commit.shard, seq)
+        if commit.execution is not None:
+            self.executions.update(commit.execution)
+        for state in commit.states:
+            self.entities.write(commit.shard, state)
+
+    def _note(self, commit: Commit) -> None:
+        """What PostgreSQL writes in statements of their own, after all the rest of a batch."""
+        shard = self._known(commit.shard)
+        fail(shard, commit.failed)
+        begin_trial(shard, commit.tried)
+        for schedule in commit.schedules:
+            self.schedules.write(schedule)
+        for fire in commit.fires:
+            self.schedules.fire(fire)
+
+    def _interrupt(self, request_id: Snowflake) -> bool:
+        envelope = self._envelopes.get(request_id)
+        if envelope is None or self.ended(request_id):
+            return False
+        execution = request_id if request_id in self.executions else None
+        self._deliver(envelope.address.shard, InboxKind.INTERRUPT, envelope, execution)
+        return True
 
     def _save(self, request: SaveRequest) -> Saved:
         envelope, now = request.envelope, self._clock.now()
@@ -114,7 +146,7 @@ class MemoryRows:
         execution: Snowflake | None = None
         if request.target is not None:
             execution = self._dedup.get(request.target)
-            target = None if execution is None else self._executions.get(execution)
+            target = None if execution is None else self.executions.get(execution)
             if target is None:
                 return Saved(outcome=SaveOutcome.NO_TARGET, request_id=asked)
             if target.status.finished:
@@ -122,7 +154,7 @@ class MemoryRows:
         elif request.execution is not None:
             execution = asked
             start, address = request.execution, envelope.address
-            self._start(
+            self.executions.start(
                 StoredExecution(
                     request_id=asked,
                     workflow=address.entity_type,
@@ -142,10 +174,6 @@ class MemoryRows:
         seq = self._deliver(envelope.address.shard, InboxKind.REQUEST, envelope, execution)
         return Saved(outcome=SaveOutcome.CREATED, request_id=asked, seq=seq)
 
-    def _start(self, execution: StoredExecution) -> None:
-        self._executions[execution.request_id] = execution
-        insort(self._by_age, execution.request_id)
-
     def _deliver(
         self,
         shard: ShardId,
@@ -154,6 +182,8 @@ class MemoryRows:
         execution: Snowflake | None,
     ) -> int:
         self._seq += 1
+        is_request = kind is InboxKind.REQUEST
+        address = envelope.address
         self._known(shard).add(
             MemoryRow(
                 shard=shard,
@@ -161,7 +191,10 @@ class MemoryRows:
                 kind=kind,
                 request_id=envelope.request_id,
                 execution=execution,
-                due_at=envelope.deliver_at if kind is InboxKind.REQUEST else None,
+                due_at=envelope.deliver_at if is_request else None,
+                entity=entity_key(address.entity_type, address.entity_id)
+                if is_request and execution is None
+                else None,
             )
         )
         if execution is not None:
@@ -169,23 +202,9 @@ class MemoryRows:
         return self._seq
 
     def _reply(self, reply: NewReply, rows: dict[Snowflake, int]) -> None:
-        stored = self._replies.setdefault(reply.request_id, {})
-        is_exit = reply.kind is not ReplyKind.CHUNK
-        # INVARIANT reply-once: the first exit stored is the exit; later ones change nothing.
-        if reply.sequence in stored or (is_exit and reply.request_id in self._exits):
-            return
-        row = StoredReply(
-            request_id=reply.request_id,
-            sequence=reply.sequence,
-            kind=reply.kind,
-            payload=reply.payload,
-        )
-        stored[reply.sequence] = row
-        if not is_exit:
-            return
-        self._exits[reply.request_id] = row
+        became_exit = self.replies.add(reply)
         envelope = self._envelopes.get(reply.request_id)
-        if reply.reply_to is not None and envelope is not None:
+        if became_exit and reply.reply_to is not None and envelope is not None:
             rows[reply.request_id] = self._deliver(
                 reply.reply_to.shard, InboxKind.REPLY, envelope, reply.reply_to.execution
             )
@@ -196,25 +215,6 @@ class MemoryRows:
             self._waiting[row.execution] -= 1
             if not self._waiting[row.execution]:
                 del self._waiting[row.execution]
-
-    def _update(self, update: ExecutionUpdate) -> None:
-        old = self._executions.get(update.request_id)
-        if old is None:
-            return
-        shard = self._shards[old.shard]
-        if old.wake_at is not None:
-            shard.wake(old.request_id, old.wake_at)
-        if update.wake_at is not None:
-            shard.sleep(old.request_id, update.wake_at)
-        self._executions[old.request_id] = replace(
-            old,
-            run=update.run,
-            status=update.status,
-            started_at=old.started_at or update.started_at,
-            finished_at=update.finished_at,
-            wake_at=update.wake_at,
-            waiting=update.waiting,
-        )
 
     def _check_commits(self, commits: Sequence[Commit]) -> None:
         updated = [each.execution.request_id for each in commits if each.execution is not None]
@@ -246,6 +246,7 @@ class MemoryRows:
         *,
         in_flight: Collection[int],
         resident: Collection[Snowflake],
+        held: Collection[int],
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
@@ -254,7 +255,7 @@ class MemoryRows:
         until = now + horizon
         swept = [self._known(each) for each in dict.fromkeys(shards)]
         ready = heapq.merge(
-            *(shard.ready(now, in_flight) for shard in swept), key=lambda row: row.seq
+            *(shard.ready(now, in_flight, held) for shard in swept), key=lambda row: row.seq
         )
         due = heapq.merge(*(shard.due(until, resident) for shard in swept))
         rows = list(islice(ready, limit + 1))
@@ -271,53 +272,36 @@ class MemoryRows:
     def envelope(self, request_id: Snowflake) -> EnvelopeRequest | None:
         return self._envelopes.get(request_id)
 
-    def replies(self, requests: Sequence[Snowflake]) -> list[StoredReply]:
-        """By request and sequence."""
-        return [
-            reply
-            for request_id in sorted(set(requests))
-            for _, reply in sorted(self._replies.get(request_id, {}).items())
-        ]
-
     def ended(self, request_id: Snowflake) -> bool:
-        return request_id in self._exits
-
-    def execution(self, request_id: Snowflake) -> StoredExecution | None:
-        """The execution with the runner that owns its shard now."""
-        stored = self._executions.get(request_id)
-        return None if stored is None else replace(stored, runner=self._shards[stored.shard].runner)
+        return self.replies.exit(request_id) is not None
 
     def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
         request_id = self._dedup.get(dedup_key("run", workflow, execution_id))
-        return None if request_id is None else self.execution(request_id)
-
-    def page(self, filter: ExecutionFilter, limit: int) -> list[StoredExecution]:
-        """The youngest that pass the filter, from ``filter.after`` on."""
-        ids = self._by_age
-        start = len(ids) if filter.after is None else bisect_left(ids, filter.after)
-        stored = (self.execution(ids[position]) for position in range(start - 1, -1, -1))
-        return list(islice((each for each in stored if each and passes(each, filter)), limit))
-
-    def workflows(self) -> dict[str, str]:
-        """Each workflow's name with its shard group."""
-        return {each.workflow: each.shard.group for each in self._executions.values()}
-
-    def journal(self, execution: Snowflake, *, run: int | None = None) -> list[JournalRow]:
-        """The rows of one run, or of all, in order."""
-        rows = sorted(self._journal.get(execution, {}).items())
-        return [row for key, row in rows if run is None or key[0] == run]
+        return None if request_id is None else self.executions.get(request_id)
 
     def waiting(self, execution: Snowflake) -> int:
         return self._waiting[execution]
 
+    def entity_page(self, filter: EntityFilter, limit: int) -> list[EntityRow]:
+        return self.entities.page(filter, limit, self._envelopes)
+
+    def dead_letters(self, filter: DeadFilter, limit: int) -> list[DeadLetter]:
+        """The youngest that pass the filter, from ``filter.after`` on; no executions."""
+        dead = (exit for exit in self.replies.dead() if exit.request_id not in self.executions)
+        return dead_letters(dead, self._envelopes, filter, limit)
+
     def _inbox_row(self, row: MemoryRow) -> InboxRow:
-        is_reply = row.kind is InboxKind.REPLY
+        is_request = row.kind is InboxKind.REQUEST
+        is_interrupt = row.kind is InboxKind.INTERRUPT
         return InboxRow(
             seq=row.seq,
             kind=row.kind,
             shard=row.shard,
             envelope=self._envelopes[row.request_id],
             execution=row.execution,
-            state=None if row.execution is None else self.execution(row.execution),
-            reply=self._exits[row.request_id] if is_reply else None,
+            state=None if row.execution is None else self.executions.get(row.execution),
+            reply=None if is_request else self.replies.exit(row.request_id),
+            target=self._shards[row.shard].seq_of(row.request_id) if is_interrupt else None,
+            failures=row.failures,
+            trial=row.trial,
         )

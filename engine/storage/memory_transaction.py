@@ -57,8 +57,8 @@ class UserConnection:
             raise StorageUnavailable(
                 "the connection of a user transaction was ended; nothing of it was done"
             )
-        self._database.rows.check_journal([row])
-        self._database.rows.add_journal([row])
+        self._database.rows.executions.check_journal([row])
+        self._database.rows.executions.add_journal([row])
 
 
 class MemoryTransaction:

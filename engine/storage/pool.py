@@ -91,6 +91,16 @@ class Pool:
         query = self.queries[name]
         return await self.read(query, *args, within=within, again=again, locks=locks)
 
+    async def fetch_once(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
+        """Run a query that must not be run twice: after a lost connection nobody knows whether it
+        was run at all, which is StorageUnavailable like everything else."""
+        limit = self.connector.statement_timeout
+        try:
+            async with self.session() as session:
+                return await self._run_or_end(session, self.queries[name], *args, within=limit)
+        except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
+            raise unavailable(error, self.connector.address) from error
+
     async def read(
         self,
         query: str,

@@ -5,14 +5,15 @@ the pool and needs SELECT only; everything else is opened when it is first asked
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
 from engine.core.clock import SystemClock, monotonic
-from engine.core.envelope import EnvelopeRequest
+from engine.core.envelope import AckChunk, Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
@@ -23,35 +24,32 @@ from engine.storage.inspection import Inspection
 from engine.storage.lane_session import PostgresLaneSession
 from engine.storage.machine import MachineIds
 from engine.storage.migrate import check
-from engine.storage.pool import Pool
+from engine.storage.pools import LOCK_TIMEOUT, Pools
+from engine.storage.post_office import PostOffice
 from engine.storage.protocol import (
     Doorbell,
     DoorbellListener,
-    ExecutionFilter,
     Fence,
-    LoadedExecution,
-    RunnerRow,
+    Post,
+    Posted,
+    Received,
     Saved,
     SaveRequest,
-    ShardRow,
-    StoredExecution,
-    StoredReply,
 )
 from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
 from engine.storage.saving import Saving
 from engine.storage.server import ServerFacts, server_facts
+from engine.storage.stored_requests import StoredRequests
 from engine.storage.transaction import Transaction
 from engine.storage.user_transaction import UserTransactions
 
-_LOCK_TIMEOUT = {"lock_timeout": "100"}
-_OWN_SESSIONS = 4
 _LARGEST_GROUP = 32_767
 
 
-class PostgresStorage:
-    """A ``Storage``. ``identity`` names the sessions of this process and its doorbell channel: the
-    runner's id inside a runner, else one of its own.
+class PostgresStorage(Inspection):
+    """A ``Storage``. ``identity`` names the sessions of this process and its channel, where the
+    doorbell is heard and post arrives: the runner's id inside a runner, else one of its own.
 
     ``dsn`` must lead to the server itself, or to a pooler in session mode; ``pool_dsn`` may lead
     to a transaction pooler. ``pool_size`` bounds the connections of user transactions; the
@@ -81,38 +79,18 @@ class PostgresStorage:
         self.clock = clock or SystemClock()
         self._dsn = dsn
         self._shards_per_group = shards_per_group
-        self._groups = Groups()
-        self._queries = Queries(schema)
         self._direct = Connector(
             dsn=dsn,
-            queries=self._queries,
+            queries=Queries(schema),
             statement_timeout=statement_timeout,
             connect_timeout=connect_timeout,
         )
         pooled = self._direct
         if pool_dsn is not None:
-            pooled = Connector(
-                dsn=pool_dsn,
-                queries=self._queries,
-                statement_timeout=statement_timeout,
-                connect_timeout=connect_timeout,
-                pooled=True,
-            )
+            pooled = replace(self._direct, dsn=pool_dsn, pooled=True)
+        self._pools = Pools(connector=pooled, identity=self.identity, size=pool_size)
+        super().__init__(pool=self._pools.own, groups=Groups())
         self._channel = channel_of(self.identity) if notifications else None
-        self._pool = Pool(
-            connector=pooled,
-            identity=self.identity,
-            role="pool",
-            size=min(_OWN_SESSIONS, pool_size),
-            settings=OUR_PLANS | _LOCK_TIMEOUT,
-        )
-        self._user_pool = Pool(
-            connector=pooled,
-            identity=self.identity,
-            role="user",
-            size=pool_size,
-            settings={"statement_timeout": "0"},
-        )
         self._doorbell = (
             PostgresDoorbell(connector=self._direct, identity=self.identity, groups=self._groups)
             if notifications
@@ -125,10 +103,21 @@ class PostgresStorage:
             learn_groups=self._learn_groups,
             channel=self._channel,
         )
-        self._inspection = Inspection(
-            pool=self._pool, groups=self._groups, learn_groups=self._learn_groups
+        self._requests = StoredRequests(
+            pool=self._pool,
+            groups=self._groups,
+            learn_groups=self._learn_groups,
+            channel=self._channel,
+            listening=self._listening,
         )
-        self._transactions = UserTransactions(pool=self._user_pool, groups=self._groups)
+        self._post = PostOffice(
+            sending=self._pools.post,
+            pool=self._pool,
+            identity=self.identity,
+            groups=self._groups,
+            learn_groups=self._learn_groups,
+        )
+        self._transactions = UserTransactions(pool=self._pools.user, groups=self._groups)
         self._machines = MachineIds(
             pool=self._pool, holder=self.identity, duration=machine_lease, clock=self.clock
         )
@@ -155,18 +144,16 @@ class PostgresStorage:
             await self._align_clock()
         except TransactionPooler:
             # Good enough for a client, which then polls; opening a lane says that it is not.
-            self._pool.serve_transactions_only()
-            self._user_pool.serve_transactions_only()
+            self._pools.serve_transactions_only()
             await self._align_clock()
-        await check(self._dsn, schema=self._queries.schema)
+        await check(self._dsn, schema=self._pool.queries.schema)
         await self._learn_groups()
 
     async def close(self) -> None:
         if self._doorbell is not None:
             await self._doorbell.close()
         await self._transactions.close()
-        await self._user_pool.close()
-        await self._pool.close()
+        await self._pools.close()
 
     @property
     def doorbell(self) -> Doorbell:
@@ -192,7 +179,7 @@ class PostgresStorage:
     async def release_machine(self, lease: MachineLease) -> None:
         await self._machines.release(lease)
 
-    # --- requests and replies ---------------------------------------------------------------------
+    # --- requests and what becomes of them --------------------------------------------------------
 
     async def save(
         self, requests: Sequence[SaveRequest], *, patient: bool = False
@@ -203,46 +190,32 @@ class PostgresStorage:
         return await self._saving.save_on(connection, request)
 
     async def watch(self, requests: Sequence[Snowflake]) -> None:
-        if self._doorbell is not None and requests:
-            await self._doorbell.listening(_LISTENING)
-            await self._pool.fetch("watch", requests, self._channel)
+        await self._requests.watch(requests)
 
-    async def replies(self, requests: Sequence[Snowflake]) -> Sequence[StoredReply]:
-        return await self._inspection.replies(requests)
+    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
+        await self._requests.acknowledge(acks, wait=wait)
 
-    async def request(self, request_id: Snowflake) -> EnvelopeRequest | None:
-        return await self._inspection.request(request_id)
+    async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
+        return await self._requests.interrupt(interrupts)
 
-    # --- executions -------------------------------------------------------------------------------
-
-    async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
-        return await self._inspection.load(executions)
+    async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
+        return await self._requests.revive(requests)
 
     async def transact(
         self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]
     ) -> None:
         await self._transactions.transact(fence, work)
 
-    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
-        return await self._inspection.find(workflow, execution_id)
+    # --- volatile messages ------------------------------------------------------------------------
 
-    async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
-        return await self._inspection.executions(filter, limit=limit)
+    async def post(self, messages: Sequence[Post]) -> Sequence[Posted]:
+        return await self._post.post(messages)
 
-    async def workflows(self) -> Mapping[str, str]:
-        return await self._inspection.workflows()
+    async def take_post(self) -> Sequence[Received]:
+        return await self._post.take()
 
-    async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
-        return await self._inspection.history(execution)
-
-    async def shards(self) -> Sequence[ShardRow]:
-        return await self._inspection.shards()
-
-    async def runners(self) -> Sequence[RunnerRow]:
-        return await self._inspection.runners()
-
-    async def waiting_rows(self, execution: Snowflake) -> int:
-        return await self._inspection.waiting_rows(execution)
+    async def sweep_post(self, older_than: timedelta) -> int:
+        return await self._post.sweep(older_than)
 
     # --- the server, for a diagnosis; neither needs the schema ------------------------------------
 
@@ -261,21 +234,22 @@ class PostgresStorage:
 
     async def open_lane(self, runner: RunnerId, index: int) -> PostgresLaneSession:
         """``ConfigurationError`` when the DSN leads to a transaction pooler."""
-        settings = OUR_PLANS | _LOCK_TIMEOUT
+        settings = OUR_PLANS | LOCK_TIMEOUT
         session = await self._direct.open(runner, f"lane-{index}", settings)
         return PostgresLaneSession(
             session=session,
             runner=runner,
             groups=self._groups,
-            queries=self._queries,
+            queries=self._pool.queries,
             channel=self._channel,
             statement_timeout=self._direct.statement_timeout,
             address=self._direct.address,
             clock=self.clock,
         )
 
-    async def _learn_groups(self) -> None:
-        self._groups.learn(await self._pool.fetch("groups"))
+    async def _listening(self) -> None:
+        if self._doorbell is not None:
+            await self._doorbell.listening(_LISTENING)
 
     async def _align_clock(self) -> None:
         sent = monotonic()
@@ -295,5 +269,6 @@ class _NoDoorbell:
 
     def ring_shards(self, shards: Iterable[ShardId]) -> None: ...
     def ring_replies(self, requests: Iterable[Snowflake]) -> None: ...
+    def ring_acks(self, acks: Iterable[tuple[ShardId, Snowflake]]) -> None: ...
     def ring_topology(self) -> None: ...
     def listen(self, listener: DoorbellListener) -> None: ...

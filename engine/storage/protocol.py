@@ -247,16 +247,16 @@ class Commit:
     """
 
     shard: ShardId
-    journal: list[JournalRow] = field(default_factory=list[JournalRow])
-    replies: list[NewReply] = field(default_factory=list[NewReply])
-    requests: list[SaveRequest] = field(default_factory=list[SaveRequest])
-    settled: list[int] = field(default_factory=list[int])
+    journal: Sequence[JournalRow] = ()
+    replies: Sequence[NewReply] = ()
+    requests: Sequence[SaveRequest] = ()
+    settled: Sequence[int] = ()
     execution: ExecutionUpdate | None = None
-    states: list[StateWrite] = field(default_factory=list[StateWrite])
-    failed: list[int] = field(default_factory=list[int])
-    tried: list[int] = field(default_factory=list[int])
-    schedules: list[ScheduleRow] = field(default_factory=list[ScheduleRow])
-    fires: list[Fire] = field(default_factory=list[Fire])
+    states: Sequence[StateWrite] = ()
+    failed: Sequence[int] = ()
+    tried: Sequence[int] = ()
+    schedules: Sequence[ScheduleRow] = ()
+    fires: Sequence[Fire] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -671,7 +671,7 @@ class Storage(Protocol):
         ...
 
     async def dead_letters(self, filter: DeadFilter, *, limit: int) -> Sequence[DeadLetter]:
-        """Persisted requests that ended in a ``Defect``, youngest first."""
+        """Persisted requests to entities that ended in a ``Defect``, youngest first."""
         ...
 
     async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:

@@ -9,8 +9,10 @@ from engine.core.ids import EntityAddress, RunnerId, ShardId
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import ReplyKind
 from engine.core.status import Status
+from engine.storage.entities import DeadLetter, EntityRow, StoredState
 from engine.storage.groups import Groups
-from engine.storage.protocol import RunnerRow, StoredExecution, StoredReply
+from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
+from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
 
 def envelope_from(record: asyncpg.Record, groups: Groups) -> EnvelopeRequest:
@@ -61,14 +63,14 @@ def execution_from(
         parent=record["parent"],
         attributes=attributes.encode() if attributes is not None else None,
         runner=runner,
+        failures=record["failures"],
     )
 
 
 def owned_execution_from(record: asyncpg.Record, groups: Groups) -> StoredExecution:
     """As ``execution_from``, for a record with its own shard and ``runner_id``."""
     shard = groups.shard(record["group_id"], record["shard"])
-    runner = record["runner_id"]
-    return execution_from(record, shard, RunnerId(runner) if runner is not None else None)
+    return execution_from(record, shard, _owner(record))
 
 
 def journal_from(record: asyncpg.Record) -> JournalRow:
@@ -110,10 +112,87 @@ def runner_from(record: asyncpg.Record) -> RunnerRow:
         types=json.loads(record["types"]),
         machine=record["machine"],
         draining=record["draining"],
+        load=_load(record["load"]),
         started_at=record["started_at"],
         beat_at=record["beat_at"],
         died_at=record["died_at"],
     )
+
+
+def state_from(record: asyncpg.Record, groups: Groups) -> StoredState:
+    return StoredState(
+        entity_type=record["entity_type"],
+        entity_id=record["entity_id"],
+        shard=groups.shard(record["group_id"], record["shard"]),
+        version=record["version"],
+        payload=record["payload"],
+        saved_at=record["saved_at"],
+    )
+
+
+def entity_from(record: asyncpg.Record, groups: Groups) -> EntityRow:
+    return EntityRow(
+        entity_type=record["entity_type"],
+        entity_id=record["entity_id"],
+        shard=groups.shard(record["group_id"], record["shard"]),
+        runner=_owner(record),
+        waiting=record["waiting"],
+        oldest=record["oldest"],
+        version=record["version"],
+        saved_at=record["saved_at"],
+    )
+
+
+def dead_letter_from(record: asyncpg.Record, groups: Groups) -> DeadLetter:
+    return DeadLetter(
+        request_id=record["request_id"],
+        shard=groups.shard(record["group_id"], record["shard"]),
+        entity_type=record["entity_type"],
+        entity_id=record["entity_id"],
+        tag=record["tag"],
+        payload=record["payload"],
+        error=record["error"],
+    )
+
+
+def schedule_from(record: asyncpg.Record, groups: Groups) -> ScheduleRow:
+    return ScheduleRow(
+        name=record["name"],
+        shard=groups.shard(record["group_id"], record["shard"]),
+        schedule=record["schedule"],
+        timezone=record["timezone"],
+        settings=record["settings"].encode(),
+        paused=record["paused"],
+        done_until=record["done_until"],
+        next_at=record["next_at"],
+        buffered=record["buffered"],
+        running=tuple(record["running"]),
+        runner=_owner(record),
+    )
+
+
+def fire_from(record: asyncpg.Record) -> Fire:
+    return Fire(
+        schedule=record["schedule"],
+        instant=record["instant"],
+        outcome=FireOutcome(record["outcome"]),
+        request_id=record["request_id"],
+        manual=record["manual"],
+        at=record["at"],
+    )
+
+
+def _owner(record: asyncpg.Record) -> RunnerId | None:
+    runner = record["runner_id"]
+    return RunnerId(runner) if runner is not None else None
+
+
+def _load(stored: str | None) -> RunnerLoad | None:
+    """None also for one that another version of the engine wrote."""
+    try:
+        return None if stored is None else RunnerLoad(**json.loads(stored))
+    except TypeError:
+        return None
 
 
 def _headers(stored: bytes | None) -> tuple[dict[str, str], str | None]:

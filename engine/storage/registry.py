@@ -5,6 +5,7 @@ From ``cluster.membership``, whose heartbeat has a thread and an event loop of i
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 
 import asyncpg
@@ -14,7 +15,7 @@ from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId
 from engine.storage.connect import OUR_PLANS, Connector
 from engine.storage.outage import LOST, unavailable
-from engine.storage.protocol import Beat, RunnerRow
+from engine.storage.protocol import Beat, RunnerLoad, RunnerRow
 from engine.storage.records import runner_from
 from engine.storage.session import Session
 
@@ -52,9 +53,9 @@ class PostgresRegistry:
                 f"runner {runner.id} has been declared dead; come back as a new one"
             )
 
-    async def beat(self, runner: RunnerId) -> Beat:
+    async def beat(self, runner: RunnerId, load: RunnerLoad | None = None) -> Beat:
         sent = monotonic()
-        rows = await self._ask("beat", runner)
+        rows = await self._ask("beat", runner, None if load is None else json.dumps(asdict(load)))
         now = rows[0]["now"]
         self._clock.align(database=now, sent=sent, received=monotonic())
         return Beat(

@@ -82,7 +82,7 @@ class Saving:
                 if saved.outcome is SaveOutcome.CREATED and self._channel is not None:
                     # The server keeps this back until the caller commits.
                     shard = self._groups.columns([request.envelope.address.shard])
-                    await driver.fetch(self._pool.queries["ring"], *shard, [], [])
+                    await driver.fetch(self._pool.queries["ring"], *shard, [], [], [], [], [])
                 return saved
         raise _lost_every_race()
 

@@ -35,6 +35,8 @@ class ScheduleRow:
 
 
 class FireOutcome(IntEnum):
+    """What became of an instant of a schedule."""
+
     STARTED = 0
     OVERLAPPED = 1
     """Skipped, since an earlier one was still running."""

@@ -57,4 +57,7 @@ def _inbox_row(row: asyncpg.Record, groups: Groups, runner: RunnerId) -> InboxRo
         execution=row["execution"],
         state=state,
         reply=reply,
+        target=row["target"],
+        failures=row["inbox_failures"],
+        trial=row["trial"],
     )

@@ -42,6 +42,9 @@ def metadata_for(schema: str) -> MetaData:
         server_default = text("clock_timestamp()") if default else None
         return Column(name, DateTime(timezone=True), nullable=null, server_default=server_default)
 
+    def at_key(name: str) -> Column[object]:
+        return Column(name, DateTime(timezone=True), primary_key=True)
+
     Table(
         "shard_groups",
         metadata,
@@ -81,6 +84,7 @@ def metadata_for(schema: str) -> MetaData:
         metadata,
         Column("runner_id", Uuid, primary_key=True),
         at("beat_at"),
+        Column("load", JSONB),
         prefixes=["UNLOGGED"],
         postgresql_with={"fillfactor": 50},
     )
@@ -119,6 +123,9 @@ def metadata_for(schema: str) -> MetaData:
         Column("kind", SmallInteger, nullable=False),
         Column("request_id", BigInteger, nullable=False),
         Column("execution", BigInteger),
+        Column("entity", BigInteger),
+        Column("failures", SmallInteger, nullable=False, server_default=text("0")),
+        Column("trial", Boolean, nullable=False, server_default=text("false")),
         at("due_at", null=True),
         postgresql_with=_QUEUE,
     )
@@ -129,13 +136,14 @@ def metadata_for(schema: str) -> MetaData:
         inbox.c.due_at,
         postgresql_where=inbox.c.due_at.is_not(None),
     )
+    Index("inbox_trial", inbox.c.group_id, inbox.c.shard, postgresql_where=inbox.c.trial)
     Table(
         "dedup",
         metadata,
         Column("key", Text(collation="C"), primary_key=True),
         Column("request_id", BigInteger, nullable=False),
     )
-    Table(
+    replies = Table(
         "replies",
         metadata,
         Column("request_id", BigInteger, primary_key=True, autoincrement=False),
@@ -143,6 +151,71 @@ def metadata_for(schema: str) -> MetaData:
         Column("kind", SmallInteger, nullable=False),
         Column("codec", SmallInteger, nullable=False, server_default=text("0")),
         Column("payload", LargeBinary, nullable=False),
+    )
+    Index(
+        "replies_dead",
+        replies.c.request_id,
+        postgresql_where=replies.c.kind == 5,
+    )
+    Table(
+        "acks",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("sequence", Integer, nullable=False),
+        postgresql_with=_UPDATED,
+    )
+    Table(
+        "post",
+        metadata,
+        Column("channel", Uuid, primary_key=True),
+        Column("seq", BigInteger, Identity(always=True), primary_key=True),
+        Column("kind", SmallInteger, nullable=False),
+        Column("group_id", Integer),
+        Column("shard", SmallInteger),
+        Column("request_id", BigInteger, nullable=False),
+        at("sent_at", default=True),
+        Column("body", LargeBinary, nullable=False),
+        prefixes=["UNLOGGED"],
+        postgresql_with=_QUEUE,
+    )
+    Table(
+        "entity_states",
+        metadata,
+        Column("entity_type", Text(collation="C"), primary_key=True),
+        Column("entity_id", Text(collation="C"), primary_key=True),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("version", BigInteger, nullable=False),
+        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        at("saved_at", default=True),
+        Column("payload", LargeBinary, nullable=False),
+        postgresql_with=_UPDATED,
+    )
+    Table(
+        "schedules",
+        metadata,
+        Column("name", Text, primary_key=True),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("schedule", Text, nullable=False),
+        Column("timezone", Text, nullable=False),
+        Column("settings", JSONB, nullable=False),
+        Column("paused", Boolean, nullable=False, server_default=text("false")),
+        at("done_until"),
+        at("next_at", null=True),
+        at("buffered", null=True),
+        Column("running", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
+        postgresql_with=_UPDATED,
+    )
+    Table(
+        "schedule_fires",
+        metadata,
+        Column("schedule", Text, primary_key=True),
+        at_key("instant"),
+        Column("outcome", SmallInteger, nullable=False),
+        Column("request_id", BigInteger),
+        Column("manual", Boolean, nullable=False, server_default=text("false")),
+        at("at"),
     )
     Table(
         "waiters",
@@ -170,6 +243,9 @@ def metadata_for(schema: str) -> MetaData:
         at("wake_at", null=True),
         Column("waiting", Text),
         Column("attributes", JSONB),
+        Column("failures", SmallInteger, nullable=False, server_default=text("0")),
+        Column("failed_position", Integer, nullable=False, server_default=text("0")),
+        Column("trial", Boolean, nullable=False, server_default=text("false")),
         postgresql_with=_UPDATED,
     )
     Index(
@@ -178,6 +254,12 @@ def metadata_for(schema: str) -> MetaData:
         executions.c.shard,
         executions.c.wake_at,
         postgresql_where=executions.c.wake_at.is_not(None),
+    )
+    Index(
+        "executions_trial",
+        executions.c.group_id,
+        executions.c.shard,
+        postgresql_where=executions.c.trial,
     )
     Table(
         "journal",

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
+from engine.cluster.rpc import volatile_step
 from engine.core.codec import digest
 from engine.core.errors import ConfigurationError, ErrorDetails, StepFailed, StepTimedOut
 from engine.core.journal import Outcome
@@ -268,6 +269,8 @@ class Body:
         return await self._ask(step)
 
     def call_entity(self, call: EntityCall) -> Coroutine[Any, Any, Any]:
+        if not call.rpc.persisted:
+            raise volatile_step(call.name)
         frame = sys._getframe(3)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
         self._called += 1

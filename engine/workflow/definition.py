@@ -10,7 +10,7 @@ from uuid import UUID
 
 from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
-from engine.cluster.rpc import rpc_of
+from engine.cluster.rpc import rpc_of, volatile_step
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
@@ -129,7 +129,10 @@ class Workflow(Generic[In, Out]):
         self, undo: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Run ``undo`` if this execution fails or is interrupted, last registered first."""
-        self._body("compensate()").compensate(lambda: undo(*args, **kwargs))
+        body, rpc = self._body("compensate()"), rpc_of(undo)
+        if rpc is not None and not rpc.persisted:
+            raise volatile_step(rpc.function.__qualname__)
+        body.compensate(lambda: undo(*args, **kwargs))
 
     def _body(self, what: str) -> "Body":
         body = cast("Body | None", self.__dict__.get(BODY))

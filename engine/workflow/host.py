@@ -11,18 +11,27 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from engine.cluster.delivery import Delivery
+from engine.cluster.residency import Residency
 from engine.cluster.shard import OwnedShard
+from engine.cluster.write import settle
 from engine.core.clock import Alarm, Clock
-from engine.core.errors import ConfigurationError, OwnershipLost
+from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
 from engine.core.reply import Exit
-from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, LoadedExecution, Storage
+from engine.storage.protocol import (
+    InboxRow,
+    LoadedExecution,
+    Storage,
+    StoredExecution,
+)
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.outgoing import Services
 from engine.workflow.resident import ResidentExecution
+from engine.workflow.waiting_executions import WaitingExecutions
 
 log: logging.Logger = logging.getLogger(__name__)
 _LOAD = 200
@@ -31,7 +40,8 @@ _LOAD = 200
 class ExecutionHost:
     """Runs the executions of the shards owned here (an ``ExecutionsHost`` of delivery).
 
-    ``suspend_after``: how long an execution may wait in memory with nothing to do.
+    ``suspend_after``: how long an execution may wait in memory with nothing to do; less when there
+    are ``max_resident`` and others want a place.
     """
 
     def __init__(
@@ -46,12 +56,16 @@ class ExecutionHost:
         renew_lease: Callable[[], Awaitable[None]],
         threads: Executor,
         suspend_after: timedelta,
+        max_resident: int,
     ) -> None:
         self._delivery = delivery
         self._storage = storage
         self._clock = clock
         self._spawn = spawn
         self._suspend_after = suspend_after
+        self._residency = Residency(max_resident)
+        self._places: dict[Snowflake, _Place] = {}
+        self._waiting = WaitingExecutions(self._residency)
         self._services = Services(
             clock=clock,
             delivery=delivery,
@@ -102,12 +116,26 @@ class ExecutionHost:
         if loading is not None:
             loading.append((shard, row))
             return
+        if id in self._waiting:
+            self._waiting.leave_stored(id, shard, row)
+            return
         state = row.state
         if state is None or state.status.finished:
             self.settle(shard, [row.seq])
         elif state.workflow not in self._workflows:
-            self._delivery.park(state.workflow, shard, row.seq)
-        elif state.started_at is None and row.envelope.request_id == id:
+            self._delivery.parking.park(state.workflow, shard, row, forever=True)
+        elif self._residency.room():
+            self._admit(id, shard, row, state)
+        else:
+            self._waiting.add(id, shard, lambda: self._admit(id, shard, row, state))
+
+    def _admit(
+        self, id: Snowflake, shard: OwnedShard, row: InboxRow, state: StoredExecution
+    ) -> None:
+        """There is a place for it in memory."""
+        if not shard.alive or not shard.accepting:
+            return
+        if state.started_at is None and row.envelope.request_id == id:
             fresh = LoadedExecution(execution=state, envelope=row.envelope, journal=())
             self._begin(shard, fresh, [row])
         else:
@@ -115,15 +143,19 @@ class ExecutionHost:
 
     def wake(self, executions: Sequence[Snowflake]) -> None:
         for id in executions:
-            if id not in self._residents and id not in self._loading:
+            if id in self._residents or id in self._loading or id in self._waiting:
+                continue
+            if self._residency.room():
                 self._load(id, [])
+            else:
+                self._waiting.add(id, None, partial(self._load, id, []))
 
     def resident(self, shard: OwnedShard) -> Collection[Snowflake]:
         return self._not_due.get(shard, ())
 
     @property
     def loading(self) -> Collection[Snowflake]:
-        return self._loading.keys()
+        return [*self._loading, *self._waiting]
 
     def drop(self, shard: OwnedShard) -> None:
         for resident in list(self._by_shard.get(shard, ())):
@@ -138,6 +170,7 @@ class ExecutionHost:
     def _forget_shard(self, shard: OwnedShard) -> None:
         self._by_shard.pop(shard, None)
         self._not_due.pop(shard, None)
+        self._waiting.forget(shard)
         for id, rows in self._loading.items():
             self._loading[id] = [each for each in rows if each[0] is not shard]
 
@@ -149,9 +182,13 @@ class ExecutionHost:
         self._by_shard[execution.shard].discard(execution)
         self._not_due[execution.shard].discard(execution.id)
         self._idle.pop(execution, None)
+        self._leave(execution.id)
 
     def idle(self, execution: ResidentExecution) -> None:
         self._idle.setdefault(execution, self._clock.now())
+        place = self._places.get(execution.id)
+        if place is not None:
+            self._residency.idle(place)
         if self._idle_alarm is None:
             self._idle_alarm = self._clock.call_at(
                 self._clock.now() + self._suspend_after, self._suspend_idle
@@ -159,15 +196,29 @@ class ExecutionHost:
 
     def busy(self, execution: ResidentExecution) -> None:
         self._idle.pop(execution, None)
+        place = self._places.get(execution.id)
+        if place is not None:
+            self._residency.busy(place)
+
+    def suspend_idle(self, id: Snowflake) -> None:
+        """Others wait for its place: suspend it now, if it is idle still."""
+        execution = self._residents.get(id)
+        if execution is not None and self._idle.pop(execution, None) is not None:
+            execution.suspend()
+
+    def _enter(self, id: Snowflake) -> None:
+        self._residency.enter(self._places.setdefault(id, _Place(self, id)))
+
+    def _leave(self, id: Snowflake) -> None:
+        place = self._places.pop(id, None)
+        if place is not None:
+            self._residency.leave(place)
 
     def due_again(self, execution: ResidentExecution) -> None:
         self._not_due[execution.shard].add(execution.id)
 
     def settle(self, shard: OwnedShard, seqs: Sequence[int]) -> None:
-        try:
-            shard.submit(_Settle(self._delivery, shard, seqs))
-        except OwnershipLost:
-            return
+        settle(self._delivery, shard, seqs)
 
     def _suspend_idle(self) -> None:
         self._idle_alarm = None
@@ -196,6 +247,7 @@ class ExecutionHost:
             residents=self,
         )
         self._residents[loaded.execution.request_id] = resident
+        self._enter(resident.id)
         self._by_shard[shard].add(resident)
         if loaded.execution.wake_at is not None:
             self._not_due[shard].add(resident.id)
@@ -204,6 +256,7 @@ class ExecutionHost:
         resident.begin()
 
     def _load(self, id: Snowflake, rows: list[tuple[OwnedShard, InboxRow]]) -> None:
+        self._enter(id)
         self._loading[id] = rows
         self._to_load.append(id)
         if self._loader is None:
@@ -233,6 +286,8 @@ class ExecutionHost:
                         self._loaded(id, found.get(id), epochs)
                     except Exception:
                         log.exception("an execution cannot go on here", extra={"execution": id})
+                    if id not in self._residents and id not in self._loading:
+                        self._leave(id)
         finally:
             self._loader = None
 
@@ -259,28 +314,22 @@ class ExecutionHost:
         elif loaded.execution.workflow not in self._workflows:
             self._not_due[shard].add(id)
             for row in mine:
-                self._delivery.park(loaded.execution.workflow, shard, row.seq)
+                self._delivery.parking.park(loaded.execution.workflow, shard, row, forever=True)
         elif mine or loaded.execution.wake_at is not None:
             self._begin(shard, loaded, mine)
 
 
-class _Settle:
-    """Inbox rows to delete, and nothing else."""
+class _Place:
+    """An execution's place in memory (a ``Resident``)."""
 
-    __slots__ = ("_commit", "_delivery", "_shard")
+    __slots__ = ("_host", "_id")
 
-    def __init__(self, delivery: Delivery, shard: OwnedShard, seqs: Sequence[int]) -> None:
-        self._delivery = delivery
-        self._shard = shard
-        self._commit = Commit(shard=shard.id, settled=list(seqs))
+    def __init__(self, host: ExecutionHost, id: Snowflake) -> None:
+        self._host = host
+        self._id = id
 
-    def collect(self) -> Commit:
-        return self._commit
+    def evict(self) -> None:
+        asyncio.get_running_loop().call_soon(self._host.suspend_idle, self._id)
 
-    def committed(self, flushed: Flushed) -> None:
-        self._delivery.committed(self._shard, self._commit, flushed)
-
-    def refused(self, error: BadBatch) -> None:
-        log.error(
-            "rows could not be settled", extra={"shard": str(self._shard.id), "error": str(error)}
-        )
+    def give_way(self) -> None:
+        """It goes on until it has nothing to do, which is when it is suspended."""

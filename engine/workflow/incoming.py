@@ -29,7 +29,7 @@ from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Outgoing
 from engine.workflow.replay import deadline_of
 from engine.workflow.steps import Ended, Errored, Unavailable, is_transaction
-from engine.workflow.tags import INTERRUPT, decode_text, deferred_of
+from engine.workflow.tags import INTERRUPT, decode_text, deferred_of, encode_text
 
 log: logging.Logger = logging.getLogger(__name__)
 _draw = random.Random()
@@ -133,6 +133,13 @@ class Incoming:
                     "a message to an execution could not be read and is left out",
                     extra={"execution": self._name, "tag": envelope.tag, "error": str(error)},
                 )
+        self._ledger.settle(row.seq)
+
+    def interrupted(self, row: InboxRow) -> None:
+        """The execution's run request is to end early (``Sharding.interrupt``)."""
+        payload = encode_text("")
+        self._ledger.append(JournalKind.INTERRUPT, INTERRUPT, 0, payload=payload)
+        self._body.interrupt("")
         self._ledger.settle(row.seq)
 
     def cancelled(self) -> None:

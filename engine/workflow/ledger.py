@@ -6,6 +6,7 @@ moves it.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from engine.core.clock import Clock
@@ -18,6 +19,7 @@ from engine.storage.protocol import (
     NewReply,
     SaveRequest,
     StoredExecution,
+    Verdict,
 )
 from engine.workflow.body import Step
 
@@ -45,6 +47,7 @@ class Ledger:
         self.mark: int = 0
         self.held: list[int] = []
         self.reply: NewReply | None = None
+        self.on_trial: bool = False
         self._clock = clock
         self._moved = moved
         self._position = last_position
@@ -161,6 +164,12 @@ class Ledger:
             self._settled.append(seq)
             self._dirty = True
 
+    def drop(self, seq: int) -> None:
+        """Delete an inbox row with the next flush, whichever it is."""
+        self.held.remove(seq)
+        self._settled.append(seq)
+        self._dirty = True
+
     def settle_all(self) -> None:
         self._settled.extend(self.held)
         self.held = []
@@ -193,6 +202,22 @@ class Ledger:
         )
         self._dirty = self._dirty or flush
 
+    def begin_trial(self) -> None:
+        """Note that it is about to run on trial, until something of it has become durable."""
+        self.on_trial = True
+        self.set_status(Status.RUNNING)
+        self._judge(Verdict.ON_TRIAL)
+
+    def acquit(self) -> None:
+        """Forget its failures."""
+        self.on_trial = False
+        self.set_status(Status.RUNNING)
+        self._judge(Verdict.ACQUITTED)
+
+    def _judge(self, verdict: Verdict) -> None:
+        assert self._update is not None
+        self._update = replace(self._update, verdict=verdict)
+
     def end(self, status: Status, reply: NewReply) -> None:
         """The exit: it leaves with every row before it."""
         self.reply = reply
@@ -217,6 +242,8 @@ class Ledger:
         """All there is to write, as one commit; None while another is on its way."""
         if self._commit is not None:
             return None
+        if self.on_trial:
+            self._weigh()
         self._commit = Commit(
             shard=shard,
             journal=self._rows,
@@ -228,6 +255,15 @@ class Ledger:
         self._commit_mark = self.mark
         self._clear()
         return self._commit
+
+    def _weigh(self) -> None:
+        """Its trial is over with its first row, and with everything else that ends its work."""
+        update = self._update
+        if update is not None and update.status is not Status.RUNNING:
+            self.on_trial = False
+            self._judge(Verdict.ACQUITTED)
+        elif self._rows:
+            self.acquit()
 
     def committed(self) -> Commit | None:
         """The commit on its way has become durable."""

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from engine.cluster.call import TRACE
 from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Alarm, Clock
@@ -68,15 +69,17 @@ class Services:
 class Outgoing:
     """Starts what the body of one execution asks for.
 
-    ``ended`` and ``answered`` take a step's end and a shared reply; ``position`` gives the journal
-    row of a transaction that is about to commit; ``look`` is called when something was left to
-    write outside a turn.
+    ``trace`` is the trace context it was started with, which it sends on. ``ended`` and
+    ``answered`` take a step's end and a shared reply; ``position`` gives the journal row of a
+    transaction that is about to commit; ``look`` is called when something was left to write outside
+    a turn.
     """
 
     def __init__(
         self,
         *,
         state: StoredExecution,
+        trace: str | None,
         prototype: Workflow[Any, Any],
         shard: OwnedShard,
         ledger: Ledger,
@@ -89,6 +92,7 @@ class Outgoing:
         self.calls: dict[Snowflake, Step] = {}
         self.paused: bool = False
         self._state = state
+        self._trace = trace
         self._name = f"{state.workflow}/{state.execution_id}"
         self._prototype = prototype
         self._shard = shard
@@ -214,6 +218,7 @@ class Outgoing:
     async def _run(self, step: Step) -> Ended | Errored | Unavailable:
         state, definition = self._state, step.definition
         assert definition is not None
+        TRACE.set(self._trace)  # of this attempt's task alone
         context = StepContext(
             execution_id=state.execution_id,
             idempotency_key=(
@@ -241,7 +246,7 @@ class Outgoing:
         """Send a call: its CALL row and the request leave in one flush."""
         call = step.call
         assert call is not None
-        keyed = call.key is not None or call.rpc.key is not None
+        keyed = call.options.key is not None or call.rpc.key is not None
         if step.request_id is not None and not keyed:
             return  # sent before a crash; its reply comes through the inbox
         try:
@@ -251,6 +256,7 @@ class Outgoing:
                 shards_in=self._services.storage.shards_in,
                 payload=step.payload,
                 reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
+                trace=self._trace,
             )
         except (StorageUnavailable, ConfigurationError):
             step.task = self._services.spawn(self._prepare_and_send(step, call.entity.shard_group))

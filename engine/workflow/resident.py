@@ -29,6 +29,7 @@ from engine.core.reply import (
 )
 from engine.core.status import Status
 from engine.storage.protocol import (
+    SUSPECT,
     BadBatch,
     Commit,
     Flushed,
@@ -45,6 +46,7 @@ from engine.workflow.incoming import Incoming
 from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Event, Outgoing, Services
 from engine.workflow.steps import Ended, Errored, StepDropped, Unavailable
+from engine.workflow.tags import RETRY
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class ResidentExecution:
         )
         self._outgoing = Outgoing(
             state=state,
+            trace=envelope.trace,
             prototype=prototype,
             shard=shard,
             ledger=self._ledger,
@@ -122,6 +125,8 @@ class ResidentExecution:
         self._alarm: Alarm | None = None
         self._alarm_at: datetime | None = None
         self._over = False
+        self._accused = False
+        self._again = False
         self._blocked = False
         self._suspending = False
         self._quiet: asyncio.Future[None] | None = None
@@ -134,7 +139,49 @@ class ResidentExecution:
     # --- life -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Build the body; it runs in the next turn of the host's loop."""
+        """Build the body, which runs in the next turn of the host's loop: at once, or on trial when
+        its process was lost too often."""
+        failures = self._state.failures
+        if self._again:
+            self._submit()
+        elif failures >= self._services.delivery.max_deliveries:
+            self._block(
+                f"its process was lost {failures} times with it in hand, and it got no further in"
+                f" between: correct what kills it, then 'outlast retry {self.name}'"
+            )
+        elif failures >= SUSPECT:
+            self._accused = True
+            self._services.delivery.trials.ask(self, failures, self._try)
+        else:
+            self._build()
+
+    def _try(self) -> None:
+        # INVARIANT tried-first: that it is on trial is stored before it can do any harm.
+        if not self._again:
+            self._ledger.begin_trial()
+            self._submit()
+
+    def _asked_again(self, seq: int) -> None:
+        """Somebody wants it to go on although it is blocked, or is about to be."""
+        if self._body is not None and not self._blocked:
+            self._ledger.settle(seq)
+            return
+        self._again = self._blocked = True
+        self._ledger.drop(seq)
+        self._ledger.acquit()
+        self._submit()
+
+    def _begin_again(self) -> None:
+        """That its failures are forgotten is durable: leave memory, and be read anew."""
+        self._over = True
+        self._stop_work()
+        self._residents.forget(self)
+        for seq in self._ledger.held:
+            self.shard.give_back(seq)
+        self.shard.lane.ring((self.shard.id,))
+        self._free()
+
+    def _build(self) -> None:
         try:
             request = self._definition.request.decode(self._envelope.payload)
         except InvalidPayload as error:
@@ -165,8 +212,12 @@ class ResidentExecution:
     def arrive(self, row: InboxRow) -> None:
         """An inbox row for this execution: its own run request, an event, or a reply."""
         self._ledger.held.append(row.seq)
-        if row.kind is InboxKind.REPLY:
+        if row.kind is InboxKind.REQUEST and row.envelope.tag == RETRY:
+            self._asked_again(row.seq)
+        elif row.kind is InboxKind.REPLY:
             self._push(lambda: self._in.replied(row))
+        elif row.kind is InboxKind.INTERRUPT:
+            self._push(lambda: self._in.interrupted(row))
         elif row.envelope.request_id != self.id:
             self._push(lambda: self._in.told(row))
 
@@ -352,8 +403,15 @@ class ResidentExecution:
         self._services.delivery.committed(self.shard, commit, flushed)
         if self._over:
             return
+        self._end_trial()
         if commit.replies:
             self._leave()
+            return
+        if self._again:
+            if self._ledger.busy:
+                self._submit()
+            else:
+                self._begin_again()
             return
         if self._suspending:
             self._suspended()
@@ -364,12 +422,17 @@ class ResidentExecution:
                 self._outgoing.existing(request, saved)
         if self._blocked:
             self._check_quiet()
-        else:
+        elif self._body is not None:
             self._after_turn()
+        elif self._quiet is None:
+            self._build()
+        else:
+            self._check_quiet()
 
     def refused(self, error: BadBatch) -> None:
         """The database will not take this execution's rows; going on would only repeat it."""
         self._ledger.discard()
+        self._again = False
         self._block(f"its journal was refused by the database: {error}")
 
     # --- the end, one way or another --------------------------------------------------------------
@@ -488,6 +551,12 @@ class ResidentExecution:
         self._ledger.free()
         self._outgoing.free()
 
+    def _end_trial(self) -> None:
+        """Others may have theirs, once it has got on or is gone."""
+        if self._accused and (self._over or not self._ledger.on_trial):
+            self._accused = False
+            self._services.delivery.trials.done(self)
+
     def _stop_work(self) -> None:
         self._outgoing.stop()
         if self._alarm is not None:
@@ -499,6 +568,7 @@ class ResidentExecution:
                 if step.task is not None:
                     step.task.cancel()
             body.close()
+        self._end_trial()
         self._check_quiet()
 
     def _check_quiet(self) -> None:
@@ -506,9 +576,12 @@ class ResidentExecution:
         if quiet is None or quiet.done():
             return
         running = not self._blocked and (
-            bool(self._events)
-            or self._committing is not None
-            or (body is not None and any(step.task for step in body.steps.values()))
+            body is not None
+            and (
+                bool(self._events)
+                or self._committing is not None
+                or any(step.task for step in body.steps.values())
+            )
         )
         if self._over or not (self._ledger.busy or running):
             quiet.set_result(None)

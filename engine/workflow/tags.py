@@ -9,6 +9,7 @@ from engine.core.errors import InvalidPayload
 
 RUN = "run"
 INTERRUPT = "interrupt"
+RETRY = "retry"
 _RESOLVE = "resolve:"
 _REJECT = "reject:"
 

@@ -23,9 +23,14 @@ TABLES = (
     "inbox",
     "dedup",
     "replies",
+    "acks",
+    "post",
     "waiters",
     "executions",
     "journal",
+    "entity_states",
+    "schedules",
+    "schedule_fires",
 )
 
 QUEUE = {
@@ -34,13 +39,17 @@ QUEUE = {
     "autovacuum_vacuum_threshold": 2000,
     "autovacuum_vacuum_cost_delay": 0,
 }
+UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
 
 
 def upgrade() -> None:
     schema = op.get_context().version_table_schema
     make_cluster(schema)
     make_messages(schema)
+    make_replies(schema)
     make_executions(schema)
+    make_entities(schema)
+    make_schedules(schema)
 
 
 def downgrade() -> None:
@@ -52,6 +61,10 @@ def downgrade() -> None:
 def number(name: str, kind: type[sa.Integer], *, default: int | None = None) -> sa.Column[int]:
     given = None if default is None else sa.text(str(default))
     return sa.Column(name, kind(), autoincrement=False, nullable=False, server_default=given)
+
+
+def boolean(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.text("false"))
 
 
 def at(name: str, *, null: bool = False, default: bool = False) -> sa.Column[object]:
@@ -89,7 +102,7 @@ def make_cluster(schema: str | None) -> None:
         sa.Column("version", sa.Text, nullable=False),
         sa.Column("types", JSONB, nullable=False),
         number("machine", sa.SmallInteger),
-        sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.text("false")),
+        boolean("draining"),
         at("started_at", default=True),
         at("died_at", null=True),
         at("buried_at", null=True),
@@ -99,6 +112,7 @@ def make_cluster(schema: str | None) -> None:
         "runner_heartbeats",
         sa.Column("runner_id", sa.Uuid, primary_key=True),
         at("beat_at"),
+        sa.Column("load", JSONB),
         schema=schema,
         prefixes=["UNLOGGED"],
         postgresql_with={"fillfactor": 50},
@@ -142,6 +156,9 @@ def make_messages(schema: str | None) -> None:
         number("kind", sa.SmallInteger),
         number("request_id", sa.BigInteger),
         sa.Column("execution", sa.BigInteger),
+        sa.Column("entity", sa.BigInteger),
+        number("failures", sa.SmallInteger, default=0),
+        boolean("trial"),
         at("due_at", null=True),
         sa.PrimaryKeyConstraint("group_id", "shard", "seq"),
         schema=schema,
@@ -154,12 +171,22 @@ def make_messages(schema: str | None) -> None:
         schema=schema,
         postgresql_where=sa.text("due_at is not null"),
     )
+    op.create_index(
+        "inbox_trial",
+        "inbox",
+        ["group_id", "shard"],
+        schema=schema,
+        postgresql_where=sa.text("trial"),
+    )
     op.create_table(
         "dedup",
         sa.Column("key", sa.Text(collation="C"), primary_key=True),
         number("request_id", sa.BigInteger),
         schema=schema,
     )
+
+
+def make_replies(schema: str | None) -> None:
     op.create_table(
         "replies",
         number("request_id", sa.BigInteger),
@@ -169,6 +196,36 @@ def make_messages(schema: str | None) -> None:
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("request_id", "sequence"),
         schema=schema,
+    )
+    op.create_index(
+        "replies_dead",
+        "replies",
+        ["request_id"],
+        schema=schema,
+        postgresql_where=sa.text("kind = 5"),
+    )
+    op.create_table(
+        "acks",
+        number("request_id", sa.BigInteger),
+        number("sequence", sa.Integer),
+        sa.PrimaryKeyConstraint("request_id"),
+        schema=schema,
+        postgresql_with=UPDATED,
+    )
+    op.create_table(
+        "post",
+        sa.Column("channel", sa.Uuid, nullable=False),
+        sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+        number("kind", sa.SmallInteger),
+        sa.Column("group_id", sa.Integer),
+        sa.Column("shard", sa.SmallInteger),
+        number("request_id", sa.BigInteger),
+        at("sent_at", default=True),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("channel", "seq"),
+        schema=schema,
+        prefixes=["UNLOGGED"],
+        postgresql_with=QUEUE,
     )
     op.create_table(
         "waiters",
@@ -199,9 +256,12 @@ def make_executions(schema: str | None) -> None:
         at("wake_at", null=True),
         sa.Column("waiting", sa.Text),
         sa.Column("attributes", JSONB),
+        number("failures", sa.SmallInteger, default=0),
+        number("failed_position", sa.Integer, default=0),
+        boolean("trial"),
         sa.PrimaryKeyConstraint("request_id"),
         schema=schema,
-        postgresql_with={"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02},
+        postgresql_with=UPDATED,
     )
     op.create_index(
         "executions_wake",
@@ -209,6 +269,13 @@ def make_executions(schema: str | None) -> None:
         ["group_id", "shard", "wake_at"],
         schema=schema,
         postgresql_where=sa.text("wake_at is not null"),
+    )
+    op.create_index(
+        "executions_trial",
+        "executions",
+        ["group_id", "shard"],
+        schema=schema,
+        postgresql_where=sa.text("trial"),
     )
     op.create_table(
         "journal",
@@ -228,5 +295,52 @@ def make_executions(schema: str | None) -> None:
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("execution", "run", "position"),
+        schema=schema,
+    )
+
+
+def make_entities(schema: str | None) -> None:
+    op.create_table(
+        "entity_states",
+        sa.Column("entity_type", sa.Text(collation="C"), nullable=False),
+        sa.Column("entity_id", sa.Text(collation="C"), nullable=False),
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        number("version", sa.BigInteger),
+        number("codec", sa.SmallInteger, default=0),
+        at("saved_at", default=True),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("entity_type", "entity_id"),
+        schema=schema,
+        postgresql_with=UPDATED,
+    )
+
+
+def make_schedules(schema: str | None) -> None:
+    op.create_table(
+        "schedules",
+        sa.Column("name", sa.Text, primary_key=True),
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        sa.Column("schedule", sa.Text, nullable=False),
+        sa.Column("timezone", sa.Text, nullable=False),
+        sa.Column("settings", JSONB, nullable=False),
+        boolean("paused"),
+        at("done_until"),
+        at("next_at", null=True),
+        at("buffered", null=True),
+        sa.Column("running", ARRAY(sa.BigInteger), nullable=False, server_default=sa.text("'{}'")),
+        schema=schema,
+        postgresql_with=UPDATED,
+    )
+    op.create_table(
+        "schedule_fires",
+        sa.Column("schedule", sa.Text, nullable=False),
+        at("instant"),
+        number("outcome", sa.SmallInteger),
+        sa.Column("request_id", sa.BigInteger),
+        boolean("manual"),
+        at("at"),
+        sa.PrimaryKeyConstraint("schedule", "instant"),
         schema=schema,
     )

@@ -6,6 +6,7 @@
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -43,6 +44,15 @@ def new_storage(request: pytest.FixtureRequest) -> NewStorage:
     if request.param == "postgres":
         return partial(PostgresStorage, request.getfixturevalue("dsn"), shards_per_group=SHARDS)
     return partial(MemoryStorage, MemoryDatabase(SystemClock()), shards_per_group=SHARDS)
+
+
+@pytest.fixture(params=["memory", "postgres", "postgres without notifications"])
+def where(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of a ``TestCluster`` that say where its messages rest."""
+    if request.param == "memory":
+        return {}
+    dsn = request.getfixturevalue("dsn")
+    return {"dsn": dsn, "notifications": "without" not in request.param}
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from engine import (
     Workflow,
     rpc,
 )
-from engine.cluster.entity import rpcs_of
-from engine.cluster.handle import EntityCall, call_on_handle, entity_handle
+from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
+from engine.cluster.rpc_group import rpcs_of
 from engine.testing import TestCluster
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ async def test_on_the_entity_itself_a_handler_is_a_plain_method() -> None:
 
 async def test_a_call_on_a_handle_is_a_message_with_name_arguments_and_options() -> None:
     when = datetime(2030, 1, 1, tzinfo=UTC)
-    handle = entity_handle(Counter, "c-1", nowhere, deliver_at=when, key="once")
+    options = CallOptions(deliver_at=when, key="once")
+    handle = entity_handle(Counter, "c-1", nowhere, options=options)
 
     call: Any = await handle.add(1, note="x")
 
@@ -206,7 +207,7 @@ async def test_a_call_on_a_handle_is_a_message_with_name_arguments_and_options()
         (1,),
         {"note": "x"},
     )
-    assert (call.deliver_at, call.key) == (when, "once")
+    assert (call.options.deliver_at, call.options.key) == (when, "once")
 
 
 @pytest.mark.parametrize("name", ["secret", "concurrency", "entity_id"])

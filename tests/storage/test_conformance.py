@@ -1,8 +1,10 @@
-"""What ``storage.protocol`` promises, stated once and asked of both storages."""
+"""What ``storage.protocol`` promises, stated once and asked of both storages.
+
+Streams, interrupts, failures, states, schedules and volatile messages have modules of their own.
+"""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -27,6 +29,7 @@ from engine.storage.protocol import (
     Fence,
     InboxKind,
     LaneSession,
+    RunnerLoad,
     RunnerRow,
     SaveOutcome,
     SaveRequest,
@@ -38,16 +41,17 @@ from tests.storage.world import (
     ONE,
     THREE,
     TWO,
+    Ear,
     Process,
     World,
     chunk,
     event,
     ids_of,
-    memory_world,
     message,
     next_id,
-    postgres_world,
     run_key,
+    save_one,
+    seqs_of,
     start,
     step,
     success,
@@ -56,64 +60,6 @@ from tests.storage.world import (
 )
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def dsn_or_memory(request: pytest.FixtureRequest) -> str | None:
-    return request.getfixturevalue("dsn") if request.param == "postgres" else None
-
-
-@pytest.fixture
-async def world(dsn_or_memory: str | None) -> AsyncIterator[World]:
-    made = memory_world() if dsn_or_memory is None else postgres_world(dsn_or_memory)
-    async with made as world:
-        yield world
-
-
-@pytest.fixture
-async def process(world: World) -> Process:
-    return await world.process()
-
-
-@pytest.fixture
-async def lane(process: Process, world: World) -> LaneSession:
-    """The only runner's lane; it holds shard ``ONE``."""
-    lane = await process.lane()
-    world.stack.push_async_callback(lane.close)
-    assert await lane.acquire([ONE]) == {ONE: 1}
-    return lane
-
-
-class Ear:
-    """Hears the doorbell and remembers."""
-
-    def __init__(self) -> None:
-        self.shards: set[ShardId] = set()
-        self.replies: set[Snowflake] = set()
-        self.topology = 0
-        self.restored = 0
-
-    def shards_rung(self, shards: Sequence[ShardId]) -> None:
-        self.shards.update(shards)
-
-    def replies_rung(self, requests: Sequence[Snowflake]) -> None:
-        self.replies.update(requests)
-
-    def topology_rung(self) -> None:
-        self.topology += 1
-
-    def doorbell_restored(self) -> None:
-        self.restored += 1
-
-
-async def save_one(process: Process, request: SaveRequest) -> SaveRequest:
-    (saved,) = await process.storage.save([request])
-    assert saved.outcome is SaveOutcome.CREATED
-    return request
-
-
-async def seqs_of(lane: LaneSession) -> list[int]:
-    return [row.seq for row in (await sweep_of(lane)).rows]
 
 
 # --- save -----------------------------------------------------------------------------------------
@@ -1260,6 +1206,28 @@ async def test_a_heartbeat_is_dated_by_the_database(process: Process) -> None:
     (row,) = second.runners
     assert row.beat_at is not None
     assert first.now - timedelta(seconds=1) < row.beat_at <= second.now
+
+
+async def test_a_heartbeat_tells_all_what_a_runner_has_in_hand(
+    world: World, process: Process
+) -> None:
+    peer, load = await world.process(), RunnerLoad(lanes=2, shards=150, entities=7, executions=0)
+
+    own = await process.registry.beat(process.runner, load)
+
+    assert {row.id: row.load for row in own.runners}[process.runner] == load
+    beat = await peer.registry.beat(peer.runner)
+    assert {row.id: row.load for row in beat.runners} == {process.runner: load, peer.runner: None}
+    seen = {row.id: row.load for row in await peer.storage.runners()}
+    assert seen[process.runner] == load
+
+
+async def test_the_load_of_a_runner_is_that_of_its_last_heartbeat(process: Process) -> None:
+    await process.registry.beat(process.runner, RunnerLoad(shards=150))
+
+    beat = await process.registry.beat(process.runner, RunnerLoad(shards=3))
+
+    assert [row.load for row in beat.runners] == [RunnerLoad(shards=3)]
 
 
 async def test_who_never_registered_is_not_alive(world: World) -> None:

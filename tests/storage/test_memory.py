@@ -24,6 +24,7 @@ from tests.storage.world import (
     start,
     step,
     sweep_of,
+    take_over,
 )
 
 
@@ -80,6 +81,20 @@ async def test_rows_become_due_by_the_databases_clock(
 
     assert (before.rows, before.next_due) == ([], deliver_at)
     assert ids_of(await sweep_of(lane)) == [request.envelope.request_id]
+
+
+async def test_a_lost_owner_had_nothing_in_hand_that_was_not_due(
+    clock: Hands, world: World, process: Process, lane: LaneSession
+) -> None:
+    future = clock.now() + timedelta(days=2)
+    await process.storage.save([message(deliver_at=future), start("o-1", shard=ONE)])
+
+    successor = await take_over(world, lane)
+    clock.time = future
+
+    rows = (await sweep_of(successor)).rows
+    assert [row.failures for row in rows] == [0, 0]
+    assert [row.state.failures for row in rows if row.state] == [1]
 
 
 @pytest.mark.parametrize(

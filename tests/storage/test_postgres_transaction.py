@@ -219,7 +219,7 @@ async def test_the_question_waits_for_a_backend_that_is_still_committing(
     await sql.execute(SLOW_COMMIT)
 
     running = asyncio.ensure_future(process.storage.transact(fence, paying(5, row)))
-    pool = process.storage._user_pool  # type: ignore[attr-defined]
+    pool = process.storage._pools.user  # type: ignore[attr-defined]
     await eventually(lambda: committing(sql))
     for session in tuple(pool._lent):
         session.terminate()

@@ -14,15 +14,40 @@ from engine.storage.connect import OUR_PLANS
 from engine.storage.queries import Queries, schema_name
 
 QUERIES = Queries("engine")
-HOT_TABLES = {"inbox", "dedup", "envelopes", "executions", "journal", "replies", "waiters"}
+HOT_TABLES = {
+    "inbox",
+    "dedup",
+    "envelopes",
+    "executions",
+    "journal",
+    "replies",
+    "acks",
+    "post",
+    "waiters",
+    "entity_states",
+    "schedule_fires",
+}
 HOT = {
-    "save": (*[[]] * 19, None),
-    "flush": (*[[]] * 19, None, *[[]] * 31),
+    "save": (*[[]] * 20, None),
+    "flush": (*[[]] * 20, None, *[[]] * 38),
     "flush_journal": [[]] * 14,
-    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1)),
-    "ring": ([], [], [], []),
+    "count_failed": ([], [], []),
+    "mark_tried": ([], [], []),
+    "count_lost": ([], [], 3, 200),
+    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), []),
+    "ring": (*[[]] * 7,),
     "watch": ([], "outlast_1"),
-    "replies": ([],),
+    "replies": ([], [], []),
+    "streams": ([],),
+    "acknowledge": ([], [], "outlast_1"),
+    "interrupt": ([],),
+    "post": (*[[]] * 6,),
+    "take_post": ("00000000-0000-0000-0000-000000000001", []),
+    "states": ([], []),
+    "dead_letters": (0, 1 << 62, None, None, 100),
+    "dead": ([],),
+    "revive": ([], []),
+    "fires": ("nightly", 100),
     "request": (1,),
     "load": ([],),
     "load_journal": ([], []),
@@ -47,9 +72,17 @@ insert into engine.journal
     select i, 1, 1, 1, 0, 1, 1, 0, now(), 'charge', '1' from generate_series(1, 100000) i;
 insert into engine.replies (request_id, sequence, kind, payload)
     select i, 0, 1, '1' from generate_series(1, 100000) i;
+insert into engine.replies (request_id, sequence, kind, payload)
+    select i, 0, 5, '1' from generate_series(100001, 100100) i;
 insert into engine.waiters select i, 'outlast_1' from generate_series(1, 100000) i;
-analyze engine.dedup, engine.envelopes, engine.inbox, engine.executions, engine.journal,
-    engine.replies, engine.waiters;
+insert into engine.acks select i, 1 from generate_series(1, 100000) i;
+insert into engine.post (channel, kind, request_id, body)
+    select gen_random_uuid(), 0, i, '1' from generate_series(1, 100000) i;
+insert into engine.entity_states (entity_type, entity_id, group_id, shard, version, payload)
+    select 'Stock', i::text, 7, i % 300 + 1, 1, '1' from generate_series(1, 100000) i;
+insert into engine.schedule_fires (schedule, instant, outcome, at)
+    select 'nightly', now() - i * interval '1 minute', 0, now() from generate_series(1, 100000) i;
+analyze;
 """
 
 

@@ -1,13 +1,14 @@
-"""Any order of saves, acquisitions, sweeps, flushes and crashes, against a model made of dicts.
+"""Any order of saves, acquisitions, sweeps, flushes, crashes and whatever else two runners and
+their clients do, against a model made of dicts.
 
 No message is lost, none comes back after it was settled, the first exit wins, epochs only grow,
-and what a flush holds is written together or not at all.
+what a flush holds is written together or not at all, no chunk is lost or comes back, a state never
+goes back, and failures are counted against what was in hand.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import asyncpg
@@ -24,24 +25,32 @@ from hypothesis.stateful import (
 
 from engine.core.clock import SystemClock
 from engine.core.errors import StorageUnavailable
-from engine.core.ids import ShardId, Snowflake
+from engine.core.ids import ShardId, Snowflake, entity_key
+from engine.core.reply import ReplyKind
 from engine.core.status import Status
+from engine.storage.entities import DeadFilter, EntityFilter, StateWrite
 from engine.storage.memory import Fault, MemoryDatabase
 from engine.storage.protocol import (
     BadBatch,
     Commit,
     InboxKind,
+    InboxRow,
     LaneSession,
     SaveOutcome,
     SaveRequest,
 )
 from tests.eventually import eventually
+from tests.storage.model import Model
 from tests.storage.world import (
     ONE,
     TWO,
     Process,
     World,
+    ack,
+    chunk,
+    defect,
     event,
+    interrupt,
     memory_world,
     message,
     next_id,
@@ -62,44 +71,8 @@ shards = st.sampled_from(SHARDS)
 lanes = st.integers(0, 1)
 names = st.sampled_from("abc")
 keys = st.none() | names
-
-
-@dataclass
-class Model:
-    """What the storage should hold. ``inbox``: by shard, what was stored and not yet settled."""
-
-    keys: dict[str, Snowflake] = field(default_factory=dict)
-    finished: dict[Snowflake, bool] = field(default_factory=dict)
-    inbox: dict[ShardId, list[Snowflake]] = field(default_factory=lambda: {ONE: [], TWO: []})
-    exits: dict[Snowflake, bytes] = field(default_factory=dict)
-    journal: list[int] = field(default_factory=list)
-    epochs: dict[ShardId, int] = field(default_factory=lambda: {ONE: 0, TWO: 0})
-    owner: dict[ShardId, int] = field(default_factory=dict)
-
-    def expect(self, request: SaveRequest) -> SaveOutcome:
-        if request.envelope.key in self.keys:
-            return SaveOutcome.EXISTS
-        if request.target is None:
-            return SaveOutcome.CREATED
-        run = self.keys.get(request.target)
-        if run is None:
-            return SaveOutcome.NO_TARGET
-        return SaveOutcome.TARGET_FINISHED if self.finished[run] else SaveOutcome.CREATED
-
-    def save(self, request: SaveRequest) -> None:
-        """Store a request that is to be created."""
-        id = request.envelope.request_id
-        if request.envelope.key is not None:
-            self.keys[request.envelope.key] = id
-        if request.execution is not None:
-            self.finished[id] = False
-        self.inbox[request.envelope.address.shard].append(id)
-
-    def settle(self, shard: ShardId, id: Snowflake, value: bytes) -> None:
-        self.inbox[shard].remove(id)
-        self.exits.setdefault(id, value)
-        if id in self.finished:
-            self.finished[id] = True
+places = st.integers(0, 20)
+versions = st.lists(st.tuples(names, st.integers(1, 6)), max_size=3)
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -136,9 +109,9 @@ class StorageMachine(RuleBasedStateMachine):
 
     # --- rules --------------------------------------------------------------------------------
 
-    @rule(asked=st.lists(st.tuples(shards, keys), min_size=1, max_size=4))
-    def save_messages(self, asked: list[tuple[ShardId, str | None]]) -> None:
-        self._save([message(shard=shard, key=key) for shard, key in asked])
+    @rule(asked=st.lists(st.tuples(shards, keys, names), min_size=1, max_size=4))
+    def save_messages(self, asked: list[tuple[ShardId, str | None, str]]) -> None:
+        self._save([message(shard=shard, key=key, entity=name) for shard, key, name in asked])
 
     @rule(shard=shards, name=names)
     def start_execution(self, shard: ShardId, name: str) -> None:
@@ -155,8 +128,8 @@ class StorageMachine(RuleBasedStateMachine):
         taken = self.run(self.lanes[lane].acquire(sorted(wanted)))
 
         assert taken == {shard: self.model.epochs[shard] + 1 for shard in free}
-        self.model.epochs.update(taken)
-        self.model.owner.update(dict.fromkeys(taken, lane))
+        for shard, epoch in taken.items():
+            self.model.acquired(shard, epoch, lane, lost=False)
 
     @rule(lane=lanes)
     def release(self, lane: int) -> None:
@@ -165,24 +138,31 @@ class StorageMachine(RuleBasedStateMachine):
         for shard in held:
             del self.model.owner[shard]
 
-    @rule(lane=lanes, left=st.integers(0, 2))
-    def sweep(self, lane: int, left: int) -> None:
-        held = self._held(lane)
-        expected = {shard: self.model.inbox[shard][left:] for shard in held}
-        in_flight = {id for shard in held for id in self.model.inbox[shard][:left]}
+    @rule(lane=lanes, left=st.integers(0, 2), held=st.sets(names), hold_runs=st.booleans())
+    def sweep(self, lane: int, left: int, held: set[str], hold_runs: bool) -> None:
+        mine = self._held(lane)
+        in_flight = {id for shard in mine for id in self.model.inbox[shard][:left]}
         flying = tuple(seq for seq, id in self.seqs.items() if id in in_flight)
-        if held:
-            swept = self.run(sweep_of(self.lanes[lane], *held, in_flight=flying, limit=1000))
-            for shard in held:
-                rows = [row for row in swept.rows if row.shard == shard]
-                assert [row.envelope.request_id for row in rows] == expected[shard]
+        runs = set(self.model.runs) if hold_runs else set[Snowflake]()
+        numbers = (*(entity_key("Stock", name) for name in held), *runs)
+        if mine:
+            swept = self.run(
+                sweep_of(self.lanes[lane], *mine, in_flight=flying, held=numbers, limit=1000)
+            )
+            for shard in mine:
+                expected = [
+                    id
+                    for id in self.model.inbox[shard][left:]
+                    if self.model.receiver(id) not in held | runs
+                ]
+                self._check_rows([row for row in swept.rows if row.shard == shard], expected)
             assert [row.seq for row in swept.rows] == sorted(row.seq for row in swept.rows)
-            assert {row.kind for row in swept.rows} <= {InboxKind.REQUEST}
 
     @rule(
         shard=shards,
         count=st.integers(0, 3),
         follow_up=st.none() | st.tuples(shards, keys),
+        states=versions,
         fault=st.none() | st.sampled_from(Fault),
     )
     def flush(
@@ -190,12 +170,13 @@ class StorageMachine(RuleBasedStateMachine):
         shard: ShardId,
         count: int,
         follow_up: tuple[ShardId, str | None] | None,
+        states: list[tuple[str, int]],
         fault: Fault | None,
     ) -> None:
         lane = self.model.owner.get(shard)
         if lane is None:
             return
-        commits, settled = self._commits(shard, count, follow_up)
+        commits, settled = self._commits(shard, count, follow_up, states)
         if fault is not None and self.faults is not None:
             self.faults.fail_next_flush(fault)
         else:
@@ -212,19 +193,18 @@ class StorageMachine(RuleBasedStateMachine):
                 return
         self._committed(shard, commits, settled)
 
-    @rule(shard=shards, count=st.integers(0, 2), turns=st.integers(0, 3))
-    def flush_and_crash(self, shard: ShardId, count: int, turns: int) -> None:
+    @rule(shard=shards, count=st.integers(0, 2), states=versions, turns=st.integers(0, 3))
+    def flush_and_crash(
+        self, shard: ShardId, count: int, states: list[tuple[str, int]], turns: int
+    ) -> None:
         """The session ends somewhere in a flush. Whoever has the lock next sees how it ended."""
         lane = self.model.owner.get(shard)
         if lane is None:
             return
-        commits, settled = self._commits(shard, count, (shard, None))
+        commits, settled = self._commits(shard, count, (shard, None), states)
         position = self.position
         self.run(self._flush_and_terminate(lane, commits, turns))
         self._open_again(lane)
-        taken = self.run(self._acquire_eventually(lane, shard))
-        self.model.epochs[shard] = taken
-        self.model.owner[shard] = lane
         history = self.run(self.client.storage.history(JOURNAL))
         if position in [row.position for row in history]:
             self._committed(shard, commits, settled)
@@ -235,7 +215,7 @@ class StorageMachine(RuleBasedStateMachine):
         lane = self.model.owner.get(shard)
         if lane is None:
             return
-        commits, _ = self._commits(shard, 2, (shard, None))
+        commits, _ = self._commits(shard, 2, (shard, None), [("a", 9)])
         commits.append(Commit(shard=shard, journal=[step(JOURNAL, self.model.journal[0])]))
         try:
             self.run(self.lanes[lane].flush(commits))
@@ -257,13 +237,146 @@ class StorageMachine(RuleBasedStateMachine):
         self.run(self._terminate(lane))
         self._open_again(lane)
 
+    @rule(loser=lanes)
+    def take_over(self, loser: int) -> None:
+        """A runner is lost, and the other takes its shards with what it had in hand."""
+        lost = self._held(loser)
+        self.run(self._terminate(loser))
+        self.lanes[loser] = self.run(self.processes[loser].lane())
+        for shard in lost:
+            del self.model.owner[shard]
+            epoch = self.run(self._acquire_eventually(1 - loser, shard))
+            self.model.acquired(shard, epoch, 1 - loser, lost=True)
+
+    @rule(shard=shards, failed=st.sets(places, max_size=3), tried=st.sets(places, max_size=3))
+    def count_failures(self, shard: ShardId, failed: set[int], tried: set[int]) -> None:
+        lane, inbox = self.model.owner.get(shard), self.model.inbox[shard]
+        if lane is None:
+            return
+        failing = [id for at, id in enumerate(inbox) if at in failed]
+        trying = [id for at, id in enumerate(inbox) if at in tried]
+        place = self._places()
+        commit = Commit(
+            shard=shard,
+            failed=[place[id] for id in failing],
+            tried=[place[id] for id in trying],
+        )
+        self.run(self.lanes[lane].flush([commit]))
+        for id in failing:
+            self.model.fail(id)
+        self.model.on_trial.update(trying)
+
+    @rule(chosen=st.lists(places, min_size=1, max_size=4))
+    def interrupt(self, chosen: list[int]) -> None:
+        """Queued, answered, unknown, or one of them twice: whatever the places say."""
+        asked = [self._choose(place) for place in chosen]
+        expected = [self.model.interrupt(request.envelope.request_id) for request in asked]
+
+        stored = self.run(self.client.storage.interrupt([interrupt(each) for each in asked]))
+
+        assert list(stored) == expected
+
+    @rule(shard=shards, count=st.integers(1, 3))
+    def settle_interrupts(self, shard: ShardId, count: int) -> None:
+        lane = self.model.owner.get(shard)
+        if lane is None:
+            return
+        rows = self.run(sweep_of(self.lanes[lane], shard, limit=1000)).rows
+        settled = [row for row in rows if row.kind is InboxKind.INTERRUPT][:count]
+        commit = Commit(shard=shard, settled=[row.seq for row in settled])
+        self.run(self.lanes[lane].flush([commit]))
+        for row in settled:
+            self.model.interrupts[shard].remove(row.envelope.request_id)
+
+    @rule(shard=shards, place=places, count=st.integers(1, 5))
+    def produce(self, shard: ShardId, place: int, count: int) -> None:
+        """The next chunks of a request that has no exit yet."""
+        lane, inbox = self.model.owner.get(shard), self.model.inbox[shard]
+        if lane is None or place >= len(inbox):
+            return
+        request = self.model.requests[inbox[place]]
+        first = self.model.position(request.envelope.request_id).next_sequence
+        chunks = [chunk(request, at, b"%d" % at) for at in range(first, first + count)]
+        self.run(self.lanes[lane].flush([Commit(shard=shard, replies=chunks)]))
+        self.model.produce(request.envelope.request_id, count)
+
+    @rule(
+        acks=st.lists(st.tuples(places, st.integers(-1, 12)), min_size=1, max_size=3),
+        wait=st.booleans(),
+    )
+    def acknowledge(self, acks: list[tuple[int, int]], wait: bool) -> None:
+        """Streams or what is none, before the last chunk or behind it, again or back."""
+        asked = [ack(self._choose(place), sequence) for place, sequence in acks]
+        self.run(self.client.storage.acknowledge(asked, wait=wait))
+        for each in asked:
+            self.model.acknowledge(each.request_id, each.sequence)
+
+    @rule(shard=shards, place=places)
+    def bury(self, shard: ShardId, place: int) -> None:
+        lane = self.model.owner.get(shard)
+        messages = [id for id in self.model.inbox[shard] if id not in self.model.of_run]
+        if lane is None or place >= len(messages):
+            return
+        id = messages[place]
+        sequence = self.model.position(id).next_sequence
+        exit = defect(self.model.requests[id], sequence=sequence, message=str(id))
+        commit = Commit(shard=shard, replies=[exit], settled=[self._places()[id]])
+        self.run(self.lanes[lane].flush([commit]))
+        self.model.bury(shard, id, exit.payload)
+
+    @rule(chosen=st.sets(places, min_size=1, max_size=4))
+    def revive(self, chosen: set[int]) -> None:
+        """Dead letters and what is none."""
+        asked = [self._choose(place).envelope.request_id for place in chosen]
+        dead = [id for id in asked if id in self.model.dead]
+
+        shards = self.run(self.client.storage.revive(asked))
+
+        assert set(shards) == {self.model.shard(id) for id in dead}
+        for id in dead:
+            self.model.revive(id)
+            self.run(self._find_seq(id))
+
+    @rule()
+    def look(self) -> None:
+        """Entities, dead letters and executions as people see them."""
+        storage = self.client.storage
+        waiting = self.model.waiting()
+        rows = self.run(storage.entities(EntityFilter(), limit=1000))
+        names = sorted(waiting.keys() | self.model.states.keys())
+        assert [(row.entity_type, row.entity_id) for row in rows] == names
+        for row, name in zip(rows, names, strict=True):
+            assert row.waiting == len(waiting.get(name, []))
+            assert row.oldest == min(waiting.get(name, []), default=None)
+        letters = self.run(storage.dead_letters(DeadFilter(), limit=1000))
+        assert [each.request_id for each in letters] == sorted(self.model.dead, reverse=True)
+        for loaded in self.run(storage.load(list(self.model.runs))):
+            id = loaded.execution.request_id
+            assert loaded.execution.failures == self.model.run_failures.get(id, 0)
+
     # --- what always holds ----------------------------------------------------------------------
 
     @invariant()
-    def the_first_exit_is_the_exit(self) -> None:
-        stored = self.run(self.client.storage.replies(list(self.model.exits)))
-        assert {reply.request_id: reply.payload for reply in stored} == self.model.exits
-        assert len(stored) == len(self.model.exits)
+    def the_first_exit_is_the_exit_and_no_chunk_is_lost(self) -> None:
+        known = list(self.model.exits.keys() | self.model.streams.keys())
+        replies = self.run(self.client.storage.replies(known))
+        exits = [reply for reply in replies if reply.kind is not ReplyKind.CHUNK]
+        assert {reply.request_id: reply.payload for reply in exits} == self.model.exits
+        assert len(exits) == len(self.model.exits)
+        for id in known:
+            at = self.model.position(id)
+            chunks = list(range(at.acked + 1, at.next_sequence))
+            ended = [at.next_sequence] if id in self.model.exits else []
+            assert [each.sequence for each in replies if each.request_id == id] == chunks + ended
+        positions = self.run(self.client.storage.streams(known))
+        assert positions == {id: self.model.position(id) for id in known}
+
+    @invariant()
+    def states_are_the_latest_written(self) -> None:
+        stored = self.run(self.client.storage.states(list(self.model.states)))
+        assert {name: (each.version, each.payload) for name, each in stored.items()} == {
+            name: (each.version, each.payload) for name, each in self.model.states.items()
+        }
 
     @invariant()
     def positions_are_those_written(self) -> None:
@@ -292,30 +405,75 @@ class StorageMachine(RuleBasedStateMachine):
                 self.model.save(request)
             elif key not in self.model.keys:
                 assert saved.outcome is self.model.expect(request)
+        place = self._places()
         for shard in SHARDS:
-            place = {id: seq for seq, id in self.seqs.items()}
             self.model.inbox[shard].sort(key=lambda id: place[id])
 
+    def _places(self) -> dict[Snowflake, int]:
+        """The row each request has, or had last."""
+        return {id: seq for seq, id in self.seqs.items()}
+
+    def _choose(self, place: int) -> SaveRequest:
+        """A request that was once stored; behind the last one there are such as never were."""
+        known = list(self.model.requests.values())
+        return known[-1 - place] if place < len(known) else message()
+
+    def _check_rows(self, rows: list[InboxRow], expected: list[Snowflake]) -> None:
+        """What a shard has to deliver: these requests, and its interrupts whoever is held."""
+        model, place = self.model, self._places()
+        requests = [row for row in rows if row.kind is InboxKind.REQUEST]
+        assert [row.envelope.request_id for row in requests] == expected
+        for row in requests:
+            id = row.envelope.request_id
+            assert (row.failures, row.trial) == (model.failures.get(id, 0), id in model.on_trial)
+            assert row.execution == model.of_run.get(id)
+        interrupts = [row for row in rows if row.kind is InboxKind.INTERRUPT]
+        assert len(requests) + len(interrupts) == len(rows)
+        if rows:
+            stored = model.interrupts[rows[0].shard]
+            assert [row.envelope.request_id for row in interrupts] == stored
+        for row in interrupts:
+            id = row.envelope.request_id
+            assert row.target == (place[id] if id in model.inbox[row.shard] else None)
+            assert (None if row.reply is None else row.reply.payload) == model.exits.get(id)
+            assert row.execution == (id if id in model.runs else None)
+
     def _commits(
-        self, shard: ShardId, count: int, follow_up: tuple[ShardId, str | None] | None
+        self,
+        shard: ShardId,
+        count: int,
+        follow_up: tuple[ShardId, str | None] | None,
+        states: list[tuple[str, int]],
     ) -> tuple[list[Commit], list[Snowflake]]:
         """Commits that settle and answer the oldest rows, and write a journal row each."""
-        place = {id: seq for seq, id in self.seqs.items()}
+        place = self._places()
         settled = self.model.inbox[shard][:count]
         commits: list[Commit] = []
         for id in settled:
-            commit = (
-                update(id, Status.SUCCEEDED) if id in self.model.finished else Commit(shard=shard)
-            )
+            commit = update(id, Status.SUCCEEDED) if id in self.model.runs else Commit(shard=shard)
             commit.shard = shard
             commit.settled = [place[id]]
-            commit.replies = [success(id, b"%d" % id)]
+            sequence = self.model.position(id).next_sequence
+            commit.replies = [success(id, b"%d" % id, sequence=sequence)]
             commits.append(commit)
         self.position += 1
         commits.append(Commit(shard=shard, journal=[step(JOURNAL, self.position)]))
+        for name, version in states:
+            entity = f"{name}{shard.number}"
+            payload = b"%d at %d" % (version, self.position)
+            commits.append(
+                Commit(
+                    shard=shard,
+                    states=[
+                        StateWrite(
+                            entity_type="Till", entity_id=entity, version=version, payload=payload
+                        )
+                    ],
+                )
+            )
         if follow_up is not None:
             to, key = follow_up
-            commits[-1].requests = [message(shard=to, key=key)]
+            commits[-1].requests = [message(shard=to, key=key, entity="a")]
         return commits, settled
 
     def _committed(self, shard: ShardId, commits: list[Commit], settled: list[Snowflake]) -> None:
@@ -323,20 +481,22 @@ class StorageMachine(RuleBasedStateMachine):
         for id in settled:
             self.model.settle(shard, id, b"%d" % id)
         self.model.journal += [row.position for commit in commits for row in commit.journal]
+        for state in [each for commit in commits for each in commit.states]:
+            self.model.write(state)
         for request in [each for commit in commits for each in commit.requests]:
             if self.model.expect(request) is SaveOutcome.CREATED:
                 self.model.save(request)
-                self.run(self._find_seq(request))
+                self.run(self._find_seq(request.envelope.request_id))
 
-    async def _find_seq(self, request: SaveRequest) -> None:
-        """Read the seq of a follow-up with a runner of its own, unless its shard is owned."""
-        shard, id = request.envelope.address.shard, request.envelope.request_id
+    async def _find_seq(self, id: Snowflake) -> None:
+        """Read the seq of a request on the lane of its shard's owner, or on any."""
+        shard = self.model.shard(id)
         lane = self.model.owner.get(shard)
         reader = self.lanes[0 if lane is None else lane]
         (row,) = [
             row
             for row in (await sweep_of(reader, shard, limit=1000)).rows
-            if row.envelope.request_id == id
+            if row.envelope.request_id == id and row.kind is InboxKind.REQUEST
         ]
         self.seqs[row.seq] = id
 
@@ -364,8 +524,8 @@ class StorageMachine(RuleBasedStateMachine):
         self.lanes[lane] = self.run(self.processes[lane].lane())
         # The server may notice the end of a session a little later than its client.
         for shard in lost:
-            self.model.epochs[shard] = self.run(self._acquire_eventually(lane, shard))
-            self.model.owner[shard] = lane
+            epoch = self.run(self._acquire_eventually(lane, shard))
+            self.model.acquired(shard, epoch, lane, lost=False)
 
     async def _acquire_eventually(self, lane: int, shard: ShardId) -> int:
         if self.model.owner.get(shard) == lane:
@@ -381,13 +541,15 @@ class StorageMachine(RuleBasedStateMachine):
     async def _everything_is_found_by_the_next_owner(self) -> None:
         for lane in self.lanes:
             await lane.close()
+        lost = set(self.model.owner)
         self.model.owner.clear()
         successor = await self.world.process()
         self.lanes = [await successor.lane()]
         for shard in SHARDS:
-            await self._acquire_eventually(0, shard)
-            rows = (await sweep_of(self.lanes[0], shard, limit=1000)).rows
-            assert [row.envelope.request_id for row in rows] == self.model.inbox[shard]
+            epoch = await self._acquire_eventually(0, shard)
+            self.model.acquired(shard, epoch, 0, lost=shard in lost)
+            swept = await sweep_of(self.lanes[0], shard, limit=1000)
+            self._check_rows(list(swept.rows), self.model.inbox[shard])
         await self.lanes[0].close()
         for name in "abc":
             found = await self.client.storage.find("Fulfil", name)

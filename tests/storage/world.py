@@ -1,17 +1,18 @@
 """Processes around one database, of either storage, and short ways to make what they store."""
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from engine.core.clock import SystemClock
-from engine.core.envelope import EnvelopeRequest, ReplyTo, dedup_key
+from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo, dedup_key
+from engine.core.errors import ErrorDetails
 from engine.core.ids import EntityAddress, EntityId, EntityType, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow
-from engine.core.reply import ReplyKind
+from engine.core.reply import Defect, ReplyKind, encode_exit
 from engine.core.status import Status
 from engine.storage.memory import MemoryDatabase, MemoryStorage
 from engine.storage.protocol import (
@@ -22,10 +23,13 @@ from engine.storage.protocol import (
     NewReply,
     Registry,
     RunnerRow,
+    SaveOutcome,
     SaveRequest,
     Storage,
+    StreamPosition,
     Sweep,
 )
+from tests.eventually import eventually
 
 ONE = ShardId("default", 1)
 TWO = ShardId("default", 2)
@@ -102,6 +106,58 @@ async def postgres_world(dsn: str) -> AsyncIterator[World]:
         yield world
 
 
+class Ear:
+    """Hears the doorbell and remembers."""
+
+    def __init__(self) -> None:
+        self.shards: set[ShardId] = set()
+        self.replies: set[Snowflake] = set()
+        self.acks: set[Snowflake] = set()
+        self.post = 0
+        self.topology = 0
+        self.restored = 0
+
+    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+        self.shards.update(shards)
+
+    def replies_rung(self, requests: Sequence[Snowflake]) -> None:
+        self.replies.update(requests)
+
+    def acks_rung(self, requests: Sequence[Snowflake]) -> None:
+        self.acks.update(requests)
+
+    def post_rung(self) -> None:
+        self.post += 1
+
+    def topology_rung(self) -> None:
+        self.topology += 1
+
+    def doorbell_restored(self) -> None:
+        self.restored += 1
+
+
+async def listening(process: Process) -> Ear:
+    """An ear that hears what is rung from now on."""
+    ear = Ear()
+    process.storage.doorbell.listen(ear)
+    await eventually(lambda: ear.restored)
+    return ear
+
+
+async def take_over(world: World, lane: LaneSession, *shards: ShardId) -> LaneSession:
+    """The owner's process is lost as it is; the lane of another runner that took its shards."""
+    lane.terminate()
+    _, successor = await world.runner_with_lane()
+    wanted, taken = shards or (ONE,), dict[ShardId, int]()
+
+    async def all_taken() -> bool:
+        taken.update(await successor.acquire([each for each in wanted if each not in taken]))
+        return len(taken) == len(wanted)
+
+    await eventually(all_taken)
+    return successor
+
+
 # --- what is stored -------------------------------------------------------------------------------
 
 
@@ -112,6 +168,7 @@ def message(
     key: str | None = None,
     payload: bytes = b"1",
     entity: str = "sku-1",
+    entity_type: str = "Stock",
     deliver_at: datetime | None = None,
     reply_to: ReplyTo | None = None,
     wait: bool = False,
@@ -119,7 +176,7 @@ def message(
     """A request to an entity."""
     envelope = EnvelopeRequest(
         request_id=next_id() if id is None else id,
-        address=EntityAddress(shard, EntityType("Stock"), EntityId(entity)),
+        address=EntityAddress(shard, EntityType(entity_type), EntityId(entity)),
         tag="reserve",
         payload=payload,
         key=key,
@@ -199,6 +256,22 @@ def success(
     )
 
 
+def defect(request: SaveRequest, *, sequence: int = 0, message: str = "lost") -> NewReply:
+    """The exit of a request that could not be handled."""
+    kind, payload = encode_exit(Defect(ErrorDetails("RunnerLost", message)))
+    return NewReply(
+        request_id=request.envelope.request_id, sequence=sequence, kind=kind, payload=payload
+    )
+
+
+def ack(request: SaveRequest, sequence: int) -> AckChunk:
+    return AckChunk(request_id=request.envelope.request_id, id=next_id(), sequence=sequence)
+
+
+def interrupt(request: SaveRequest) -> Interrupt:
+    return Interrupt(request_id=request.envelope.request_id, address=request.envelope.address)
+
+
 def chunk(request: SaveRequest, sequence: int, value: bytes = b"0") -> NewReply:
     return NewReply(
         request_id=request.envelope.request_id,
@@ -238,13 +311,40 @@ async def sweep_of(
     *shards: ShardId,
     in_flight: tuple[int, ...] = (),
     resident: tuple[Snowflake, ...] = (),
+    held: tuple[int, ...] = (),
     limit: int = 100,
     horizon: timedelta = timedelta(0),
 ) -> Sweep:
     return await lane.sweep(
-        shards or (ONE,), in_flight=in_flight, resident=resident, limit=limit, horizon=horizon
+        shards or (ONE,),
+        in_flight=in_flight,
+        resident=resident,
+        held=held,
+        limit=limit,
+        horizon=horizon,
     )
 
 
 def ids_of(sweep: Sweep) -> list[Snowflake]:
     return [row.envelope.request_id for row in sweep.rows]
+
+
+async def seqs_of(lane: LaneSession) -> list[int]:
+    return [row.seq for row in (await sweep_of(lane)).rows]
+
+
+async def save_one(process: Process, request: SaveRequest) -> SaveRequest:
+    (saved,) = await process.storage.save([request])
+    assert saved.outcome is SaveOutcome.CREATED
+    return request
+
+
+async def position_of(process: Process, request: SaveRequest) -> StreamPosition:
+    id = request.envelope.request_id
+    return (await process.storage.streams([id]))[id]
+
+
+async def failures_of(lane: LaneSession, *shards: ShardId) -> Mapping[Snowflake, int]:
+    """How often the delivery of each request that waits has failed."""
+    rows = (await sweep_of(lane, *shards, limit=1000)).rows
+    return {row.envelope.request_id: row.failures for row in rows}

@@ -122,6 +122,15 @@ def test_a_renewed_lease_goes_on_where_the_last_ended() -> None:
     assert after >> 12 & 1023 == 8
 
 
+def test_a_lesser_machine_id_in_the_same_millisecond_makes_greater_ids() -> None:
+    ids = generator(Hands(), machine=900)
+    before = [ids.next() for _ in range(10)]
+
+    ids.renew(lease(3))
+
+    assert ids.next() > max(before)
+
+
 @pytest.mark.parametrize(
     ("entity_type", "entity_id", "number"),
     [

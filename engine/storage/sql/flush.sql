@@ -1,5 +1,6 @@
 -- name: flush
--- Write what one owner decided: journal, replies, requests, inbox rows that are done, executions.
+-- Write what one owner decided: journal, replies, requests, inbox rows that are done, executions,
+-- states of entities.
 -- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
 -- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
 -- empty when a plan was made would be read from end to end by a join.
@@ -10,11 +11,12 @@ with asked as (
     from unnest(
         $1::bigint[], $2::int[], $3::smallint[], $4::text[], $5::text[], $6::text[],
         $7::smallint[], $8::bigint[], $9::int[], $10::smallint[], $11::timestamptz[], $12::text[],
-        $13::bytea[], $14::bytea[], $15::text[], $16::int[], $17::bigint[], $18::text[], $19::bool[]
+        $13::bytea[], $14::bytea[], $15::text[], $16::int[], $17::bigint[], $18::text[], $19::bool[],
+        $20::bigint[]
     ) with ordinality as a (
         request_id, group_id, shard, entity_type, entity_id, tag,
         uninterruptible, reply_execution, reply_group_id, reply_shard, deliver_at, key,
-        headers, payload, target, version, parent, attributes, wait, nth
+        headers, payload, target, version, parent, attributes, wait, entity, nth
     )
     left join lateral (
         select d.request_id from engine.dedup d where d.key = a.key offset 0
@@ -62,8 +64,8 @@ stored as (
     returning request_id
 ),
 delivered as (
-    insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
-    select w.group_id, w.shard, 0, w.request_id, w.execution, w.deliver_at
+    insert into engine.inbox (group_id, shard, kind, request_id, execution, entity, due_at)
+    select w.group_id, w.shard, 0, w.request_id, w.execution, w.entity, w.deliver_at
     from wanted w
     where (w.request_id in (select s.request_id from stored s)) is true
     order by w.nth
@@ -82,8 +84,8 @@ begun as (
 ),
 awaited as (
     insert into engine.waiters (request_id, channel)
-    select coalesce(a.known, a.request_id), $20::text from asked a
-    where a.wait and $20::text is not null
+    select coalesce(a.known, a.request_id), $21::text from asked a
+    where a.wait and $21::text is not null
         and (a.known is not null or a.request_id in (select s.request_id from stored s))
     on conflict do nothing
 ),
@@ -103,15 +105,15 @@ written as (
         due_at, name, payload
     )
     select * from unnest(
-        $21::bigint[], $22::smallint[], $23::int[], $24::smallint[], $25::smallint[], $26::int[],
-        $27::int[], $28::bigint[], $29::bigint[], $30::timestamptz[], $31::timestamptz[],
-        $32::timestamptz[], $33::text[], $34::bytea[]
+        $22::bigint[], $23::smallint[], $24::int[], $25::smallint[], $26::smallint[], $27::int[],
+        $28::int[], $29::bigint[], $30::bigint[], $31::timestamptz[], $32::timestamptz[],
+        $33::timestamptz[], $34::text[], $35::bytea[]
     )
 ),
 given as (
     select * from unnest(
-        $35::bigint[], $36::int[], $37::smallint[], $38::bytea[], $39::bigint[], $40::int[],
-        $41::smallint[]
+        $36::bigint[], $37::int[], $38::smallint[], $39::bytea[], $40::bigint[], $41::int[],
+        $42::smallint[]
     ) as g (request_id, sequence, kind, payload, reply_execution, reply_group_id, reply_shard)
 ),
 replied as (
@@ -138,7 +140,7 @@ settled as (
     delete from engine.inbox d
     where d.ctid = any (array(
         select i.ctid
-        from unnest($42::int[], $43::smallint[], $44::bigint[]) as s (group_id, shard, seq)
+        from unnest($43::int[], $44::smallint[], $45::bigint[]) as s (group_id, shard, seq)
         cross join lateral (
             select i.ctid from engine.inbox i
             where i.group_id = s.group_id and i.shard = s.shard and i.seq = s.seq
@@ -154,12 +156,32 @@ moved as (
         started_at = coalesce(x.started_at, m.started_at),
         finished_at = m.finished_at,
         wake_at = m.wake_at,
-        waiting = m.waiting
+        waiting = m.waiting,
+        failures = case when x.run = m.run and m.verdict <> 2 then x.failures else 0 end,
+        trial = case m.verdict when 0 then x.trial else m.verdict = 1 end,
+        failed_position = case when x.run = m.run then x.failed_position else 0 end
     from unnest(
-        $45::bigint[], $46::smallint[], $47::smallint[], $48::timestamptz[], $49::timestamptz[],
-        $50::timestamptz[], $51::text[]
-    ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting)
+        $46::bigint[], $47::smallint[], $48::smallint[], $49::timestamptz[], $50::timestamptz[],
+        $51::timestamptz[], $52::text[], $53::smallint[]
+    ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting, verdict)
     where x.request_id = m.request_id
+),
+saved as (
+    insert into engine.entity_states as s (
+        group_id, shard, entity_type, entity_id, version, payload
+    )
+    select * from unnest(
+        $54::int[], $55::smallint[], $56::text[], $57::text[], $58::bigint[], $59::bytea[]
+    ) as u (group_id, shard, entity_type, entity_id, version, payload)
+    order by u.entity_type, u.entity_id
+    on conflict (entity_type, entity_id) do update
+    set
+        group_id = excluded.group_id,
+        shard = excluded.shard,
+        version = excluded.version,
+        saved_at = excluded.saved_at,
+        payload = excluded.payload
+    where excluded.version > s.version
 )
 select a.outcome, a.asked, a.found, a.seq, a.payload from answers a
 union all

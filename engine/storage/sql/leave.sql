@@ -9,4 +9,5 @@ with gone as (
 silent as (
     delete from engine.runner_heartbeats h using gone g where h.runner_id = g.id
 )
-update engine.shards s set runner_id = null from gone g where s.runner_id = g.id;
+update engine.shards s set runner_id = null, acquired_at = null from gone g
+where s.runner_id = g.id;

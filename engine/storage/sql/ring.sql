@@ -1,5 +1,6 @@
 -- name: ring
--- Notify the owners that shards have now, the processes that wait for replies, and everybody.
+-- Notify the owners that shards have now of what is there to deliver and of chunks of streams that
+-- were taken, the processes that wait for replies, and everybody.
 -- Payloads are cut to stay below the server's 8000 bytes.
 with owners as (
     select
@@ -28,11 +29,22 @@ waiting as (
         row_number() over (partition by a.channel order by a.request_id) / 380 as part
     from awaited a
 ),
+takers as (
+    select
+        'outlast_' || replace(s.runner_id::text, '-', '') as channel,
+        u.request_id::text as item,
+        row_number() over (partition by s.runner_id order by u.request_id) / 380 as part
+    from unnest($5::int[], $6::smallint[], $7::bigint[]) as u (group_id, shard, request_id)
+    join engine.shards s on s.group_id = u.group_id and s.shard = u.shard
+    where s.runner_id is not null
+),
 bells as (
     select o.channel, 's:' || string_agg(o.item, ',') as payload
     from owners o group by o.channel, o.part
     union all
     select w.channel, 'r:' || string_agg(w.item, ',') from waiting w group by w.channel, w.part
+    union all
+    select k.channel, 'a:' || string_agg(k.item, ',') from takers k group by k.channel, k.part
     union all
     select c.channel, 't' from unnest($4::text[]) as c (channel)
 )

@@ -10,11 +10,12 @@ with asked as (
     from unnest(
         $1::bigint[], $2::int[], $3::smallint[], $4::text[], $5::text[], $6::text[],
         $7::smallint[], $8::bigint[], $9::int[], $10::smallint[], $11::timestamptz[], $12::text[],
-        $13::bytea[], $14::bytea[], $15::text[], $16::int[], $17::bigint[], $18::text[], $19::bool[]
+        $13::bytea[], $14::bytea[], $15::text[], $16::int[], $17::bigint[], $18::text[], $19::bool[],
+        $20::bigint[]
     ) with ordinality as a (
         request_id, group_id, shard, entity_type, entity_id, tag,
         uninterruptible, reply_execution, reply_group_id, reply_shard, deliver_at, key,
-        headers, payload, target, version, parent, attributes, wait, nth
+        headers, payload, target, version, parent, attributes, wait, entity, nth
     )
     left join lateral (
         select d.request_id from engine.dedup d where d.key = a.key offset 0
@@ -62,8 +63,8 @@ stored as (
     returning request_id
 ),
 delivered as (
-    insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
-    select w.group_id, w.shard, 0, w.request_id, w.execution, w.deliver_at
+    insert into engine.inbox (group_id, shard, kind, request_id, execution, entity, due_at)
+    select w.group_id, w.shard, 0, w.request_id, w.execution, w.entity, w.deliver_at
     from wanted w
     where (w.request_id in (select s.request_id from stored s)) is true
     order by w.nth
@@ -82,8 +83,8 @@ begun as (
 ),
 awaited as (
     insert into engine.waiters (request_id, channel)
-    select coalesce(a.known, a.request_id), $20::text from asked a
-    where a.wait and $20::text is not null
+    select coalesce(a.known, a.request_id), $21::text from asked a
+    where a.wait and $21::text is not null
         and (a.known is not null or a.request_id in (select s.request_id from stored s))
     on conflict do nothing
 ),

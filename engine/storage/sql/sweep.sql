@@ -1,27 +1,38 @@
 -- name: sweep
 -- What these shards have to deliver that is not in flight, what executions are due, and when the
--- next thing will be. The first row carries the header; a header alone means nothing to deliver.
+-- next thing will be. Requests for those who are held are passed over. An interrupt comes with the
+-- row of the request that it is for. The first row carries the header; a header alone means nothing
+-- to deliver.
 with owned as (
     select o.group_id, o.shard from unnest($1::int[], $2::smallint[]) as o (group_id, shard)
 ),
 found as (
-    select o.group_id, o.shard, i.seq, i.kind, i.request_id, i.execution
+    select
+        o.group_id, o.shard, i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
     from owned o
     cross join lateral (
         (
-            select i.seq, i.kind, i.request_id, i.execution
+            select i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
             from engine.inbox i
             where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
                 and i.seq not in (select unnest($3::bigint[]))
+                and (
+                    i.kind <> 0
+                    or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                )
             order by i.seq
             limit $6::bigint
         )
         union all
         (
-            select i.seq, i.kind, i.request_id, i.execution
+            select i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
             from engine.inbox i
             where i.group_id = o.group_id and i.shard = o.shard and i.due_at <= now()
                 and i.seq not in (select unnest($3::bigint[]))
+                and (
+                    i.kind <> 0
+                    or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                )
             order by i.due_at
             limit $6::bigint
         )
@@ -32,6 +43,17 @@ picked as (
     from found f
     order by f.seq
     limit $5::bigint
+),
+aims as (
+    select i.request_id, i.seq
+    from (select distinct p.group_id, p.shard from picked p where p.kind = 2) s
+    cross join lateral (
+        select i.request_id, i.seq
+        from engine.inbox i
+        where i.group_id = s.group_id and i.shard = s.shard and i.kind = 0
+            and (i.request_id in (select p.request_id from picked p where p.kind = 2)) is true
+        offset 0
+    ) i
 ),
 due as (
     select x.request_id, x.wake_at
@@ -79,13 +101,15 @@ header as (
 ),
 rows as (
     select
-        p.nth, p.seq, p.kind as inbox_kind, p.execution,
+        p.nth, p.seq, p.kind as inbox_kind, p.execution, p.failures as inbox_failures, p.trial,
+        a.seq as target,
         e.request_id, e.group_id, e.shard, e.entity_type, e.entity_id, e.tag, e.uninterruptible,
         e.reply_execution, e.reply_group_id, e.reply_shard, e.deliver_at, e.key, e.headers,
         e.payload,
         p.group_id as inbox_group_id, p.shard as inbox_shard,
         x.workflow, x.execution_id, x.status, x.run, x.version, x.created_at, x.started_at,
         x.finished_at, x.wake_at, x.waiting, x.parent, x.attributes::text as attributes,
+        x.failures,
         r.sequence as reply_sequence, r.kind as reply_kind, r.payload as reply_payload
     from picked p
     left join lateral (
@@ -96,10 +120,11 @@ rows as (
     ) x on true
     left join lateral (
         select r.sequence, r.kind, r.payload from engine.replies r
-        where p.kind = 1 and r.request_id = p.request_id and r.kind <> 0
+        where p.kind <> 0 and r.request_id = p.request_id and r.kind <> 0
         order by r.sequence desc
         limit 1
     ) r on true
+    left join aims a on a.request_id = p.request_id and p.kind = 2
 )
 select h.now, h.due, h.next_due, h.more, d.*
 from header h

@@ -1,0 +1,276 @@
+"""Where volatile requests arrive at the runner that owns their shard.
+
+From ``cluster.postman``, or directly from ``cluster.volatile`` of the same process; on to the host
+of the entity type. Replies leave by the process's ``postbox``.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from engine.cluster.answering import Answers, Chunks
+from engine.cluster.letter import (
+    LARGEST,
+    Asked,
+    Malformed,
+    Refusal,
+    no_request,
+    read_order,
+    read_request,
+    reply_body,
+    too_large,
+)
+from engine.cluster.postbox import Outgoing, Postbox
+from engine.cluster.shard import OwnedShard
+from engine.cluster.volatile import ended
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import ErrorDetails, InvalidPayload, MailboxFull
+from engine.core.ids import ShardId, Snowflake
+from engine.core.reply import Defect, Exit, ReplyKind, encode_exit
+from engine.storage.entities import StateWrite
+from engine.storage.protocol import Post, PostKind, Received
+
+log: logging.Logger = logging.getLogger(__name__)
+
+
+class VolatileHost(Protocol):
+    """Handles the volatile messages of one entity type."""
+
+    def deliver_volatile(
+        self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers, /
+    ) -> None: ...
+    def interrupt(self, request_id: Snowflake, /) -> None: ...
+
+
+class Reception:
+    """The volatile requests that this runner has in hand (a ``LocalOwner``).
+
+    ``shards`` are those it owns now; ``acknowledged`` is told of chunks that were taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: Mapping[ShardId, OwnedShard],
+        shards_in: Callable[[str], int],
+        postbox: Postbox,
+        acknowledged: Callable[[Snowflake, int], object],
+    ) -> None:
+        self._shards = shards
+        self._shards_in = shards_in
+        self._postbox = postbox
+        self._acknowledged = acknowledged
+        self._hosts: dict[str, VolatileHost] = {}
+        self._in_hand: dict[Snowflake, _InHand] = {}
+
+    def __len__(self) -> int:
+        return len(self._in_hand)
+
+    def serve_entity(self, entity_type: str, host: VolatileHost) -> None:
+        self._hosts[entity_type] = host
+
+    # --- from this process ------------------------------------------------------------------------
+
+    def deliver(
+        self, envelope: EnvelopeRequest, answers: Answers, /, sender: UUID | None = None
+    ) -> int | None:
+        """Hand a request to its host: the epoch of its shard, None when that is not owned here, or
+        not for long. ``MailboxFull`` when there is no room."""
+        shard = self._shards.get(envelope.address.shard)
+        if shard is None or not shard.accepting:
+            return None
+        if envelope.request_id in self._in_hand:
+            raise no_request(envelope.request_id)
+        host = self._hosts.get(envelope.address.entity_type)
+        if host is None:
+            answers.end(_not_registered(envelope))
+            return shard.epoch
+        self._in_hand[envelope.request_id] = _InHand(host=host, sender=sender)
+        try:
+            host.deliver_volatile(shard, envelope, _Noted(answers, self, envelope.request_id))
+        except BaseException:
+            self.forget(envelope.request_id)
+            raise
+        return shard.epoch
+
+    def interrupt(self, request_id: Snowflake, /, sender: UUID | None = None) -> None:
+        found = self._in_hand.get(request_id)
+        if found is not None and found.sender == sender:
+            found.host.interrupt(request_id)
+
+    def acknowledged(
+        self, request_id: Snowflake, sequence: int, /, sender: UUID | None = None
+    ) -> None:
+        found = self._in_hand.get(request_id)
+        if found is not None and found.sender == sender:
+            self._acknowledged(request_id, sequence)
+
+    def forget(self, request_id: Snowflake) -> None:
+        self._in_hand.pop(request_id, None)
+
+    # --- from others (the postman's receiver) -----------------------------------------------------
+
+    def receive(self, messages: Iterable[Received]) -> None:
+        for received in messages:
+            try:
+                self._receive(received)
+            except Malformed as error:
+                log.warning(
+                    "a volatile message was not understood and is thrown away: %s",
+                    error,
+                    extra={"request_id": received.request_id},
+                )
+            except Exception:  # one message must not cost those behind it
+                log.exception(
+                    "a volatile message cannot be handled",
+                    extra={"request_id": received.request_id},
+                )
+
+    def _receive(self, received: Received) -> None:
+        match received.kind:
+            case PostKind.REQUEST:
+                self._asked(read_request(received, self._shards_in))
+            case PostKind.ACK:
+                sender, sequence = read_order(received)
+                self.acknowledged(received.request_id, sequence, sender=sender)
+            case PostKind.INTERRUPT:
+                sender, _ = read_order(received)
+                self.interrupt(received.request_id, sender=sender)
+            case PostKind.CHUNK | PostKind.EXIT:
+                raise Malformed("a reply to somebody who has asked nothing")
+
+    def _asked(self, asked: Asked) -> None:
+        if asked.envelope.request_id in self._in_hand:
+            raise Malformed("a request that is in hand already")
+        answers = PostedAnswers(self._postbox, asked)
+        try:
+            if self.deliver(asked.envelope, answers, sender=asked.sender) is None:
+                answers.give_back()
+        except MailboxFull as error:
+            answers.refuse(Refusal.FULL, str(error).encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _InHand:
+    """A request; ``sender`` is None for this process."""
+
+    host: VolatileHost
+    sender: UUID | None
+
+
+class _Noted:
+    """Answers of a request that is forgotten with its end."""
+
+    __slots__ = ("_answers", "_reception", "_request_id")
+
+    def __init__(self, answers: Answers, reception: Reception, request_id: Snowflake) -> None:
+        self._answers = answers
+        self._reception = reception
+        self._request_id = request_id
+
+    async def put(self, chunks: Chunks) -> None:
+        await self._answers.put(chunks)
+
+    def end(
+        self, exit: Exit, *, chunks: Chunks = (), sequence: int = 0, state: StateWrite | None = None
+    ) -> "asyncio.Future[None]":
+        self._reception.forget(self._request_id)
+        return self._answers.end(exit, chunks=chunks, sequence=sequence, state=state)
+
+    def give_back(self) -> None:
+        self._reception.forget(self._request_id)
+        self._answers.give_back()
+
+
+class PostedAnswers:
+    """Of a request that another process has sent."""
+
+    __slots__ = ("_asked", "_postbox")
+
+    def __init__(self, postbox: Postbox, asked: Asked) -> None:
+        self._postbox = postbox
+        self._asked = asked
+
+    async def put(self, chunks: Chunks) -> None:
+        last: _Reply | None = None
+        for sequence, payload in chunks:
+            if len(payload) > LARGEST:
+                raise InvalidPayload(too_large(payload))
+            last = self._send(ReplyKind.CHUNK, payload, sequence)
+        if last is not None:
+            await last.gone()
+
+    def end(
+        self, exit: Exit, *, chunks: Chunks = (), sequence: int = 0, state: StateWrite | None = None
+    ) -> "asyncio.Future[None]":
+        for number, chunk in chunks:
+            self._send(ReplyKind.CHUNK, chunk, number)
+        kind, payload = encode_exit(exit)
+        if len(payload) > LARGEST:
+            error = ErrorDetails.of(InvalidPayload(too_large(payload)))
+            kind, payload = encode_exit(Defect(error))
+        self._send(kind, payload, sequence)
+        return ended()
+
+    def give_back(self) -> None:
+        self.refuse(Refusal.NOT_HERE)
+
+    def refuse(self, why: Refusal, text: bytes = b"") -> None:
+        """It is not handled here. Whoever does not wait for replies hears of it, too."""
+        self._put(why, text, 0)
+
+    def _send(self, kind: ReplyKind, payload: bytes, sequence: int) -> "_Reply | None":
+        return self._put(kind, payload, sequence) if self._asked.awaited else None
+
+    def _put(self, outcome: ReplyKind | Refusal, payload: bytes, sequence: int) -> "_Reply":
+        body = reply_body(outcome, payload, attempt=self._asked.attempt, sequence=sequence)
+        reply = _Reply(self._asked, outcome, body)
+        self._postbox.put(reply)
+        return reply
+
+
+class _Reply(Outgoing):
+    """A chunk, an exit or a refusal on its way to who asked. It may arrive twice: then the second
+    is thrown away there."""
+
+    __slots__ = ("_body", "_gone", "_kind", "_request_id")
+
+    def __init__(self, asked: Asked, outcome: ReplyKind | Refusal, body: bytes) -> None:
+        super().__init__(asked.sender, again=True)
+        self._kind = PostKind.CHUNK if outcome is ReplyKind.CHUNK else PostKind.EXIT
+        self._request_id = asked.envelope.request_id
+        self._body = body
+        self._gone: asyncio.Future[None] | None = None
+
+    def gone(self) -> "asyncio.Future[None]":
+        """A future that ends when it has been sent, or cannot be."""
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        return self._gone
+
+    def post(self) -> Post:
+        return Post(kind=self._kind, to=self.to, request_id=self._request_id, body=self._body)
+
+    def sent(self, posted: object) -> None:
+        self._end()
+
+    def failed(self, error: Exception) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+
+def _not_registered(envelope: EnvelopeRequest) -> Exit:
+    name = envelope.address.entity_type
+    return Defect(
+        ErrorDetails(
+            "NotRegistered",
+            f"the runner of shard {envelope.address.shard} does not serve {name}; register it with"
+            " all runners of the group, or make the handler persisted, which waits for that",
+        )
+    )

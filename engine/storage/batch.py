@@ -1,0 +1,125 @@
+"""What one flush writes: the commits of many sources, merged into the arguments of statements.
+
+From ``lane_session``, which sends them in this order. Only the first, ``flush``, is all or nothing
+with what the commits promise; the others are notes that may be lost.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from engine.core.ids import ShardId, Snowflake
+from engine.storage.columns import (
+    NO_REQUESTS,
+    execution_columns,
+    fire_columns,
+    inbox_columns,
+    journal_columns,
+    reply_columns,
+    request_columns,
+    schedule_columns,
+    state_columns,
+)
+from engine.storage.entities import StateWrite
+from engine.storage.groups import Groups
+from engine.storage.protocol import Commit, NewReply, SaveRequest
+from engine.storage.schedules import ScheduleRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A query by its name, and what it is given."""
+
+    name: str
+    arguments: Sequence[object]
+
+
+class Batch:
+    """Commits of one session's shards. ``UnknownGroup`` when one speaks of a group nobody knows."""
+
+    def __init__(self, commits: Sequence[Commit], groups: Groups) -> None:
+        self._commits = commits
+        self._groups = groups
+
+    def requests(self) -> list[SaveRequest]:
+        """Each request once, by its id."""
+        requests: dict[Snowflake, SaveRequest] = {}
+        for commit in self._commits:
+            for request in commit.requests:
+                requests.setdefault(request.envelope.request_id, request)
+        return list(requests.values())
+
+    def flush(self, requests: Sequence[SaveRequest], channel: str | None) -> Statement | None:
+        """The statement for all but the notes; None when there is nothing else."""
+        commits, groups = self._commits, self._groups
+        journal = [row for commit in commits for row in commit.journal]
+        if not any(_more_than_journal(commit) for commit in commits):
+            if not journal:
+                return None
+            return Statement(name="flush_journal", arguments=journal_columns(journal))
+        replies = _first_exits(reply for commit in commits for reply in commit.replies)
+        updates = {c.execution.request_id: c.execution for c in commits if c.execution}
+        arguments = [
+            *(request_columns(requests, groups) if requests else NO_REQUESTS),
+            channel,
+            *journal_columns(journal),
+            *reply_columns(replies, groups),
+            *inbox_columns(((c.shard, c.settled) for c in commits), groups),
+            *execution_columns(updates.values()),
+            *state_columns(_latest_states(commits), groups),
+        ]
+        return Statement(name="flush", arguments=arguments)
+
+    def notes(self) -> list[Statement]:
+        """What is written when the rest is committed."""
+        commits, groups = self._commits, self._groups
+        statements: list[Statement] = []
+
+        def add(name: str, columns: Sequence[Sequence[object]]) -> None:
+            if columns[0]:
+                statements.append(Statement(name=name, arguments=columns))
+
+        if any(_has_notes(commit) for commit in commits):
+            add("count_failed", inbox_columns(((c.shard, c.failed) for c in commits), groups))
+            add("mark_tried", inbox_columns(((c.shard, c.tried) for c in commits), groups))
+            # A fire that is noted and not passed is dealt with again, and finds its note.
+            add("write_fires", fire_columns(fire for c in commits for fire in c.fires))
+            add("write_schedules", schedule_columns(_last_schedules(commits), groups))
+        return statements
+
+
+def _more_than_journal(commit: Commit) -> bool:
+    return bool(
+        commit.replies or commit.requests or commit.settled or commit.execution or commit.states
+    )
+
+
+def _has_notes(commit: Commit) -> bool:
+    return bool(commit.failed or commit.tried or commit.fires or commit.schedules)
+
+
+def _first_exits(replies: Iterable[NewReply]) -> list[NewReply]:
+    """At most one exit per request and one row per sequence: the first that came."""
+    exits: set[Snowflake] = set()
+    kept: dict[tuple[Snowflake, int], NewReply] = {}
+    for reply in replies:
+        if reply.kind.value:
+            if reply.request_id in exits:
+                continue
+            exits.add(reply.request_id)
+        kept.setdefault((reply.request_id, reply.sequence), reply)
+    return list(kept.values())
+
+
+def _latest_states(commits: Iterable[Commit]) -> Iterable[tuple[ShardId, StateWrite]]:
+    """Each entity once: an upsert takes no row twice."""
+    latest: dict[tuple[str, str], tuple[ShardId, StateWrite]] = {}
+    for commit in commits:
+        for state in commit.states:
+            name = state.entity_type, state.entity_id
+            if name not in latest or latest[name][1].version < state.version:
+                latest[name] = commit.shard, state
+    return latest.values()
+
+
+def _last_schedules(commits: Iterable[Commit]) -> Iterable[ScheduleRow]:
+    return {row.name: row for commit in commits for row in commit.schedules}.values()

@@ -1,0 +1,52 @@
+"""Failed deliveries in the in-memory database: whom to blame when an owner was lost.
+
+``memory_rows`` asks, for ``Commit.failed`` and ``Commit.tried`` and when a shard has a new owner.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+
+from engine.storage.memory_executions import MemoryExecutions
+from engine.storage.memory_shard import MemoryShard
+from engine.storage.protocol import SUSPECT
+
+_BLAMED = 200
+
+
+def count_lost(shard: MemoryShard, executions: MemoryExecutions, now: datetime) -> None:
+    """Count what the lost owner of a shard may have had in hand; see ``LaneSession.acquire``."""
+    tried = [row.seq for row in shard.rows() if row.trial]
+    accused = executions.on_trial(shard.id)
+    if tried or accused:
+        fail(shard, tried)
+        for execution in accused:
+            executions.count_failure(execution)
+        return
+    due = list(shard.ready(now))
+    blamed = (row.seq for row in due if row.entity is not None and row.failures < SUSPECT)
+    fail(shard, list(islice(blamed, _BLAMED)))
+    had_rows = {row.execution for row in due if row.execution is not None}
+    for execution in had_rows.union(id for _, id in shard.due(now)):
+        executions.count_failure(execution)
+
+
+def fail(shard: MemoryShard, seqs: Iterable[int]) -> None:
+    """Count a failed delivery of these rows, which ends their trial."""
+    for seq in seqs:
+        if (row := shard.row(seq)) is not None:
+            shard.change(replace(row, failures=row.failures + 1, trial=False))
+
+
+def begin_trial(shard: MemoryShard, seqs: Iterable[int]) -> None:
+    for seq in seqs:
+        if (row := shard.row(seq)) is not None:
+            shard.change(replace(row, trial=True))
+
+
+def end_trials(shard: MemoryShard, executions: MemoryExecutions) -> None:
+    """Nobody has in hand what is on trial there, and nothing was lost."""
+    executions.end_trials(shard.id)
+    for row in [row for row in shard.rows() if row.trial]:
+        shard.change(replace(row, trial=False))

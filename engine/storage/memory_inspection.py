@@ -1,0 +1,136 @@
+"""What can be read of the in-memory database: by owners that load, by waiters, and by people.
+
+The reading part of ``memory``; each call takes a turn of the event loop, as one to a server would.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import StorageUnavailable
+from engine.core.ids import Snowflake
+from engine.core.journal import JournalRow
+from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow, StoredState
+from engine.storage.memory_database import MemoryDatabase
+from engine.storage.protocol import (
+    ExecutionFilter,
+    LoadedExecution,
+    RunnerRow,
+    ShardRow,
+    StoredExecution,
+    StoredReply,
+    StreamPosition,
+)
+from engine.storage.schedules import Fire, ScheduleRow
+
+_REMEMBERED = timedelta(days=1)
+
+
+class MemoryInspection:
+    """The reading part of ``Storage``."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+        self._opened = False
+
+    # --- requests and replies -----------------------------------------------------------------
+
+    async def replies(
+        self, requests: Sequence[Snowflake], *, after: Mapping[Snowflake, int] | None = None
+    ) -> Sequence[StoredReply]:
+        await self._travel()
+        return self._database.rows.replies.of(requests, after)
+
+    async def streams(self, requests: Sequence[Snowflake]) -> Mapping[Snowflake, StreamPosition]:
+        await self._travel()
+        return {each: self._database.rows.replies.position(each) for each in requests}
+
+    async def request(self, request_id: Snowflake) -> EnvelopeRequest | None:
+        await self._travel()
+        return self._database.rows.envelope(request_id)
+
+    async def dead_letters(self, filter: DeadFilter, *, limit: int) -> Sequence[DeadLetter]:
+        await self._travel()
+        return self._database.rows.dead_letters(filter, limit)
+
+    # --- executions ---------------------------------------------------------------------------
+
+    async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
+        await self._travel()
+        rows = self._database.rows
+        loaded: list[LoadedExecution] = []
+        for each in dict.fromkeys(executions):
+            execution, envelope = rows.executions.get(each), rows.envelope(each)
+            if execution is not None and envelope is not None:
+                journal = rows.executions.journal(each, run=execution.run)
+                loaded.append(
+                    LoadedExecution(execution=execution, envelope=envelope, journal=journal)
+                )
+        return loaded
+
+    async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
+        await self._travel()
+        return self._database.rows.find(workflow, execution_id)
+
+    async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
+        await self._travel()
+        return self._database.rows.executions.page(filter, limit)
+
+    async def workflows(self) -> Mapping[str, str]:
+        await self._travel()
+        return self._database.rows.executions.workflows()
+
+    async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
+        await self._travel()
+        return self._database.rows.executions.journal(execution)
+
+    async def waiting_rows(self, execution: Snowflake) -> int:
+        await self._travel()
+        return self._database.rows.waiting(execution)
+
+    # --- entities and schedules ---------------------------------------------------------------
+
+    async def states(
+        self, entities: Sequence[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], StoredState]:
+        await self._travel()
+        return self._database.rows.entities.states(entities)
+
+    async def entities(self, filter: EntityFilter, *, limit: int) -> Sequence[EntityRow]:
+        await self._travel()
+        return self._database.rows.entity_page(filter, limit)
+
+    async def schedules(self, names: Sequence[str] | None = None) -> Sequence[ScheduleRow]:
+        await self._travel()
+        return self._database.rows.schedules.get(names)
+
+    async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
+        await self._travel()
+        return self._database.rows.schedules.fires(schedule, limit)
+
+    # --- the cluster --------------------------------------------------------------------------
+
+    async def shards(self) -> Sequence[ShardRow]:
+        await self._travel()
+        return [
+            ShardRow(
+                shard=each.id, epoch=each.epoch, runner=each.runner, acquired_at=each.acquired_at
+            )
+            for _, each in sorted(self._database.shards.items())
+        ]
+
+    async def runners(self) -> Sequence[RunnerRow]:
+        await self._travel()
+        since = self._database.clock.now() - _REMEMBERED
+        return [
+            row
+            for row in list(self._database.runners.values())
+            if row.died_at is None or row.died_at > since
+        ]
+
+    async def _travel(self) -> None:
+        await asyncio.sleep(0)
+        if not self._opened:
+            raise StorageUnavailable("the storage is not open: enter it as a context manager")
+        self._database.check_available()

@@ -1,0 +1,13 @@
+-- name: count_failed
+-- Count a failed delivery of these inbox rows.
+update engine.inbox d
+set failures = d.failures + 1, trial = false
+where d.ctid = any (array(
+    select i.ctid
+    from unnest($1::int[], $2::smallint[], $3::bigint[]) as s (group_id, shard, seq)
+    cross join lateral (
+        select i.ctid from engine.inbox i
+        where i.group_id = s.group_id and i.shard = s.shard and i.seq = s.seq
+        offset 0
+    ) i
+));

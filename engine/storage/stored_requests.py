@@ -1,0 +1,80 @@
+"""What any process does to requests that are stored: it waits for their replies, acknowledges
+chunks, interrupts them, and has dead letters delivered again.
+
+From ``postgres``; on the pool. Everything here may be done twice.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import asyncpg
+
+from engine.core.envelope import AckChunk, Interrupt
+from engine.core.ids import ShardId, Snowflake, entity_key
+from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.pool import Pool
+
+
+class StoredRequests:
+    """``channel`` is where this process hears of replies, if it does; ``listening`` returns when it
+    does hear there, or in a little while."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        groups: Groups,
+        learn_groups: Callable[[], Awaitable[None]],
+        channel: str | None,
+        listening: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._pool = pool
+        self._groups = groups
+        self._learn_groups = learn_groups
+        self._channel = channel
+        self._listening = listening
+
+    async def watch(self, requests: Sequence[Snowflake]) -> None:
+        if self._channel is not None and requests:
+            await self._listening()
+            await self._pool.fetch("watch", requests, self._channel)
+
+    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool) -> None:
+        furthest: dict[Snowflake, int] = {}
+        for ack in acks:
+            furthest[ack.request_id] = max(ack.sequence, furthest.get(ack.request_id, -1))
+        if not furthest:
+            return
+        channel = self._channel if wait else None
+        if channel is not None:
+            await self._listening()
+        sequences = [min(sequence, _LAST_SEQUENCE) for sequence in furthest.values()]
+        await self._pool.fetch("acknowledge", list(furthest), sequences, channel)
+
+    async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
+        ids = [interrupt.request_id for interrupt in interrupts]
+        if not ids:
+            return []
+        rows = await self._pool.fetch("interrupt", list(dict.fromkeys(ids)))
+        stored = {row["request_id"] for row in rows}
+        return [id in stored for id in ids]
+
+    async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
+        dead = await self._pool.fetch("dead", list(dict.fromkeys(requests)))
+        if not dead:
+            return []
+        ids = [row["request_id"] for row in dead]
+        numbers = [entity_key(row["entity_type"], row["entity_id"]) for row in dead]
+        # The shards of all that were dead: a first run may have done it and lost its answer.
+        await self._pool.fetch("revive", ids, numbers)
+        try:
+            return self._shards(dead)
+        except UnknownGroup:
+            await self._learn_groups()
+            return self._shards(dead)
+
+    def _shards(self, rows: Sequence[asyncpg.Record]) -> list[ShardId]:
+        shards = (self._groups.shard(row["group_id"], row["shard"]) for row in rows)
+        return list(dict.fromkeys(shards))
+
+
+_LAST_SEQUENCE = (1 << 31) - 1
