@@ -195,6 +195,32 @@ async def interrupt(
         session.output.note(f"it is blocked, and ends once it is not: 'outlast why {name}'")
 
 
+async def retry(session: Session, id: ExecutionId) -> None:
+    """Let a blocked execution go on from where its journal ends."""
+    from engine import by_name
+    from engine.core.status import Status
+    from engine.workflow.tags import RETRY, encode_text
+
+    async with session.node() as node:
+        stored = await find(node.storage, id)
+        name = name_of(stored)
+        if stored.status is not Status.BLOCKED:
+            raise CommandError(f"{name} is not blocked: 'outlast why {name}' says where it stands")
+        await by_name.tell(
+            node,
+            workflow=stored.workflow,
+            group=stored.shard.group,
+            id=stored.execution_id,
+            tag=RETRY,
+            payload=encode_text(""),
+            once=None,
+        )
+    if session.output.as_json:
+        session.output.line({"id": name, "retried": True})
+    else:
+        session.output.say(f"{name} goes on; 'outlast join {name}' waits for its result")
+
+
 async def _settle(
     session: Session, id: str, deferred: str, payload: bytes, *, rejected: bool
 ) -> None:

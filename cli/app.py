@@ -64,7 +64,8 @@ def _complain(error: BaseException, arguments: list[str]) -> int:
     if message:
         sys.stderr.write(f"outlast: {printable(message)}\n")
     if isinstance(error, Complaint) and message:  # without one, the help was shown
-        commands = {each.name for each in (*app.registered_commands, *app.registered_groups)}
-        named = [word for word in arguments[:1] if word in commands]
+        commands = {command.name for command in app.registered_commands}
+        groups = {group.name for group in app.registered_groups}
+        named = [word for word in arguments[:1] if word in commands | groups]
         sys.stderr.write(f"see: {' '.join(['outlast', *named, '--help'])}\n")
     return code

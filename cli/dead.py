@@ -87,7 +87,7 @@ async def retry(
     session: Session,
     requests: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REQUEST…", help="The request ids of the dead letters, as listed."),
+        typer.Argument(metavar="REQUEST", help="The request ids of the dead letters, as listed."),
     ] = None,
     all: Annotated[
         bool, typer.Option("--all", help="All dead letters, or all of --type and --id.")
@@ -129,7 +129,9 @@ def _request_id(text: str) -> "Snowflake":
     from engine.core.ids import Snowflake
 
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 63):
-        raise UsageError(f"{text!r} is not a request id; 'outlast dead' lists those of dead letters")
+        raise UsageError(
+            f"{text!r} is not a request id; 'outlast dead' lists those of dead letters"
+        )
     return Snowflake(int(text))
 
 

@@ -15,7 +15,7 @@ from engine.core.reply import Exit, ReplyChunk, ReplyKind, ReplyWithExit, decode
 from engine.storage.protocol import NewReply, StoredReply
 
 _LIMIT = 1000
-_TURN = 16
+_TURN = 32
 
 
 class Acknowledge(Protocol):
@@ -134,7 +134,7 @@ class StreamReader:
         """Acknowledge the last chunk that was taken; whether what follows is read for that."""
         if self._taken is None or self._acknowledge is None:
             return False
-        more = self._exit is None
+        more = self._exit is None and not self._buffer
         self._acknowledge(self._taken, more=more)
         self._taken = None
         return more

@@ -35,14 +35,24 @@ class Ended:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def outlast(*arguments: str, dsn: str | None = None, stdin: str = "") -> Ended:
-    """Run a command in this process, piped. Not from a running event loop: use a thread there."""
+class _Keyboard(io.StringIO):
+    """Standard input at which somebody sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def outlast(
+    *arguments: str, dsn: str | None = None, stdin: str = "", typed: str | None = None
+) -> Ended:
+    """Run a command in this process, piped; ``typed``: with a keyboard for its standard input. Not
+    from a running event loop: use a thread there."""
     out, err = io.StringIO(), io.StringIO()
     words = [*arguments, *(["--dsn", dsn] if dsn else [])]
     with (
         redirect_stdout(out),
         redirect_stderr(err),
-        patch("sys.stdin", io.StringIO(stdin)),
+        patch("sys.stdin", io.StringIO(stdin) if typed is None else _Keyboard(typed)),
         patch.dict(os.environ),
     ):
         code = run(words)
@@ -50,9 +60,9 @@ def outlast(*arguments: str, dsn: str | None = None, stdin: str = "") -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-async def do(*arguments: str, dsn: str, stdin: str = "") -> Ended:
+async def do(*arguments: str, dsn: str, stdin: str = "", typed: str | None = None) -> Ended:
     """The same from an event loop: in a thread, whose loop is its own."""
-    return await asyncio.to_thread(outlast, *arguments, dsn=dsn, stdin=stdin)
+    return await asyncio.to_thread(outlast, *arguments, dsn=dsn, stdin=stdin, typed=typed)
 
 
 def script(
