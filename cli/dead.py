@@ -140,7 +140,9 @@ def _confirm(number: int) -> None:
     what = f"{number} dead letter{'s' if number > 1 else ''}"
     if not sys.stdin.isatty():
         raise UsageError(f"--all would deliver {what} again: confirm that with --yes")
-    if not typer.confirm(f"deliver {what} again?", err=True):
+    sys.stderr.write(f"deliver {what} again? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CommandError("nothing was delivered again")
 
 

@@ -5,7 +5,7 @@ nothing, and takes its shards again under a new id.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -70,7 +70,7 @@ class Reaper:
 
 
 @asynccontextmanager
-async def deadly(cluster: TestCluster) -> AsyncIterator[Reaper]:
+async def deadly(cluster: TestCluster) -> AsyncGenerator[Reaper]:
     """A reaper at work as long as the block lasts; the cluster's settings should be ``QUICK``."""
     me = RunnerId(uuid4())
     if cluster.database is not None:
