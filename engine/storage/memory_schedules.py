@@ -10,7 +10,7 @@ from heapq import nlargest
 
 from engine.core.ids import ShardId
 from engine.storage.memory_shard import MemoryShard
-from engine.storage.schedules import Fire, ScheduleRow
+from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
 
 class MemorySchedules:
@@ -25,8 +25,12 @@ class MemorySchedules:
         self._rows[row.name] = row
 
     def fire(self, fire: Fire) -> None:
-        """Note what became of an instant; the first note stays."""
-        self._fires.setdefault(fire.schedule, {}).setdefault(fire.instant, fire)
+        """Note what became of an instant; the first note stays, but for one that was left out and
+        is started later."""
+        fires = self._fires.setdefault(fire.schedule, {})
+        first = fires.setdefault(fire.instant, fire)
+        if fire.outcome is FireOutcome.STARTED and first.outcome is not FireOutcome.STARTED:
+            fires[fire.instant] = fire
 
     def get(self, names: Sequence[str] | None) -> list[ScheduleRow]:
         """By name, each with the runner that owns its shard now."""

@@ -51,7 +51,8 @@ class FireOutcome(IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fire:
     """One row of ``schedule_fires``: an instant of a schedule and what became of it. There is at
-    most one per schedule and instant: the first stays. ``manual``: triggered or backfilled."""
+    most one per schedule and instant: the first stays, but one that was skipped gives way to one
+    that was started. ``manual``: triggered or backfilled."""
 
     schedule: str
     instant: datetime

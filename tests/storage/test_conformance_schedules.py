@@ -173,6 +173,20 @@ async def test_the_first_that_became_of_an_instant_stays(
     assert list(await process.storage.fires("nightly", limit=10)) == [first]
 
 
+async def test_an_instant_that_was_left_out_gives_way_to_its_later_start(
+    process: Process, lane: LaneSession
+) -> None:
+    missed = fire(outcome=FireOutcome.MISSED)
+    started = replace(fire(), request_id=next_id(), manual=True)
+    again = replace(started, request_id=next_id())
+
+    await note(lane, missed)
+    await note(lane, missed, started, again)
+    await note(lane, again, missed)
+
+    assert list(await process.storage.fires("nightly", limit=10)) == [started]
+
+
 async def test_an_instant_is_one_whatever_zone_it_is_told_in(
     process: Process, lane: LaneSession
 ) -> None:
