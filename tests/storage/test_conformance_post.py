@@ -290,7 +290,7 @@ async def test_what_nobody_fetches_is_thrown_away(world: World) -> None:
     await sender.storage.post([parcel(gone), parcel(gone), parcel(slow)])
 
     assert await sender.storage.sweep_post(HOUR) == 0
-    assert len(await slow.storage.take_post()) == 1
+    assert [len(await slow.storage.take_post()) for _ in range(2)] == [1, 0]
 
     async def swept() -> bool:
         return await sender.storage.sweep_post(timedelta(microseconds=1)) == 2
