@@ -1,12 +1,14 @@
 """Mistakes that the type checkers must find, each on a line that is marked, and on no other."""
 
 import asyncio
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 
 from engine import (
     Client,
+    Cron,
     Deferred,
     Entity,
     Execution,
@@ -14,6 +16,7 @@ from engine import (
     Runner,
     Transaction,
     Workflow,
+    WorkflowCron,
     activity,
     rpc,
     transaction,
@@ -37,6 +40,14 @@ class Stock(Entity):
     @rpc  # expect-error
     def free(self) -> int:
         return 0
+
+    @rpc
+    async def counts(self, last: int) -> AsyncIterator[int]:
+        yield last
+
+    @rpc(resumable="yes")  # expect-error
+    async def late(self) -> AsyncIterator[int]:
+        yield 0
 
 
 class Pay(Workflow[Order, int]):
@@ -121,6 +132,36 @@ class Renamed(Workflow[Order, int]):
         return ""
 
 
+class Nightly(Cron):
+    schedule = 5  # expect-error
+    overlap = "skip"  # expect-error
+    catch_up = 60  # expect-error
+
+    async def run(self, at: str) -> None:  # expect-error
+        return None
+
+
+class Reports(WorkflowCron[Order, int]):
+    schedule = "0 6 * * *"
+    workflow = Pay
+
+    def request(self, at: datetime) -> str:  # expect-error
+        return ""
+
+
+class Mixed(WorkflowCron[str, int]):
+    schedule = "0 6 * * *"
+    workflow = Pay  # expect-error
+
+
+async def schedules(client: Client) -> None:
+    client.schedule(Pay)  # expect-error
+    client.schedule(Nightly())  # expect-error
+    await client.schedule(Nightly).trigger("once")  # expect-error
+    await client.schedule(Nightly).backfill("yesterday", "today")  # expect-error
+    Runner().register(Nightly)  # expect-error
+
+
 async def clients(client: Client, order: Order) -> None:
     execution = await client.start(Pay, order)
     await client.start(Pay, "order")  # expect-error
@@ -154,6 +195,15 @@ async def handles(client: Client) -> None:
     await client.tell(stock.reserve, 1, note=2)  # expect-error
     await client.tell(stock.release("h"))  # expect-error
     await client.tell(stock, "h")  # expect-error
+    await stock.counts(1)  # expect-error
+    await client.tell(stock.counts, 1)  # expect-error
+    for _ in stock.counts(1):  # expect-error
+        pass
+    async for _ in stock.counts("1"):  # expect-error
+        pass
+    async for text in stock.counts(1):
+        length: str = text  # expect-error
+        print(length)
     client.entity(Stock, "sku", key=1)  # expect-error
     client.entity(Stock(), "sku")  # expect-error
     Runner().register(Pay)  # expect-error

@@ -12,23 +12,29 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine import (
     Client,
+    Cron,
     Deferred,
     Entity,
     ErrorDetails,
     Execution,
     ExecutionInfo,
     Failed,
+    FireInfo,
+    FireOutcome,
     Interrupted,
     JournalEvent,
+    Overlap,
     Pending,
     RetryPolicy,
     Runner,
+    ScheduleInfo,
     Settings,
     Status,
     Succeeded,
     Terminated,
     Transaction,
     Workflow,
+    WorkflowCron,
     activity,
     rpc,
     transaction,
@@ -233,6 +239,48 @@ class Stricter(Ballot):
     veto = Deferred(bool)
 
 
+# --- crons -------------------------------------------------------------------------------------
+
+
+class Nightly(Cron):
+    schedule = "30 2 * * *"
+    timezone = "Europe/Berlin"
+    overlap = Overlap.BUFFER_ONE
+    catch_up = timedelta(hours=2)
+    skip_if_older_than = timedelta(minutes=30)
+
+    async def run(self, at: datetime) -> None:
+        assert_type(at, datetime)
+
+
+class Weekly(WorkflowCron[int, Summary]):
+    schedule = "0 0 6 * * MON"
+    workflow = Steps
+
+    def request(self, at: datetime) -> int:
+        return at.day
+
+    def key(self, at: datetime, request: int) -> str:
+        return f"{at:%G-W%V}"
+
+
+FIRST = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+async def schedules(client: Client) -> None:
+    nightly = client.schedule(Nightly)
+    assert_type(await nightly.describe(), ScheduleInfo)
+    assert_type(await client.schedule("Weekly").fires(limit=5), list[FireInfo])
+    assert_type(await client.schedule(Weekly).trigger(id="once"), FireInfo)
+    assert_type(await nightly.backfill(FIRST, FIRST), int)
+    await nightly.pause("not today")
+    await nightly.resume()
+    for info in await client.schedules():
+        assert_type(info.overlap, Overlap)
+    for fire in await nightly.fires():
+        assert_type(fire.outcome, FireOutcome | None)
+
+
 # --- from outside ------------------------------------------------------------------------------
 
 
@@ -296,6 +344,7 @@ async def entities(client: Client) -> None:
 
 async def runners(settings: Settings) -> None:
     async with Runner(settings, groups=("default", "bulk")).register(Steps(), Counter(3)) as runner:
+        runner.register(Nightly(), Weekly())
         assert_type(runner, Runner)
         assert_type(runner.client, Client)
     async with Client(settings) as client:
