@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine.core.ids import Snowflake
 
 _SHARDS = re.compile(r"s:(-?\d{1,10}:\d{1,5}(?:,-?\d{1,10}:\d{1,5})*)")
+_LAST_ID = (1 << 63) - 1
 _REQUESTS = re.compile(r"([ra]):(\d{1,19}(?:,\d{1,19})*)")
 
 
@@ -46,4 +47,6 @@ def parse_bell(payload: object) -> Bell | None:
     if requests is None:
         return None
     ids = tuple(Snowflake(int(item)) for item in requests[2].split(","))
+    if max(ids) > _LAST_ID:
+        return None
     return Bell(replies=ids) if requests[1] == "r" else Bell(acks=ids)

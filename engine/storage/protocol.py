@@ -620,7 +620,8 @@ class Storage(Protocol):
         ...
 
     async def take_post(self) -> Sequence[Received]:
-        """Take out what has come for this process, in the order it was sent."""
+        """Take what has come for this process, in the order it was sent, each message once. There
+        may be more than one answer holds: ask again until nothing comes."""
         ...
 
     async def sweep_post(self, older_than: timedelta) -> int:

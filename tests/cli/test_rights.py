@@ -2,14 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
+from engine.storage.entities import StateWrite
+from engine.storage.protocol import Commit, Post, PostKind
 from tests.cli.orders import Broken, Slow
 from tests.cli.terminal import do, outlast, served
+from tests.storage.world import (
+    ONE,
+    ack,
+    chunk,
+    defect,
+    interrupt,
+    message,
+    next_id,
+    postgres_world,
+)
 
 
 @contextmanager
@@ -83,6 +96,28 @@ async def test_a_role_with_the_printed_grants_can_do_all_but_migrate(dsn: str) -
         doctor = await do("doctor", dsn=worker_dsn)
 
     assert not doctor.err
+
+
+async def test_a_role_with_the_printed_grants_reaches_every_table(dsn: str) -> None:
+    with role(dsn) as worker_dsn:
+        async with postgres_world(worker_dsn) as world:
+            process, lane = await world.runner_with_lane()
+            await lane.acquire([ONE])
+            request, dead = message(), message()
+            await process.storage.save([request, dead])
+            state = StateWrite(entity_type="Stock", entity_id="sku-1", version=1, payload=b"1")
+            await lane.flush(
+                [Commit(shard=ONE, replies=[chunk(request, 0), defect(dead)], states=[state])]
+            )
+            await process.storage.acknowledge([ack(request, 0)], wait=True)
+            await process.storage.post(
+                [Post(kind=PostKind.ACK, to=ONE, request_id=next_id(), body=b"")]
+            )
+
+            assert await process.storage.interrupt([interrupt(request)]) == [True]
+            assert await process.storage.revive([dead.envelope.request_id]) == [ONE]
+            assert len(await process.storage.take_post()) == 1
+            assert await process.storage.sweep_post(timedelta(hours=1)) == 0
 
 
 def test_a_role_needs_a_name() -> None:

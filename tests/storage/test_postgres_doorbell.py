@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from engine.core.ids import ShardId, Snowflake
-from engine.storage.bell import ALL, Bell, parse_bell
+from engine.storage.bell import ALL, POST, Bell, parse_bell
 from engine.storage.doorbell import channel_of
 from engine.storage.postgres import PostgresStorage
 from tests.eventually import eventually
@@ -221,8 +221,11 @@ async def test_a_waiter_is_told_when_it_watched_before_it_read(postgres: World) 
     [
         ("t", ALL),
         ("r:1,22", Bell(replies=(Snowflake(1), Snowflake(22)))),
+        ("a:1,22", Bell(acks=(Snowflake(1), Snowflake(22)))),
+        ("v", POST),
         ("s:-5:1,7:300", Bell(shards=((-5, 1), (7, 300)))),
         *((bad, None) for bad in ("", "t ", "r:", "r:1,", "r:-1", "s:1", "s:1:2:3", "r:٣", None)),
+        *((bad, None) for bad in ("a:", "a:1,", "a:x", "b:1", "v:1", "V", "r:9223372036854775808")),
     ],
 )
 def test_payloads_are_read_strictly(payload: object, bell: Bell | None) -> None:

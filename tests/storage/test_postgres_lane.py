@@ -9,28 +9,44 @@ import asyncpg
 import pytest
 
 from engine.core.errors import StorageUnavailable
-from engine.core.ids import RunnerId, ShardId
+from engine.core.ids import RunnerId, ShardId, entity_key
 from engine.core.reply import ReplyKind
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import BadBatch, Commit, NewReply
+from engine.storage.schedules import ScheduleRow
 from tests.eventually import eventually
 from tests.storage.world import (
+    NOW,
     ONE,
     THREE,
     TWO,
     World,
     event,
+    ids_of,
     message,
     next_id,
+    seqs_of,
     start,
     step,
     success,
     sweep_of,
+    take_over,
 )
 
 BACKENDS = "select pid from pg_stat_activity where application_name like 'outlast:' || $1 || $2"
 END = "select pg_terminate_backend(pid) from (" + BACKENDS + ") s"
 LOCKS = "select count(*) from pg_locks where locktype = 'advisory' and pid in (" + BACKENDS + ")"
+
+
+def schedule(*, settings: bytes) -> ScheduleRow:
+    return ScheduleRow(
+        name="nightly",
+        shard=ONE,
+        schedule="0 3 * * *",
+        timezone="UTC",
+        settings=settings,
+        done_until=NOW,
+    )
 
 
 async def test_a_lane_holds_an_advisory_lock_per_shard_in_its_own_session(
@@ -161,6 +177,63 @@ async def test_a_row_that_postgres_refuses_leaves_the_session_as_it_was(postgres
 
     assert not refused.value.transient
     assert not lane.closed
+
+
+async def test_a_note_that_is_refused_does_not_cost_what_was_committed_before_it(
+    postgres: World,
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    await lane.acquire([ONE])
+    await process.storage.save([message(), message()])
+    done, failed = await seqs_of(lane)
+    bad = schedule(settings=b"{")
+
+    await lane.flush([Commit(shard=ONE, settled=[done], failed=[failed], schedules=[bad])])
+
+    (row,) = (await sweep_of(lane)).rows
+    assert (row.seq, row.failures) == (failed, 1)
+    with pytest.raises(BadBatch):
+        await lane.flush([Commit(shard=ONE, schedules=[bad])])
+    assert not lane.closed
+
+
+async def test_a_takeover_counts_a_bounded_part_of_a_deep_backlog(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    await lane.acquire([ONE])
+    await process.storage.save([message()])
+    await sql.execute(
+        "insert into engine.inbox (group_id, shard, kind, request_id, entity)"
+        " select i.group_id, i.shard, 0, i.request_id, i.entity from engine.inbox i"
+        " cross join generate_series(1, 50000)"
+    )
+
+    began = monotonic()
+    await take_over(postgres, lane)
+
+    assert monotonic() - began < 2
+    assert await sql.fetchval("select count(*) from engine.inbox where failures = 1") == 200
+
+
+async def test_a_sweep_passes_over_a_deep_backlog_of_an_entity_that_is_held(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    await lane.acquire([ONE])
+    await process.storage.save([message(entity="full")])
+    await sql.execute(
+        "insert into engine.inbox (group_id, shard, kind, request_id, entity)"
+        " select i.group_id, i.shard, 0, i.request_id, i.entity from engine.inbox i"
+        " cross join generate_series(1, 50000)"
+    )
+    behind = message(entity="idle")
+    await process.storage.save([behind])
+
+    swept = await sweep_of(lane, held=(entity_key("Stock", "full"),), limit=1)
+
+    assert ids_of(swept) == [behind.envelope.request_id]
+    assert not swept.more
 
 
 async def test_a_shard_that_a_user_transaction_fences_is_left_for_later(

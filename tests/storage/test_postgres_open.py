@@ -11,12 +11,13 @@ import pytest
 from engine.core.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from engine.core.ids import MACHINE_IDS, RunnerId
 from engine.storage import connect
+from engine.storage.entities import DeadFilter, EntityFilter
 from engine.storage.postgres import PostgresStorage
-from engine.storage.protocol import ExecutionFilter
+from engine.storage.protocol import ExecutionFilter, Post, PostKind
 from tests.eventually import eventually
 from tests.storage.pooler import transaction_pooler
 from tests.storage.test_postgres_doorbell import Ear
-from tests.storage.world import World, message, next_id, start
+from tests.storage.world import World, ack, interrupt, message, next_id, start
 
 GRANTS = """
 create role {role} login;
@@ -84,7 +85,7 @@ async def test_a_login_that_may_only_read_can_inspect(
     dsn: str, postgres: World, sql: asyncpg.Connection
 ) -> None:
     process = await postgres.process(register=False)
-    await process.storage.save([start("o-1")])
+    await process.storage.save([start("o-1"), message()])
     role = f"reader_{uuid4().hex}"
     await sql.execute(GRANTS.format(role=role))
     try:
@@ -92,6 +93,12 @@ async def test_a_login_that_may_only_read_can_inspect(
             assert await storage.find("Fulfil", "o-1") is not None
             assert len(await storage.executions(ExecutionFilter(), limit=5)) == 1
             assert len(await storage.shards()) == 12
+            assert len(await storage.entities(EntityFilter(), limit=5)) == 1
+            assert await storage.dead_letters(DeadFilter(), limit=5) == []
+            assert await storage.schedules() == []
+            assert await storage.fires("nightly", limit=5) == []
+            assert await storage.states([("Stock", "sku-1")]) == {}
+            assert await storage.runners() == []
 
             async def one_session() -> bool:
                 count = "select count(*) from pg_stat_activity where usename = $1"
@@ -201,6 +208,14 @@ async def test_everything_but_lanes_and_listeners_works_through_a_transaction_po
         found = await storage.executions(ExecutionFilter(), limit=100)
         lease = await storage.lease_machine(None)
         await storage.release_machine(lease)
+        stream = message()
+        await storage.save([stream])
+        await storage.acknowledge([ack(stream, 0)], wait=True)
+        assert await storage.interrupt([interrupt(stream)]) == [True]
+        assert (await storage.streams([stream.envelope.request_id])).keys()
+        post = Post(kind=PostKind.ACK, to=storage.identity, request_id=next_id(), body=b"1")
+        await storage.post([post])
+        assert [received.body for received in await storage.take_post()] == [b"1"]
 
         assert len(found) == len(saved) == 40
         runner = RunnerId(storage.identity)
