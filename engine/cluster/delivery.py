@@ -147,7 +147,7 @@ class Delivery:
         """Read again what waited for an entity type or workflow that is served from now on."""
         parked = self.parking.unpark(name)
         for shard, seq in parked:
-            shard.in_flight.discard(seq)
+            shard.give_back(seq)
         self.ring({shard.id for shard, _ in parked})
 
     @property

@@ -7,11 +7,12 @@ From ``cluster.delivery``, which asks ``takes`` of each request to an entity; ba
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from engine.cluster.shard import OwnedShard
 from engine.cluster.trials import Trials
 from engine.core.errors import OwnershipLost
-from engine.core.ids import EntityAddress
+from engine.core.ids import EntityAddress, entity_key
 from engine.storage.protocol import SUSPECT, BadBatch, Commit, Flushed, InboxRow
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -72,29 +73,46 @@ class Suspects:
         line = self._lines[address]
         line.first = None
         while line.rows and line.rows[0].failures < SUSPECT:
-            row = line.rows.popleft()
-            del self._waiting[row.seq]
-            self._hand(line.shard, row)
+            if not self._give(address):
+                return
         if not line.rows:
             del self._lines[address]
             return
         line.first = first = _Tried(line.shard, line.rows[0], handed=self._handed)
         self._tried[first.row.seq] = first
-        self._trials.ask(first, first.row.failures, first.begin)
+        self._trials.ask(first, first.row.failures, partial(self._try, first))
+
+    def _try(self, tried: "_Tried") -> None:
+        if _key(tried.row) in tried.shard.held:
+            self._give_back(tried.row.envelope.address)
+        else:
+            tried.begin()
 
     def _handed(self, tried: "_Tried") -> None:
         """It is stored that this one is on trial."""
         address = tried.row.envelope.address
         line = self._lines.get(address)
-        if line is not None and line.first is tried:
-            del self._waiting[tried.row.seq]
-            self._give(line.shard, line.rows.popleft())
+        if line is not None and line.first is tried and self._give(address):
             self._advance(address)
 
-    def _give(self, shard: OwnedShard, row: InboxRow) -> None:
-        self._hand(shard, row)
-        if row.seq not in shard.in_flight:  # its mailbox is full, and gave it back
-            self.settled([row.seq])
+    def _give(self, address: EntityAddress) -> bool:
+        """Hand on the first of a line; False if its mailbox did not take it."""
+        line = self._lines[address]
+        row = line.rows.popleft()
+        del self._waiting[row.seq]
+        self._hand(line.shard, row)
+        if row.seq in line.shard.in_flight:
+            return True
+        self.settled([row.seq])
+        self._give_back(address)
+        return False
+
+    def _give_back(self, address: EntityAddress) -> None:
+        """Leave a line in the inbox, as its entity takes nothing now: all of it is read again."""
+        line = self._lines.pop(address)
+        for row in line.rows:
+            line.shard.give_back(row.seq)
+        self.settled([row.seq for row in line.rows])
 
     def _thin_out(self, address: EntityAddress) -> None:
         """Take out of a line what does not wait any more."""
@@ -102,6 +120,11 @@ class Suspects:
         line.rows = deque(row for row in line.rows if row.seq in self._waiting)
         if line.first is not None and line.first.row.seq not in self._waiting:
             self._advance(address)
+
+
+def _key(row: InboxRow) -> int:
+    address = row.envelope.address
+    return entity_key(address.entity_type, address.entity_id)
 
 
 class _Line:

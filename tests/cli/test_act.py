@@ -2,6 +2,8 @@
 
 import json
 
+import psycopg
+
 from tests.cli.terminal import do, served
 from tests.eventually import eventually
 
@@ -147,3 +149,29 @@ async def test_results_are_indented_on_a_terminal(dsn: str) -> None:
         join = await do("join", "s-1", "--table", dsn=dsn)
 
     assert json.loads(join.out) == "done"
+
+
+async def test_a_blocked_execution_goes_on_when_it_is_retried(dsn: str) -> None:
+    async with served(dsn):
+        await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        too_early = await do("retry", "o-1", dsn=dsn)
+    with psycopg.connect(dsn) as connection:  # as if it had killed ten runners
+        connection.execute("update engine.executions set failures = 10")
+    async with served(dsn):
+        await do("resolve", "o-1", "approved", "true", dsn=dsn)
+
+        async def blocked() -> bool:
+            return await status("o-1", dsn) == "blocked"
+
+        await eventually(blocked)
+        (why,) = (await do("why", "o-1", dsn=dsn)).lines
+        retry = await do("retry", "o-1", dsn=dsn)
+        join = await do("join", "o-1", "--timeout", "10s", dsn=dsn)
+        too_late = await do("retry", "o-1", dsn=dsn)
+
+    assert "lost 10 times" in why["why"]
+    assert "'outlast retry Fulfil/o-1'" in why["why"]
+    assert retry.lines == [{"id": "Fulfil/o-1", "retried": True}]
+    assert (join.code, join.out) == (0, '"hold-1, paid 100"\n')
+    assert (too_early.code, too_late.code) == (1, 1)
+    assert "Fulfil/o-1 is not blocked" in too_early.err

@@ -85,6 +85,10 @@ class Mine(Entity):
         await self.fate.strike()
 
 
+class Narrow(Mine):
+    mailbox_capacity = 1
+
+
 class Dig(Workflow[int, int]):
     """Dies after each step, before the next one has ended."""
 
@@ -138,6 +142,9 @@ class Patient(Workflow[str, str]):
         return who
 
 
+SERVED = [Mine, Narrow, Dig, Bomb, Patient]
+
+
 @pytest.fixture(params=["memory", "postgres"])
 def where(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "memory":
@@ -153,7 +160,7 @@ def fate() -> Fate:
 @pytest.fixture
 async def cluster(where: dict[str, Any], fate: Fate) -> AsyncIterator[TestCluster]:
     async with (
-        TestCluster(Mine(fate), Dig(fate), Bomb(fate), Patient(fate), **where) as cluster,
+        TestCluster(*(each(fate) for each in SERVED), **where) as cluster,
         deadly(cluster) as reaper,
     ):
         fate.reaper = reaper
@@ -318,6 +325,26 @@ async def test_nothing_overtakes_a_suspect_of_its_entity(cluster: TestCluster, f
     await eventually(lambda: _letters(cluster), timeout=30)
     await eventually(all_dug)
     assert fate.log == [f"m {n}" for n in range(20)]
+
+
+async def test_suspects_that_find_a_mailbox_full_do_not_stand_in_the_way_of_others(
+    cluster: TestCluster, fate: Fate
+) -> None:
+    client = cluster.client
+    fate.patience = 0.02
+    ids = [f"n-{n}" for n in range(3)]
+    async with asyncio.TaskGroup() as group:
+        killer = group.create_task(_failure(client.entity(Mine, "killer").explode(1)))
+        rests = [group.create_task(client.entity(Narrow, id).rest()) for id in ids * 15]
+        for n in range(15):
+            for id in ids:
+                await client.tell(client.entity(Narrow, id).dig, n)
+        assert await killer == "DeliveryFailed"
+    assert [task.result() for task in rests] == ids * 15
+    await eventually(lambda: len(set(fate.log)) == 45)
+    dug = dict.fromkeys(fate.log)  # what was dug in a process that died before it said so is again
+    for id in ids:
+        assert [each for each in dug if each.startswith(id)] == [f"{id} {n}" for n in range(15)]
 
 
 async def test_a_stream_that_kills_its_process_ends_behind_its_elements(
