@@ -52,7 +52,11 @@ class MemoryPost:
             channel, shard = owned.runner, message.to
             posted = Posted(runner=channel, epoch=owned.epoch)
         received = Received(
-            kind=message.kind, shard=shard, request_id=message.request_id, body=message.body
+            kind=message.kind,
+            shard=shard,
+            request_id=message.request_id,
+            body=message.body,
+            epoch=posted.epoch,
         )
         self._boxes.setdefault(channel, []).append((self._clock.now(), received))
         return posted

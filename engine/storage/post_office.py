@@ -117,6 +117,7 @@ class PostOffice:
                 shard=shard,
                 request_id=row["request_id"],
                 body=row["body"],
+                epoch=row["epoch"],
             )
         except (UnknownGroup, ValueError) as error:
             log.warning(

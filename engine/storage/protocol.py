@@ -480,12 +480,14 @@ class Posted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A volatile message that came. ``shard`` is the shard it was sent to, if it was one."""
+    """A volatile message that came. ``shard`` is the shard it was sent to, if it was one, ``epoch``
+    the epoch that shard was in: a message to its owner of then is not one to its owner of now."""
 
     kind: PostKind
     shard: ShardId | None
     request_id: Snowflake
     body: bytes
+    epoch: int | None = None
 
 
 # --- the doorbell -----------------------------------------------------------------------------

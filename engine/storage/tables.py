@@ -172,6 +172,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("kind", SmallInteger, nullable=False),
         Column("group_id", Integer),
         Column("shard", SmallInteger),
+        Column("epoch", BigInteger),
         Column("request_id", BigInteger, nullable=False),
         at("sent_at", default=True),
         Column("body", LargeBinary, nullable=False),

@@ -219,6 +219,7 @@ def make_replies(schema: str | None) -> None:
         number("kind", sa.SmallInteger),
         sa.Column("group_id", sa.Integer),
         sa.Column("shard", sa.SmallInteger),
+        sa.Column("epoch", sa.BigInteger),
         number("request_id", sa.BigInteger),
         at("sent_at", default=True),
         sa.Column("body", sa.LargeBinary, nullable=False),

@@ -14,6 +14,10 @@ SENDING = """
 select pid from pg_stat_activity
 where application_name = 'outlast:' || $1 || ':post' and wait_event = 'PgSleep'
 """
+TAKING = """
+select pid from pg_stat_activity
+where application_name = 'outlast:' || $1 || ':pool' and wait_event_type = 'Lock'
+"""
 SLOW = """
 create function dawdle() returns trigger language plpgsql as $$
 begin
@@ -115,3 +119,40 @@ async def test_a_message_for_a_group_that_nobody_has_made_has_no_receiver(
     (posted,) = await sender.storage.post([nowhere])
 
     assert posted.runner is None
+
+
+async def test_a_message_whose_connection_is_lost_on_the_way_in_is_read_again(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    sender, receiver = await postgres.process(), await postgres.process()
+    await sender.storage.post([to(receiver, b"1")])
+    # The statement waits for this lock, so that it can be ended in the middle.
+    async with sql.transaction():
+        await sql.execute("lock table engine.post in access exclusive mode")
+        taking = asyncio.ensure_future(bodies(receiver))
+        pid = await eventually(lambda: sql.fetchval(TAKING, str(receiver.runner)))
+        await sql.fetchval("select pg_terminate_backend($1)", pid)
+
+    assert await taking == [b"1"]
+    assert await bodies(receiver) == []
+
+
+async def test_rows_that_nothing_of_ours_wrote_are_passed_over(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    sender, receiver = await postgres.process(), await postgres.process()
+    await sender.storage.post([to(receiver, b"1")])
+    for kind, group_id, shard in ((99, None, None), (0, 123456789, 1), (0, 123456789, None)):
+        await sql.execute(
+            "insert into engine.post (channel, kind, group_id, shard, request_id, body)"
+            " values ($1, $2, $3, $4, -5, '')",
+            receiver.storage.identity,
+            kind,
+            group_id,
+            shard,
+        )
+    await sender.storage.post([to(receiver, b"2")])
+
+    assert await bodies(receiver) == [b"1", b"2"]
+    assert await bodies(receiver) == []
+    assert await sql.fetchval("select count(*) from engine.post") == 0

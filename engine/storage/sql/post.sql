@@ -16,8 +16,8 @@ addressed as (
     ) s on true
 ),
 sent as (
-    insert into engine.post (channel, kind, group_id, shard, request_id, body)
-    select a.receiver, a.kind, a.group_id, a.shard, a.request_id, a.body
+    insert into engine.post (channel, kind, group_id, shard, epoch, request_id, body)
+    select a.receiver, a.kind, a.group_id, a.shard, a.epoch, a.request_id, a.body
     from addressed a
     where a.receiver is not null
     order by a.nth
