@@ -53,7 +53,7 @@ class PostgresStorage(Inspection):
 
     ``dsn`` must lead to the server itself, or to a pooler in session mode; ``pool_dsn`` may lead
     to a transaction pooler. ``pool_size`` bounds the connections of user transactions; the
-    engine's own statements share up to four more.
+    engine's own statements share up to four more, and volatile messages have one.
     """
 
     def __init__(
