@@ -19,7 +19,14 @@ from engine.cluster.ownership import Ownership
 from engine.cluster.view import View
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
-from engine.storage.protocol import Beat, LaneSession, Registry, RunnerRow, Storage
+from engine.storage.protocol import (
+    Beat,
+    LaneSession,
+    Registry,
+    RunnerLoad,
+    RunnerRow,
+    Storage,
+)
 
 GROUP = "default"
 SHARDS = 30
@@ -154,9 +161,9 @@ class _Wired:
         self._wire.check()
         await self._registry.register(runner)
 
-    async def beat(self, runner: RunnerId) -> Beat:
+    async def beat(self, runner: RunnerId, load: RunnerLoad | None = None) -> Beat:
         self._wire.check()
-        return await self._registry.beat(runner)
+        return await self._registry.beat(runner, load)
 
     async def drain(self, runner: RunnerId) -> None:
         self._wire.check()
