@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,6 +85,14 @@ insert into engine.schedule_fires (schedule, instant, outcome, at)
 analyze;
 """
 
+STREAMED = 100_000
+TAKEN = f"""
+insert into engine.replies (request_id, sequence, kind, payload)
+    select 1, i, 0, '1' from generate_series(0, {STREAMED + 9}) i;
+delete from engine.replies where sequence < {STREAMED};
+insert into engine.acks values (1, {STREAMED - 1});
+"""
+
 
 @pytest.fixture
 async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
@@ -135,6 +143,34 @@ async def test_hot_queries_keep_to_indexes_without_our_settings(
     }
 
 
+async def test_a_stream_does_not_look_at_what_was_taken_though_nothing_can_be_vacuumed(
+    connection: asyncpg.Connection, dsn: str
+) -> None:
+    for setting, value in OUR_PLANS.items():
+        await connection.execute(f"set {setting} = {value}")
+    somebody = await asyncpg.connect(dsn)
+    try:
+        await somebody.execute("begin isolation level repeatable read; select 1")
+        await connection.execute(TAKEN)
+        last = STREAMED + 9
+        chunk = ([1], [last + 1], [0], [b"1"], [None], [None], [None])
+        flush = [*HOT["flush"]]
+        flush[35:42] = chunk
+        read = {
+            name: await pages(connection, name, arguments)
+            for name, arguments in {
+                "acknowledge": ([1], [last], None),
+                "streams": ([1],),
+                "replies": ([1], [last - 1], [1000]),
+                "flush": flush,
+            }.items()
+        }
+    finally:
+        await somebody.close()
+
+    assert {name: number for name, number in read.items() if number > 150} == {}
+
+
 def test_the_schema_of_the_queries_is_replaced_everywhere() -> None:
     queries = Queries("shop_engine")
 
@@ -164,12 +200,23 @@ def test_every_query_is_used() -> None:
 
 
 async def plan(connection: asyncpg.Connection, name: str) -> dict[str, object]:
-    arguments = HOT[name]
+    return await explained(connection, name, HOT[name], "format json")
+
+
+async def pages(connection: asyncpg.Connection, name: str, arguments: Sequence[object]) -> int:
+    """How many pages the query touches."""
+    found = await explained(connection, name, arguments, "analyze, buffers, format json")
+    return sum(int(str(found[f"Shared {kind} Blocks"])) for kind in ("Hit", "Read"))
+
+
+async def explained(
+    connection: asyncpg.Connection, name: str, arguments: Sequence[object], options: str
+) -> dict[str, object]:
     types = [p.name for p in (await connection.prepare(QUERIES[name])).get_parameters()]
     given = ", ".join(literal(value, kind) for value, kind in zip(arguments, types, strict=True))
     await connection.execute(f"prepare hot as {QUERIES[name]}")
     try:
-        found = await connection.fetchval(f"explain (format json) execute hot ({given})")
+        found = await connection.fetchval(f"explain ({options}) execute hot ({given})")
     finally:
         await connection.execute("deallocate hot")
     return json.loads(found)[0]["Plan"]
@@ -177,7 +224,10 @@ async def plan(connection: asyncpg.Connection, name: str) -> dict[str, object]:
 
 def literal(value: object, kind: str) -> str:
     if isinstance(value, list):
-        return f"'{{}}'::{kind}"
+        items = ", ".join(literal(each, kind.removesuffix("[]")) for each in value)
+        return f"array[{items}]::{kind}"
+    if isinstance(value, bytes):
+        return f"'{value.decode()}'::{kind}"
     if value is None:
         return f"null::{kind}"
     if isinstance(value, timedelta):

@@ -1,20 +1,24 @@
 -- name: acknowledge
 -- Note how far streams were taken, each once, and delete the chunks up to there. Of chunks that were
--- never stored nothing is taken. With a channel its process waits for what follows.
+-- never stored nothing is taken. With a channel its process waits for what follows. What was taken
+-- before is not looked at: its rows may be long in going when something old is still being read.
 with asked as (
-    select u.request_id, u.sequence
+    select u.request_id, u.sequence, coalesce(k.sequence, -1) as before
     from unnest($1::bigint[], $2::int[]) as u (request_id, sequence)
+    left join lateral (
+        select k.sequence from engine.acks k where k.request_id = u.request_id offset 0
+    ) k on true
 ),
 taken as (
-    select a.request_id, least(a.sequence, r.sequence) as sequence
+    select a.request_id, a.before, least(a.sequence, r.sequence) as sequence
     from asked a
     cross join lateral (
         select r.sequence from engine.replies r
-        where r.request_id = a.request_id and r.kind = 0
+        where r.request_id = a.request_id and r.sequence > a.before and r.kind = 0
         order by r.sequence desc
         limit 1
     ) r
-    where a.sequence >= 0
+    where a.sequence > a.before
 ),
 noted as (
     insert into engine.acks as k (request_id, sequence)
@@ -30,7 +34,8 @@ deleted as (
         from taken t
         cross join lateral (
             select r.ctid from engine.replies r
-            where r.request_id = t.request_id and r.kind = 0 and r.sequence <= t.sequence
+            where r.request_id = t.request_id and r.kind = 0
+                and r.sequence > t.before and r.sequence <= t.sequence
             offset 0
         ) r
     ))

@@ -3,7 +3,8 @@
 -- states of entities.
 -- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
 -- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
--- empty when a plan was made would be read from end to end by a join.
+-- empty when a plan was made would be read from end to end by a join. An exit has the last sequence
+-- of its request; it is looked for behind what was acknowledged, where no deleted chunks are.
 with asked as (
     select
         a.*, k.request_id as known, k.payload as known_payload,
@@ -120,11 +121,14 @@ replied as (
     insert into engine.replies (request_id, sequence, kind, payload)
     select g.request_id, g.sequence, g.kind, g.payload
     from given g
-    where (
+    where coalesce((
         select r.kind from engine.replies r
-        where r.request_id = g.request_id and r.kind <> 0
+        where r.request_id = g.request_id and r.sequence > case when g.sequence = 0 then -1 else
+            coalesce((select k.sequence from engine.acks k where k.request_id = g.request_id), -1)
+            end
+        order by r.sequence desc
         limit 1
-    ) is null
+    ), 0) = 0
     on conflict do nothing
     returning request_id, kind
 ),
