@@ -204,9 +204,12 @@ async def plan(connection: asyncpg.Connection, name: str) -> dict[str, object]:
 
 
 async def pages(connection: asyncpg.Connection, name: str, arguments: Sequence[object]) -> int:
-    """How many pages the query touches."""
+    """How many pages the part of the query touches that touches most."""
     found = await explained(connection, name, arguments, "analyze, buffers, format json")
-    return sum(int(str(found[f"Shared {kind} Blocks"])) for kind in ("Hit", "Read"))
+    return max(
+        sum(int(str(node[f"Shared {kind} Blocks"])) for kind in ("Hit", "Read"))
+        for node in nodes(found)
+    )
 
 
 async def explained(
