@@ -1,7 +1,8 @@
 """Measure latency, throughput and statements: ``make bench`` or ``python -m bench --help``.
 
 Starts and joins workflows from this process, once with the runner in a process of its own and once
-with it in here. The workloads W1 to W4 and W8 are those that we measure other engines with.
+with it in here. The workloads W1 to W4 and W8 are those that we measure other engines with; S1 is a
+stream.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from time import perf_counter
 from bench.results import ROOT, Results, milliseconds
 from bench.runner import owns_all
 from bench.server import PUBLISHED, Server, open_server
-from bench.workflows import Steps
+from bench.workflows import Feed, Steps
 from engine import Client, Runner, Settings
 
 LATENCY = 300
 MANY = 2000
 LONGER, LONGER_STEPS = 500, 10
 SEQUENTIAL = 500
+STREAMED = 50_000
 IDLE_SECONDS = 20.0
 
 
@@ -44,12 +46,13 @@ class Driver:
         self._series = secrets.token_hex(4)  # a key used before would find the result of then
 
     async def run(self, *, scale: float, counting: bool) -> None:
-        sized = [max(1, int(n * scale)) for n in (LATENCY, MANY, LONGER, SEQUENTIAL)]
+        sized = [max(1, int(n * scale)) for n in (LATENCY, MANY, LONGER, SEQUENTIAL, STREAMED)]
         await self._all(max(1, int(100 * scale)), steps=1)  # warm connections and plans
         await self.latency(sized[0], counting=counting)
         await self.many("W1", sized[1], steps=1, counting=counting)
         await self.many("W2", sized[2], steps=LONGER_STEPS, counting=counting)
         await self.many("W4", 1, steps=sized[3], counting=counting)
+        await self.stream(sized[4], counting=counting)
 
     async def latency(self, count: int, *, counting: bool) -> None:
         """W3: one after the other, from the call of start to the result."""
@@ -84,6 +87,26 @@ class Driver:
             self._add(workload, "throughput", rate, "steps/s", n=f"{count}x{steps}", **spent)
         if counting:
             await self._statements(workload, before, count)
+
+    async def stream(self, count: int, *, counting: bool) -> None:
+        """S1: one stream, taken as fast as it comes."""
+        before = await self.server.transactions() if counting else 0
+        cpu, runner_cpu = cpu_seconds(os.getpid()), cpu_seconds(self.runner)
+        began = perf_counter()
+        taken = 0
+        async for number in self.client.entity(Feed, self._series).numbers(count):
+            if number != taken:
+                raise AssertionError(f"chunk {taken} is {number}")
+            taken += 1
+        seconds = perf_counter() - began
+        spent = {
+            "cpu_driver": round(cpu_seconds(os.getpid()) - cpu, 2),
+            "cpu_runner": round(cpu_seconds(self.runner) - runner_cpu, 2),
+        }
+        self._add("S1", "throughput", taken / seconds, "chunks/s", n=count, **spent)
+        if counting:
+            each = (await self.server.transactions() - before) / taken * 1000
+            self._add("S1", "transactions per 1000 chunks", each, "")
 
     async def idle(self, seconds: float) -> None:
         """W8: what a runner costs that has nothing to do."""
@@ -172,7 +195,7 @@ async def measure(arguments: argparse.Namespace) -> None:
                     if not arguments.quick:
                         await driver.idle(IDLE_SECONDS)
             if "same" in arguments.runner:
-                async with Runner(settings).register(Steps()) as runner:
+                async with Runner(settings).register(Steps(), Feed()) as runner:
                     await within(30, owns_all(runner), what="a runner that owns all shards")
                     pid = os.getpid()
                     driver = Driver(

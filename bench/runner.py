@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from bench.workflows import Steps
+from bench.workflows import Feed, Steps
 from engine import Runner, Settings
 
 
@@ -14,7 +14,7 @@ async def owns_all(runner: Runner) -> None:
 
 
 async def main(dsn: str) -> None:
-    runner = Runner(Settings(dsn=dsn, schema="engine")).register(Steps())
+    runner = Runner(Settings(dsn=dsn, schema="engine")).register(Steps(), Feed())
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(runner.run())
         await owns_all(runner)

@@ -1,6 +1,8 @@
-"""What is measured: workflows whose steps do nothing, so that only the engine's own work counts."""
+"""What is measured: steps and streams that do nothing, so that only the engine itself counts."""
 
-from engine import Workflow, activity
+from collections.abc import AsyncIterator
+
+from engine import Entity, Workflow, activity, rpc
 
 
 class Steps(Workflow[int, int]):
@@ -15,3 +17,12 @@ class Steps(Workflow[int, int]):
     @activity
     async def step(self, number: int) -> int:
         return number
+
+
+class Feed(Entity):
+    """Streams of numbers."""
+
+    @rpc
+    async def numbers(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
