@@ -354,10 +354,13 @@ class _Incarnation:
             left=node.replies.watch,
         )
         self.reception = Reception(
+            id=self.id,
+            home=node.storage.identity,
             shards=self.delivery.shards,
             shards_in=self.storage.shards_in,
             postbox=node.mail.postbox,
             acknowledged=self.streams.acknowledged,
+            arrived=node.mail.volatile.arrived,
         )
         self._postman = Postman(
             storage=self.storage, receive=self.reception.receive, poll=self._poll
@@ -402,6 +405,7 @@ class _Incarnation:
             self.delivery.serve_executions(self._executions)
             self.delivery.follow(self._singletons)
             self.delivery.follow(self.streams)
+            self.delivery.follow(self.reception)
             self._crons = CronHost(
                 delivery=self.delivery,
                 storage=storage,
@@ -434,6 +438,7 @@ class _Incarnation:
                 ttl=settings.time_to_live,
                 block_limit=settings.block_limit,
             )
+            stack.callback(self.reception.close)
             await stack.enter_async_context(self._postman)
             await stack.enter_async_context(self._membership)
             for index in range(settings.lanes):

@@ -159,7 +159,7 @@ class ClusterSharding:
 
     async def ack_chunk(self, ack: AckChunk) -> None:
         self._check_entered()
-        if ack.request_id in self._volatile:
+        if ack.request_id in self._volatile or self._replies.keeps(ack.request_id):
             self._volatile.acknowledge(ack.request_id, ack.sequence)
             return
         request = await self._storage.request(ack.request_id)

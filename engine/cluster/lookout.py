@@ -76,17 +76,20 @@ class Lookout:
             await self._pause()
             try:
                 await self._postman.fetch()
-                under_way = self._volatile.under_way
-                if not under_way:
-                    self._begin.clear()
-                    self._suspects, self._pulse = {}, _Pulse()
-                elif asyncio.get_running_loop().time() - self._looked >= _AGAIN:
-                    await self._look(under_way.values())
+                await self._look_after()
                 failing = False
             except Exception as error:  # whoever waits goes on waiting
                 if not failing:
                     log.warning("cannot look after volatile requests", exc_info=error)
                 failing, self._pulse = True, _Pulse()
+
+    async def _look_after(self) -> None:
+        under_way = self._volatile.under_way
+        if not under_way:
+            self._begin.clear()
+            self._suspects, self._pulse = {}, _Pulse()
+        elif asyncio.get_running_loop().time() - self._looked >= _AGAIN:
+            await self._look(under_way.values())
 
     async def _pause(self) -> None:
         seconds = self._poll().total_seconds() * random.uniform(0.8, 1.2)

@@ -9,9 +9,10 @@ import logging
 import random
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from enum import Enum
 from itertools import count
-from typing import Self
+from typing import Self, assert_never
 from uuid import UUID
 
 from engine.core.errors import NoRunner, StorageUnavailable
@@ -21,26 +22,28 @@ from engine.storage.protocol import Post, Posted, Storage
 log: logging.Logger = logging.getLogger(__name__)
 _BATCH = 500
 _BYTES = 1 << 24
-_RETRY = (0.02, 0.25)
+_RETRY = (0.02, 0.1)
 _BACKOFF = (0.05, 1.0)
 _EPOCHS = 4
 
 
 class Outgoing:
     """One message. ``order`` and ``epoch`` are the postbox's: the place among all that this process
-    sends, and the epoch of its shard that it was sent to.
+    sends, and the epoch of its shard that it was sent to. Messages with one ``slot`` are not to
+    overtake each other.
 
     ``patience`` is until when (by the loop's clock) it may wait for its shard to have an owner;
     without it, it is thrown away. ``again``: it may arrive twice, so that it is sent again when
     nobody knows whether it was sent.
     """
 
-    __slots__ = ("again", "epoch", "order", "patience", "to", "tries")
+    __slots__ = ("again", "epoch", "order", "patience", "slot", "to", "tries")
 
     def __init__(
         self, to: ShardId | UUID, *, again: bool = False, patience: float | None = None
     ) -> None:
         self.to: ShardId | UUID = to
+        self.slot: Hashable = to
         self.again: bool = again
         self.patience: float | None = patience
         self.order: int = 0
@@ -52,6 +55,10 @@ class Outgoing:
         """Whether it is still to be sent."""
         return True
 
+    def hand_over(self) -> "Whereabouts":
+        """Give it to its receiver if that is in this process."""
+        return Whereabouts.ELSEWHERE
+
     def post(self) -> Post:
         raise NotImplementedError
 
@@ -60,6 +67,16 @@ class Outgoing:
 
     def failed(self, error: Exception) -> None:
         """It was not sent, or nobody knows."""
+
+
+class Whereabouts(Enum):
+    """Where the receiver of a message is."""
+
+    HERE = "here"
+    """In this process, and it has the message."""
+    SOON = "soon"
+    """In this process, which cannot take it now."""
+    ELSEWHERE = "elsewhere"
 
 
 class Postbox:
@@ -74,7 +91,7 @@ class Postbox:
         self._queue: deque[Outgoing] = deque()
         self._held: dict[ShardId, _Held] = {}
         self._under_way: Counter[ShardId] = Counter()
-        self._reached: dict[ShardId, list[tuple[int, int]]] = {}
+        self._reached: dict[Hashable, list[tuple[int, int]]] = {}
         self._orders = count(1)
         self._failures = 0
         self._wake = asyncio.Event()
@@ -111,11 +128,10 @@ class Postbox:
         """Whether something for the shard is still to be sent: then nothing may go past it."""
         return self._under_way[shard] > 0 if shard in self._under_way else False
 
-    def passed(self, message: Outgoing, shard: ShardId, epoch: int) -> None:
-        """A message was given to the shard's owner in this process, past the postbox."""
+    def passed(self, message: Outgoing, epoch: int) -> None:
+        """A message was given to its shard's owner in this process, past the postbox."""
         message.order = message.order or next(self._orders)
-        message.epoch = epoch
-        self._reach(shard, epoch, message.order)
+        self._reach(message, epoch)
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -157,11 +173,29 @@ class Postbox:
                 insort(held.messages, message, key=_order)
             elif self._overtaken(message):
                 self._fail(message, Overtaken())
-            else:
+            elif not self._handed_over(message):
                 post = message.post()
                 size += len(post.body)
                 batch.append((message, post))
         return batch
+
+    def _handed_over(self, message: Outgoing) -> bool:
+        """Whether it is done with, for now: its shard may have come to this process meanwhile."""
+        try:
+            where = message.hand_over()
+        except Exception as error:  # noqa: BLE001 -- the sender gets it
+            self._fail(message, error)
+            return True
+        match where:
+            case Whereabouts.HERE:
+                self._done(message)
+            case Whereabouts.SOON:
+                self._no_owner(message)
+            case Whereabouts.ELSEWHERE:
+                return False
+            case _:
+                assert_never(where)
+        return True
 
     async def _send(self, batch: "Sequence[_Item]") -> None:
         try:
@@ -173,11 +207,10 @@ class Postbox:
         for (message, _), where in zip(batch, posted, strict=True):
             shard = message.to
             if isinstance(shard, ShardId) and where.runner is None:
-                self._no_owner(message, shard)
+                self._no_owner(message)
                 continue
             if isinstance(shard, ShardId) and where.epoch is not None:
-                message.epoch = where.epoch
-                self._reach(shard, where.epoch, message.order)
+                self._reach(message, where.epoch)
             self._done(message)
             message.sent(where)
 
@@ -204,8 +237,9 @@ class Postbox:
 
     # --- shards without an owner ------------------------------------------------------------------
 
-    def _no_owner(self, message: Outgoing, shard: ShardId) -> None:
-        now = asyncio.get_running_loop().time()
+    def _no_owner(self, message: Outgoing) -> None:
+        now, shard = asyncio.get_running_loop().time(), message.to
+        assert isinstance(shard, ShardId)
         if message.patience is not None and now < message.patience and not self._closing:
             self._hold(message)
             return
@@ -234,26 +268,26 @@ class Postbox:
     # --- order ------------------------------------------------------------------------------------
 
     def _overtaken(self, message: Outgoing) -> bool:
-        """Whether a later message has reached a later owner of the shard.
+        """Whether a later message of its slot has reached a later owner of the shard.
 
         INVARIANT post-order: what an owner has given back is sent again only if nothing that was
         put in after it has gone to the next owner meanwhile; so one sender's messages to an entity
         arrive in order, or not at all.
         """
-        if message.epoch is None or not isinstance(message.to, ShardId):
-            return False
-        return any(
-            epoch > message.epoch and order > message.order
-            for epoch, order in self._reached.get(message.to, ())
+        sent_to = message.epoch
+        return sent_to is not None and any(
+            epoch > sent_to and order > message.order
+            for epoch, order in self._reached.get(message.slot, ())
         )
 
-    def _reach(self, shard: ShardId, epoch: int, order: int) -> None:
+    def _reach(self, message: Outgoing, epoch: int) -> None:
         """Note the latest message that was sent to each of the last owners."""
-        reached = self._reached.setdefault(shard, [])
+        message.epoch = epoch
+        reached = self._reached.setdefault(message.slot, [])
         if reached and reached[-1][0] == epoch:
-            reached[-1] = epoch, max(order, reached[-1][1])
+            reached[-1] = epoch, max(message.order, reached[-1][1])
         else:
-            reached.append((epoch, order))
+            reached.append((epoch, message.order))
             del reached[:-_EPOCHS]
 
     # --- counting ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -46,25 +47,35 @@ class VolatileHost(Protocol):
 
 
 class Reception:
-    """The volatile requests that this runner has in hand (a ``LocalOwner``).
+    """The volatile requests that this runner has in hand (a ``LocalOwner`` and ``ShardFollower``).
 
-    ``shards`` are those it owns now; ``acknowledged`` is told of chunks that were taken.
+    ``shards`` are those it owns now; ``acknowledged`` is told of chunks that were taken. ``home``
+    is the channel that this process gets its own replies by, ``arrived`` told of each request from
+    there that came by post.
     """
 
     def __init__(
         self,
         *,
+        id: UUID,
+        home: UUID,
         shards: Mapping[ShardId, OwnedShard],
         shards_in: Callable[[str], int],
         postbox: Postbox,
         acknowledged: Callable[[Snowflake, int], object],
+        arrived: Callable[[EnvelopeRequest], None],
     ) -> None:
+        self.id: UUID = id
+        self._home = home
+        self._arrived = arrived
         self._shards = shards
         self._shards_in = shards_in
         self._postbox = postbox
         self._acknowledged = acknowledged
         self._hosts: dict[str, VolatileHost] = {}
         self._in_hand: dict[Snowflake, _InHand] = {}
+        self._early: dict[ShardId, list[_Early]] = {}
+        self._had: dict[ShardId, int] = {}
 
     def __len__(self) -> int:
         return len(self._in_hand)
@@ -72,7 +83,31 @@ class Reception:
     def serve_entity(self, entity_type: str, host: VolatileHost) -> None:
         self._hosts[entity_type] = host
 
+    # --- shards come and go (a ShardFollower) -----------------------------------------------------
+
+    def acquired(self, shard: OwnedShard) -> None:
+        self._had[shard.id] = shard.epoch
+        self._end_early(shard.id)
+
+    def drop(self, shard: OwnedShard) -> None:
+        """Its messages are the hosts', which answer them or give them back."""
+
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
+        """As above."""
+
+    def close(self) -> None:
+        for shard in list(self._early):
+            self._end_early(shard)
+
+    def _end_early(self, shard: ShardId) -> None:
+        """Hand on, or give back, what came before this runner knew that the shard is its own."""
+        for early in self._early.pop(shard, ()):
+            self._deliver_posted(early.asked, early.epoch)
+
     # --- from this process ------------------------------------------------------------------------
+
+    def holds(self, shard: ShardId, /) -> bool:
+        return shard in self._shards
 
     def deliver(
         self, envelope: EnvelopeRequest, answers: Answers, /, sender: UUID | None = None
@@ -132,7 +167,7 @@ class Reception:
     def _receive(self, received: Received) -> None:
         match received.kind:
             case PostKind.REQUEST:
-                self._asked(read_request(received, self._shards_in))
+                self._asked(read_request(received, self._shards_in), received.epoch)
             case PostKind.ACK:
                 sender, sequence = read_order(received)
                 self.acknowledged(received.request_id, sequence, sender=sender)
@@ -142,15 +177,48 @@ class Reception:
             case PostKind.CHUNK | PostKind.EXIT:
                 raise Malformed("a reply to somebody who has asked nothing")
 
-    def _asked(self, asked: Asked) -> None:
-        if asked.envelope.request_id in self._in_hand:
-            raise Malformed("a request that is in hand already")
+    def _asked(self, asked: Asked, epoch: int | None) -> None:
+        id = asked.envelope.address.shard
+        if asked.sender == self._home:
+            self._arrived(asked.envelope)
+        if epoch is None or epoch <= self._had.get(id, 0):
+            self._deliver_posted(asked, epoch)
+            return
+        # The database knows already whose the shard is; this process is about to be told.
+        if id not in self._early:
+            self._early[id] = []
+            asyncio.get_running_loop().call_later(_EARLY, self._end_early, id)
+        self._early[id].append(_Early(asked=asked, epoch=epoch))
+
+    def _deliver_posted(self, asked: Asked, epoch: int | None) -> None:
+        """Hand on what was sent to this epoch, and give back what was sent to another: nobody knows
+        what has gone to the owners between."""
+        shard = self._shards.get(asked.envelope.address.shard)
         answers = PostedAnswers(self._postbox, asked)
+        if shard is None or shard.epoch != epoch:
+            answers.give_back()
+            return
+        if asked.envelope.request_id in self._in_hand:
+            log.warning(
+                "a volatile message came twice", extra={"request_id": asked.envelope.request_id}
+            )
+            return
         try:
             if self.deliver(asked.envelope, answers, sender=asked.sender) is None:
                 answers.give_back()
         except MailboxFull as error:
             answers.refuse(Refusal.FULL, str(error).encode())
+
+
+_EARLY = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Early:
+    """A request to an epoch that this runner does not know yet."""
+
+    asked: Asked
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, Self
+from weakref import WeakValueDictionary
 
 from engine.cluster.stream_reader import Acknowledge, StreamReader
 from engine.core.errors import ConfigurationError, StorageUnavailable
@@ -47,6 +48,7 @@ class ReplyBoard:
         self._poll = poll
         self._waiting: dict[Snowflake, set[Waiter]] = {}
         self._volatile: set[Snowflake] = set()
+        self._kept: WeakValueDictionary[Snowflake, KeptReplies] = WeakValueDictionary()
         self._unwatched: set[Snowflake] = set()
         self._unread: set[Snowflake] = set()
         self._rung: set[Snowflake] = set()
@@ -168,7 +170,12 @@ class ReplyBoard:
         waiter = _ExitWaiter()
         self._waiting.setdefault(request_id, set()).update((reader, waiter))
         self._volatile.add(request_id)
-        return KeptReplies(exit=waiter.exit, reader=reader)
+        kept = self._kept[request_id] = KeptReplies(exit=waiter.exit, reader=reader)
+        return kept
+
+    def keeps(self, request_id: Snowflake) -> bool:
+        """Whether somebody still has what was kept of this request, ended or not."""
+        return request_id in self._kept
 
     def delivered(self, reply: StoredReply) -> None:
         """A reply of a volatile request. Its waiters are forgotten with the exit."""
@@ -277,7 +284,7 @@ class ReplyBoard:
                 self.watch(request)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class KeptReplies:
     """What comes of a volatile request, for whoever asks for it later."""
 

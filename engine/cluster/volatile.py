@@ -7,6 +7,7 @@ go on to the process's reply board.
 
 import asyncio
 import logging
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -24,11 +25,11 @@ from engine.cluster.letter import (
     request_body,
     request_parts,
 )
-from engine.cluster.postbox import Outgoing, Overtaken, Postbox
+from engine.cluster.postbox import Outgoing, Overtaken, Postbox, Whereabouts
 from engine.cluster.replies import ReplyBoard
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, MailboxFull
-from engine.core.ids import Snowflake
+from engine.core.ids import ShardId, Snowflake
 from engine.core.reply import Defect, Exit, ReplyKind, encode_exit
 from engine.storage.entities import StateWrite
 from engine.storage.protocol import Post, Posted, PostKind, Received, Storage, StoredReply
@@ -39,9 +40,15 @@ log: logging.Logger = logging.getLogger(__name__)
 class LocalOwner(Protocol):
     """The runner of this process."""
 
+    @property
+    def id(self) -> UUID: ...
+    def holds(self, shard: ShardId, /) -> bool:
+        """Whether it owns the shard, so that nobody else does."""
+        ...
+
     def deliver(self, envelope: EnvelopeRequest, answers: Answers, /) -> int | None:
-        """Hand on a request: the epoch of its shard, None when that is not owned here.
-        ``MailboxFull`` when there is no room."""
+        """Hand on a request: the epoch of its shard, None when that is not owned here, or being
+        given away. ``MailboxFull`` when there is no room."""
         ...
 
     def interrupt(self, request_id: Snowflake, /) -> None: ...
@@ -56,7 +63,7 @@ class Volatile:
     def __init__(
         self, *, storage: Storage, replies: ReplyBoard, postbox: Postbox, patience: timedelta
     ) -> None:
-        self.local: LocalOwner | None = None
+        self._local: LocalOwner | None = None
         self.watched: Callable[[], None] = lambda: None
         self._storage = storage
         self._replies = replies
@@ -64,6 +71,7 @@ class Volatile:
         self._patience = patience.total_seconds()
         self._sent: dict[Snowflake, SentRequest] = {}
         self._told: deque[SentRequest] = deque()
+        self._looping: dict[ShardId, set[Snowflake]] = {}
 
     def __contains__(self, request_id: Snowflake) -> bool:
         """Whether the request was sent from here and is not answered yet."""
@@ -71,6 +79,15 @@ class Volatile:
 
     def __len__(self) -> int:
         return len(self._sent)
+
+    @property
+    def local(self) -> LocalOwner | None:
+        return self._local
+
+    @local.setter
+    def local(self, owner: LocalOwner | None) -> None:
+        self._local = owner
+        self._looping.clear()
 
     async def send(self, envelope: EnvelopeRequest, *, wait: bool) -> None:
         """Returns once the request is in a mailbox of this process, or on its way to another.
@@ -86,41 +103,57 @@ class Volatile:
         if wait:
             self._replies.volatile(envelope.request_id)
         sent = SentRequest(self, envelope, awaited=wait)
-        if not self._deliver_here(sent):
-            await self._post(sent)
-
-    def _deliver_here(self, sent: "SentRequest") -> bool:
-        shard = sent.envelope.address.shard
-        if self.local is None or self._postbox.busy(shard):
-            return False
-        if sent.awaited:
-            self._sent[sent.id] = sent
-        epoch: int | None = None
+        self._sent[sent.id] = sent
         try:
-            epoch = self.local.deliver(sent.envelope, LocalAnswers(self, sent))
-        finally:
-            if epoch is None:
-                self._sent.pop(sent.id, None)
-        if epoch is None:
-            return False
-        self._postbox.passed(sent, shard, epoch)
-        return True
+            if self._postbox.busy(envelope.address.shard) or not self._is_here(sent):
+                await self._post(sent)
+        except BaseException:
+            self.forget(sent)
+            raise
+
+    def _is_here(self, sent: "SentRequest") -> bool:
+        return self.hand_over(sent) is Whereabouts.HERE
+
+    def hand_over(self, sent: "SentRequest") -> Whereabouts:
+        """Give a request to the runner of this process, if that owns its shard.
+
+        INVARIANT post-order: what was posted to the runner of this very process, before that knew
+        its shard, is in a mailbox before anything else of the shard is.
+        """
+        shard = sent.envelope.address.shard
+        if self._local is None:
+            return Whereabouts.ELSEWHERE
+        if self._looping.get(shard):
+            return Whereabouts.SOON
+        epoch = self._local.deliver(sent.envelope, LocalAnswers(self, sent))
+        if epoch is not None:
+            self._postbox.passed(sent, epoch)
+            return Whereabouts.HERE
+        return Whereabouts.SOON if self._local.holds(shard) else Whereabouts.ELSEWHERE
+
+    def posted(self, sent: "SentRequest", runner: UUID | None) -> None:
+        """The request is on its way to that runner, which may be that of this process."""
+        if self._local is not None and self._local.id == runner:
+            self._looping.setdefault(sent.envelope.address.shard, set()).add(sent.id)
+
+    def arrived(self, request: EnvelopeRequest) -> None:
+        """The runner of this process has got a request of this process by post."""
+        looping = self._looping.get(request.address.shard)
+        if looping is not None:
+            looping.discard(request.request_id)
+            if not looping:
+                del self._looping[request.address.shard]
 
     async def _post(self, sent: "SentRequest") -> None:
         now = asyncio.get_running_loop().time()
         gone = sent.leave(self._storage.identity, patience=now + self._patience)
-        self._sent[sent.id] = sent
         if not sent.awaited:
             self._told.append(sent)
         while self._told and (self._told[0].patience or 0) < now:
             self.forget(self._told.popleft())
-        try:
-            self._postbox.put(sent)
-            self.watched()
-            await gone
-        except BaseException:
-            self.forget(sent)
-            raise
+        self._postbox.put(sent)
+        self.watched()
+        await gone
 
     def interrupt(self, request_id: Snowflake) -> None:
         """End a request early, as far as its handler lets itself be interrupted."""
@@ -136,10 +169,10 @@ class Volatile:
             return
         if sent.remote:
             self._postbox.put(_Order(sent, kind, order_body(self._storage.identity, sequence)))
-        elif self.local is not None and kind is PostKind.ACK:
-            self.local.acknowledged(request_id, sequence)
-        elif self.local is not None:
-            self.local.interrupt(request_id)
+        elif self._local is not None and kind is PostKind.ACK:
+            self._local.acknowledged(request_id, sequence)
+        elif self._local is not None:
+            self._local.interrupt(request_id)
 
     # --- what becomes of them ---------------------------------------------------------------------
 
@@ -158,6 +191,12 @@ class Volatile:
             self.lost(sent, _OVERTAKEN)
         elif sent.awaited:
             self._replies.failed(sent.id, error)
+        elif sent.remote and sent.gone is not None and sent.gone.done():
+            log.info(
+                "a volatile message that nobody waits for was not delivered: %s",
+                error,
+                extra={"request_id": sent.id},
+            )
 
     def lost(self, sent: "SentRequest", why: str) -> None:
         """Its owner is gone."""
@@ -169,17 +208,19 @@ class Volatile:
 
     def give_back(self, sent: "SentRequest") -> None:
         """Its owner has not begun with it: send it to the next."""
-        sent.runner = None
+        now = asyncio.get_running_loop().time()
         if not sent.remote:
-            now = asyncio.get_running_loop().time()
             sent.leave(self._storage.identity, patience=now + self._patience)
-            self._sent[sent.id] = sent
             self.watched()
+        self._sent[sent.id] = sent
+        sent.runner, sent.patience = None, now + self._patience
         self._postbox.give_back(sent)
 
     def forget(self, sent: "SentRequest") -> None:
         if self._sent.get(sent.id) is sent:
             del self._sent[sent.id]
+            if self._looping:
+                self.arrived(sent.envelope)
 
     @property
     def under_way(self) -> Mapping[Snowflake, "SentRequest"]:
@@ -226,6 +267,9 @@ _OVERTAKEN = (
 )
 
 
+_SLOTS = 64
+
+
 class SentRequest(Outgoing):
     """One request. ``awaited``: somebody waits for its reply. ``remote``: it has left this process,
     and is on its way to ``runner``, or there (None: it waits here to be sent). ``gone`` ends when
@@ -235,6 +279,8 @@ class SentRequest(Outgoing):
 
     def __init__(self, volatile: Volatile, envelope: EnvelopeRequest, *, awaited: bool) -> None:
         super().__init__(envelope.address.shard)
+        # Many entities to a slot, so that what is remembered of slots stays little.
+        self.slot = self.to, zlib.crc32(envelope.address.entity_id.encode()) % _SLOTS
         self._volatile = volatile
         self._parts = b""
         self.envelope: EnvelopeRequest = envelope
@@ -272,6 +318,18 @@ class SentRequest(Outgoing):
 
     def sent(self, posted: Posted) -> None:
         self.runner = posted.runner
+        self._volatile.posted(self, posted.runner)
+        self._leave_hand()
+
+    def hand_over(self) -> Whereabouts:
+        self.remote = False
+        where = self._volatile.hand_over(self)
+        self.remote = where is not Whereabouts.HERE
+        if where is Whereabouts.HERE:
+            self._leave_hand()
+        return where
+
+    def _leave_hand(self) -> None:
         if self.gone is not None and not self.gone.done():
             self.gone.set_result(None)
 
