@@ -290,14 +290,24 @@ class EntityHost:
         if tasks:
             await asyncio.wait(tasks, timeout=grace.total_seconds())
         if stay and not self.delivery.stopping:
-            await asyncio.wait(stay)
+            await self._wait_for(stay)
         self.drop(shard)
         if tasks:
             # What a handler does when it is cancelled belongs to this epoch still.
             await asyncio.wait(tasks, timeout=_CANCELLED)
 
+    async def _wait_for(self, stay: set[asyncio.Task[None]]) -> None:
+        """Until they end, or for the grace period from when the runner stops meanwhile."""
+        while stay:
+            stopping = self.delivery.stopping
+            patience = self.delivery.grace.total_seconds() if stopping else _LOOK
+            _, stay = await asyncio.wait(stay, timeout=patience)
+            if stopping:
+                return
+
 
 _CANCELLED = 1.0
+_LOOK = 0.25
 
 
 def _moved() -> Exit:
