@@ -6,6 +6,7 @@ outlives the process: ``notes`` in the order they were made, and ``gates`` that 
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -81,6 +82,21 @@ class Actor(Entity):
         await self.stage.pass_gate(gate)
         await self.stage.note(self.entity_id, f"ends {gate}")
         return PID
+
+    @rpc
+    async def count(self, number: int) -> AsyncIterator[int]:
+        """Note the beginning and the end, and give all numbers in between."""
+        await self.stage.note(self.entity_id, "begins")
+        try:
+            for each in range(number):
+                yield each
+        finally:
+            await self.stage.note(self.entity_id, "ends")
+
+    @rpc(resumable=True)
+    async def count_on(self, number: int) -> AsyncIterator[int]:
+        for each in range(self.next_sequence, number):
+            yield each
 
     @rpc
     async def refuse(self, why: str) -> None:
