@@ -91,7 +91,7 @@ class MemoryExecutions:
         """Its runner was lost while it had work in hand: once more, or for the first time since it
         last got on. A suspect is blamed on trial only; what is finished or blocked had no work."""
         row = self._rows[execution]
-        if row.status.finished or row.status is Status.BLOCKED:
+        if _idle(row):
             return
         blamed = row.failures < SUSPECT or execution in self._on_trial
         self._on_trial.discard(execution)
@@ -103,10 +103,11 @@ class MemoryExecutions:
         self._rows[execution] = replace(row, failures=1 if got_on else row.failures + blamed)
 
     def on_trial(self, shard: ShardId) -> list[Snowflake]:
-        return [each for each in self._on_trial if self._rows[each].shard == shard]
+        rows = (self._rows[each] for each in self._on_trial)
+        return [row.request_id for row in rows if row.shard == shard and not _idle(row)]
 
     def end_trials(self, shard: ShardId) -> None:
-        self._on_trial.difference_update(self.on_trial(shard))
+        self._on_trial = {each for each in self._on_trial if self._rows[each].shard != shard}
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -130,3 +131,8 @@ class MemoryExecutions:
         """The rows of one run, or of all, in order."""
         rows = sorted(self._journal.get(execution, {}).items())
         return [row for key, row in rows if run is None or key[0] == run]
+
+
+def _idle(row: StoredExecution) -> bool:
+    """Whether nobody has it in hand: it has finished, or waits for somebody to unblock it."""
+    return row.status.finished or row.status is Status.BLOCKED

@@ -18,17 +18,12 @@ _BLAMED = 200
 def count_lost(shard: MemoryShard, executions: MemoryExecutions, now: datetime) -> None:
     """Count what the lost owner of a shard may have had in hand; see ``LaneSession.acquire``."""
     tried = [row.seq for row in shard.rows() if row.trial]
-    accused = executions.on_trial(shard.id)
-    if tried or accused:
-        fail(shard, tried)
-        for execution in accused:
-            executions.count_failure(execution)
-        return
     due = list(shard.ready(now))
     blamed = (row.seq for row in due if row.entity is not None and row.failures < SUSPECT)
-    fail(shard, list(islice(blamed, _BLAMED)))
-    had_rows = {row.execution for row in due if row.execution is not None}
-    for execution in had_rows.union(id for _, id in shard.due(now)):
+    fail(shard, {*tried, *islice(blamed, _BLAMED)})
+    busy = {row.execution for row in due if row.execution is not None}
+    woken = (id for _, id in shard.due(now))
+    for execution in busy.union(woken, executions.on_trial(shard.id)):
         executions.count_failure(execution)
 
 

@@ -87,7 +87,9 @@ class MemoryRows:
 
     def interrupt(self, interrupts: Sequence[Interrupt]) -> list[bool]:
         """Put a row for each into its request's inbox, unless that is unknown or has its exit."""
-        return [self._interrupt(each.request_id) for each in interrupts]
+        asked = [each.request_id for each in interrupts]
+        stored = {request_id: self._interrupt(request_id) for request_id in dict.fromkeys(asked)}
+        return [stored[request_id] for request_id in asked]
 
     def revive(self, requests: Sequence[Snowflake]) -> list[ShardId]:
         """Deliver dead letters again."""

@@ -287,9 +287,9 @@ class LaneSession(Protocol):
         """Take what locks are free, bump those shards' epochs, and give the epochs taken.
 
         Where the former owner was another runner that did not release the shard, what it may have
-        had in hand is counted as failed: the rows and executions on trial if there are any, else
-        the oldest due requests, and the executions that had rows or were due to wake, as far as
-        they are not suspect already.
+        had in hand is counted as failed: the rows and executions on trial and, as far as they are
+        not suspect already, the oldest due requests and the executions that had rows or were due
+        to wake.
         """
         ...
 

@@ -1,10 +1,10 @@
 """What a storage should hold, made of dicts: the model that the state machine compares it with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.core.ids import ShardId, Snowflake
 from engine.storage.entities import StateWrite
-from engine.storage.protocol import SUSPECT, SaveOutcome, SaveRequest, StreamPosition
+from engine.storage.protocol import SUSPECT, SaveOutcome, SaveRequest, StreamPosition, Verdict
 from tests.storage.world import ONE, TWO
 
 
@@ -26,6 +26,7 @@ class Model:
     failures: dict[Snowflake, int] = field(default_factory=dict)
     run_failures: dict[Snowflake, int] = field(default_factory=dict)
     on_trial: set[Snowflake] = field(default_factory=set)
+    accused: set[Snowflake] = field(default_factory=set)
     journal: list[int] = field(default_factory=list)
     epochs: dict[ShardId, int] = field(default_factory=lambda: {ONE: 0, TWO: 0})
     owner: dict[ShardId, int] = field(default_factory=dict)
@@ -100,14 +101,13 @@ class Model:
 
     def produce(self, id: Snowflake, count: int) -> None:
         at = self.position(id)
-        self.streams[id] = StreamPosition(next_sequence=at.next_sequence + count, acked=at.acked)
+        self.streams[id] = replace(at, next_sequence=at.next_sequence + count)
 
     def acknowledge(self, id: Snowflake, sequence: int) -> None:
-        at = self.position(id)
-        taken = min(sequence, at.next_sequence - 1)
-        self.streams[id] = StreamPosition(
-            next_sequence=at.next_sequence, acked=max(at.acked, taken)
-        )
+        if id in self.streams:
+            at = self.streams[id]
+            taken = max(at.acked, min(sequence, at.next_sequence - 1))
+            self.streams[id] = replace(at, acked=taken)
 
     def write(self, state: StateWrite) -> None:
         name = state.entity_type, state.entity_id
@@ -128,21 +128,36 @@ class Model:
             self._lose(shard)
         else:
             self.on_trial.difference_update(self.inbox[shard])
+            self.accused.difference_update(self._accused(shard))
+
+    def judge(self, run: Snowflake, verdict: Verdict) -> None:
+        if verdict is Verdict.ON_TRIAL:
+            self.accused.add(run)
+        elif verdict is Verdict.ACQUITTED:
+            self.accused.discard(run)
+            self.run_failures.pop(run, None)
+
+    def _accused(self, shard: ShardId) -> list[Snowflake]:
+        """The executions on trial there that may have been in hand."""
+        return [id for id in self.accused if self.shard(id) == shard and not self.runs[id]]
 
     def _lose(self, shard: ShardId) -> None:
-        tried = [id for id in self.inbox[shard] if id in self.on_trial]
-        if tried:
-            for id in tried:
-                self.fail(id)
-            return
         for id in self.inbox[shard]:
-            if id not in self.of_run and self.failures.get(id, 0) < SUSPECT:
+            suspect = self.failures.get(id, 0) >= SUSPECT
+            if id in self.on_trial or (id not in self.of_run and not suspect):
                 self.fail(id)
         rows = {self.of_run[id] for id in self.inbox[shard] if id in self.of_run}
+        rows.update(self._accused(shard))
         rows.update(id for id in self.interrupts[shard] if id in self.runs)
         for run in rows:
-            if not self.runs[run]:
-                self.run_failures[run] = self.run_failures.get(run, 0) + 1
+            self._fail_run(run)
+
+    def _fail_run(self, run: Snowflake) -> None:
+        """It never gets on: no row of its journal is written here."""
+        failures = self.run_failures.get(run, 0)
+        if not self.runs[run] and (failures < SUSPECT or run in self.accused):
+            self.run_failures[run] = failures + 1
+        self.accused.discard(run)
 
     def _forget(self, shard: ShardId, id: Snowflake) -> None:
         self.inbox[shard].remove(id)

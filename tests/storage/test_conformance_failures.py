@@ -1,25 +1,24 @@
-"""Failed deliveries and dead letters as ``storage.protocol`` has them, asked of both storages: what
-counts against a request, what passes over those who can take none, what is delivered again."""
+"""Failed deliveries as ``storage.protocol`` has them, asked of both storages: what an owner counts,
+and what the next one counts of an owner that was lost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from engine.core.envelope import ReplyTo
 from engine.core.ids import ShardId, Snowflake, entity_key
-from engine.core.reply import ReplyKind
 from engine.core.status import Status
-from engine.storage.entities import DeadFilter, DeadLetter
 from engine.storage.protocol import (
     SUSPECT,
     BadBatch,
     Commit,
     InboxKind,
     LaneSession,
-    SaveOutcome,
     SaveRequest,
     StoredExecution,
+    Verdict,
 )
 from tests.eventually import eventually
 from tests.storage.world import (
@@ -27,15 +26,12 @@ from tests.storage.world import (
     TWO,
     Process,
     World,
-    chunk,
-    defect,
     event,
     failures_of,
     ids_of,
     interrupt,
     message,
     next_id,
-    position_of,
     save_one,
     seqs_of,
     start,
@@ -306,24 +302,24 @@ async def test_replies_and_interrupts_do_not_fail(
 # --- trials ---------------------------------------------------------------------------------------
 
 
-async def test_when_there_was_a_trial_nothing_else_is_blamed(
+async def test_what_was_beside_a_trial_is_blamed_until_it_is_suspect_too(
     world: World, process: Process, lane: LaneSession
 ) -> None:
     run = await save_one(process, start("o-1"))
-    beside, tried, other = await save_many(process, 3)
+    beside, tried, suspect = await save_many(process, 3)
     seqs = await seqs_of(lane)
-    await fail(lane, [seqs[2]], SUSPECT)
+    await fail(lane, seqs[2:], SUSPECT)
     await lane.flush([Commit(shard=ONE, tried=[seqs[2]])])
 
     successor = await take_over(world, lane)
 
     failures = await failures_of(successor)
-    assert [failures[id] for id in (beside, tried, other)] == [0, SUSPECT + 1, 0]
-    assert (await execution_of(process, run)).failures == 0
+    assert [failures[id] for id in (beside, tried, suspect)] == [1, SUSPECT + 1, SUSPECT]
+    assert (await execution_of(process, run)).failures == 1
     assert await trials_of(successor) == [False] * 4
 
 
-async def test_a_trial_on_one_shard_clears_nobody_on_another(
+async def test_a_trial_clears_nobody_on_another_shard(
     world: World, process: Process, lane: LaneSession
 ) -> None:
     await lane.acquire([TWO])
@@ -367,7 +363,9 @@ async def test_a_trial_ends_with_an_ownership_that_was_not_lost_to_another(
     world: World, process: Process, lane: LaneSession, end: str
 ) -> None:
     tried, other = await save_many(process, 2)
+    run, beside = await save_one(process, start("o-1")), await save_one(process, start("o-2"))
     await lane.flush([Commit(shard=ONE, tried=(await seqs_of(lane))[:1])])
+    await accuse(lane, run, Verdict.ON_TRIAL)
     if end == "released":
         await lane.release([ONE])
         _, second = await world.runner_with_lane()
@@ -377,10 +375,13 @@ async def test_a_trial_ends_with_an_ownership_that_was_not_lost_to_another(
         world.stack.push_async_callback(second.close)
 
     await eventually(lambda: second.acquire([ONE]))
-    assert await trials_of(second) == [False, False]
+    assert not any(await trials_of(second))
 
     third = await take_over(world, second)
-    assert await failures_of(third) == {tried: 1, other: 1}
+    failures = await failures_of(third)
+    assert (failures[tried], failures[other]) == (1, 1)
+    for each in (run, beside):
+        assert (await execution_of(process, each)).failures == 1
 
 
 # --- executions -----------------------------------------------------------------------------------
@@ -472,6 +473,76 @@ async def test_an_execution_with_several_rows_fails_once(
     assert (await execution_of(process, run)).failures == 1
 
 
+async def accuse(lane: LaneSession, request: SaveRequest, verdict: Verdict) -> None:
+    """What the owner of an execution thinks of it."""
+    judged = update(request.envelope.request_id, Status.RUNNING)
+    assert judged.execution is not None
+    judged.execution = replace(judged.execution, verdict=verdict)
+    await lane.flush([judged])
+
+
+async def test_a_suspected_execution_is_blamed_for_nothing_but_its_trial(
+    world: World, process: Process, lane: LaneSession
+) -> None:
+    run = await save_one(process, start("o-1"))
+    for _ in range(SUSPECT + 1):
+        lane = await take_over(world, lane)
+    assert (await execution_of(process, run)).failures == SUSPECT
+
+    await accuse(lane, run, Verdict.ON_TRIAL)
+    lane = await take_over(world, lane)
+    assert (await execution_of(process, run)).failures == SUSPECT + 1
+
+    await take_over(world, lane)
+    assert (await execution_of(process, run)).failures == SUSPECT + 1
+
+
+async def test_what_was_beside_an_execution_on_trial_is_blamed_too(
+    world: World, process: Process, lane: LaneSession
+) -> None:
+    tried, beside = await save_one(process, start("o-1")), await save_one(process, start("o-2"))
+    (message_beside,) = await save_many(process, 1)
+    await accuse(lane, tried, Verdict.ON_TRIAL)
+
+    successor = await take_over(world, lane)
+
+    assert (await execution_of(process, tried)).failures == 1
+    assert (await execution_of(process, beside)).failures == 1
+    assert (await failures_of(successor))[message_beside] == 1
+
+
+async def test_an_execution_that_was_acquitted_has_not_failed(
+    world: World, process: Process, lane: LaneSession
+) -> None:
+    run = await save_one(process, start("o-1"))
+    (beside,) = await save_many(process, 1)
+    second = await take_over(world, lane)
+    await accuse(second, run, Verdict.ON_TRIAL)
+    await accuse(second, run, Verdict.OPEN)
+    assert (await execution_of(process, run)).failures == 1
+
+    await accuse(second, run, Verdict.ACQUITTED)
+
+    assert (await execution_of(process, run)).failures == 0
+    third = await take_over(world, second)
+    assert (await execution_of(process, run)).failures == 1
+    assert (await failures_of(third))[beside] == 2
+
+
+async def test_the_trial_of_an_execution_that_nobody_runs_shields_nobody(
+    world: World, process: Process, lane: LaneSession
+) -> None:
+    done = await save_one(process, start("o-1"))
+    (beside,) = await save_many(process, 1)
+    await accuse(lane, done, Verdict.ON_TRIAL)
+    await lane.flush([update(done.envelope.request_id, Status.TERMINATED)])
+
+    successor = await take_over(world, lane)
+
+    assert (await execution_of(process, done)).failures == 0
+    assert (await failures_of(successor))[beside] == 1
+
+
 @pytest.mark.parametrize("status", [Status.BLOCKED, Status.FAILED, Status.SUCCEEDED])
 async def test_an_execution_that_nobody_runs_does_not_fail(
     world: World, process: Process, lane: LaneSession, status: Status
@@ -492,307 +563,3 @@ async def test_executions_of_other_shards_do_not_fail(
     await take_over(world, lane)
 
     assert (await execution_of(process, other)).failures == 0
-
-
-# --- who can take no message ----------------------------------------------------------------------
-
-
-async def test_requests_to_held_entities_are_passed_over(
-    process: Process, lane: LaneSession
-) -> None:
-    full, free, same_id = message(), message(entity="sku-2"), message(entity_type="Basket")
-    await process.storage.save([full, free, same_id])
-
-    swept = await sweep_of(lane, held=(STOCK,))
-
-    assert ids_of(swept) == [each.envelope.request_id for each in (free, same_id)]
-
-
-async def test_what_was_passed_over_is_delivered_once_it_can_be(
-    process: Process, lane: LaneSession
-) -> None:
-    ids = await save_many(process, 2)
-    assert ids_of(await sweep_of(lane, held=(STOCK,))) == []
-
-    assert ids_of(await sweep_of(lane)) == ids
-
-
-async def test_rows_of_held_entities_do_not_fill_the_limit(
-    process: Process, lane: LaneSession
-) -> None:
-    await save_many(process, 300)
-    others = [message(entity=f"other-{n}") for n in range(2)]
-    await process.storage.save(others)
-
-    swept = await sweep_of(lane, held=(STOCK,), limit=2)
-
-    assert ids_of(swept) == [each.envelope.request_id for each in others]
-    assert not swept.more
-
-
-async def test_held_rows_that_became_due_do_not_fill_the_limit(
-    process: Process, lane: LaneSession
-) -> None:
-    earlier = datetime.now(UTC) - HOUR
-    await process.storage.save([message(deliver_at=earlier) for _ in range(300)])
-    other = await save_one(process, message(entity="other", deliver_at=earlier + HOUR / 2))
-
-    swept = await sweep_of(lane, held=(STOCK,), limit=1)
-
-    assert ids_of(swept) == [other.envelope.request_id]
-    assert not swept.more
-
-
-async def test_held_and_in_flight_are_passed_over_together(
-    process: Process, lane: LaneSession
-) -> None:
-    full, flying, free = message(), message(entity="sku-2"), message(entity="sku-2")
-    await process.storage.save([full, flying, free])
-    (_, seq, _) = await seqs_of(lane)
-
-    swept = await sweep_of(lane, held=(STOCK,), in_flight=(seq,))
-
-    assert ids_of(swept) == [free.envelope.request_id]
-
-
-async def test_requests_to_held_executions_are_passed_over_and_replies_are_not(
-    process: Process, lane: LaneSession
-) -> None:
-    held, free = await save_one(process, start("held")), await save_one(process, start("free"))
-    await save_one(process, event("held"))
-    id = held.envelope.request_id
-    reply_to = ReplyTo(execution=id, shard=ONE)
-    asked = await save_one(process, message(shard=TWO, reply_to=reply_to))
-    await lane.flush([Commit(shard=ONE, replies=[success(asked, reply_to=reply_to)])])
-
-    swept = await sweep_of(lane, held=(id,))
-
-    assert ids_of(swept) == [free.envelope.request_id, asked.envelope.request_id]
-
-
-async def test_holding_nobody_there_is_changes_nothing(process: Process, lane: LaneSession) -> None:
-    ids = await save_many(process, 2)
-
-    swept = await sweep_of(lane, held=(entity_key("Stock", "none"), next_id(), -1))
-
-    assert ids_of(swept) == ids
-
-
-async def test_follow_ups_to_held_entities_are_passed_over(
-    process: Process, lane: LaneSession
-) -> None:
-    await lane.flush([Commit(shard=ONE, requests=[message(), message(entity="sku-2")])])
-
-    swept = await sweep_of(lane, held=(STOCK,))
-
-    assert [row.envelope.address.entity_id for row in swept.rows] == ["sku-2"]
-
-
-# --- dead letters ---------------------------------------------------------------------------------
-
-
-async def bury(process: Process, lane: LaneSession, request: SaveRequest) -> SaveRequest:
-    """Store a request that ends in a defect."""
-    await save_one(process, request)
-    rows = (await sweep_of(lane, limit=1000)).rows
-    (seq,) = [row.seq for row in rows if row.envelope.request_id == request.envelope.request_id]
-    await lane.flush([Commit(shard=ONE, replies=[defect(request)], settled=[seq])])
-    return request
-
-
-async def dead(process: Process, **filter: object) -> list[Snowflake]:
-    letters = await process.storage.dead_letters(DeadFilter(**filter), limit=100)  # type: ignore[arg-type]
-    return [letter.request_id for letter in letters]
-
-
-async def test_a_dead_letter_tells_what_was_asked_and_what_went_wrong(
-    process: Process, lane: LaneSession
-) -> None:
-    request = await bury(process, lane, message(payload=b"\x00[1]"))
-
-    (letter,) = await process.storage.dead_letters(DeadFilter(), limit=10)
-
-    assert letter == DeadLetter(
-        request_id=request.envelope.request_id,
-        shard=ONE,
-        entity_type="Stock",
-        entity_id="sku-1",
-        tag="reserve",
-        payload=b"\x00[1]",
-        error=defect(request).payload,
-    )
-
-
-async def test_only_defects_are_dead_letters(process: Process, lane: LaneSession) -> None:
-    requests = [message() for _ in range(5)]
-    await process.storage.save(requests)
-    kinds = [ReplyKind.SUCCESS, ReplyKind.FAILURE, ReplyKind.INTERRUPTED, ReplyKind.CHUNK]
-    replies = [success(each) for each in requests[:4]]
-    await lane.flush(
-        [
-            Commit(
-                shard=ONE,
-                replies=[
-                    type(reply)(
-                        request_id=reply.request_id, sequence=0, kind=kind, payload=b'"why"'
-                    )
-                    for reply, kind in zip(replies, kinds, strict=True)
-                ],
-            )
-        ]
-    )
-
-    assert await dead(process) == []
-
-
-async def test_dead_letters_come_youngest_first_in_pages(
-    process: Process, lane: LaneSession
-) -> None:
-    ids = [(await bury(process, lane, message())).envelope.request_id for _ in range(5)]
-
-    first = await process.storage.dead_letters(DeadFilter(), limit=2)
-    second = await process.storage.dead_letters(DeadFilter(after=first[-1].request_id), limit=2)
-    third = await process.storage.dead_letters(DeadFilter(after=second[-1].request_id), limit=2)
-
-    pages = [[letter.request_id for letter in page] for page in (first, second, third)]
-    assert pages == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
-
-
-async def test_dead_letters_are_found_by_whom_they_were_for(
-    process: Process, lane: LaneSession
-) -> None:
-    stock = await bury(process, lane, message())
-    other = await bury(process, lane, message(entity="sku-2"))
-    basket = await bury(process, lane, message(entity_type="Basket"))
-    ids = [each.envelope.request_id for each in (stock, other, basket)]
-
-    assert await dead(process, entity_type="Stock") == [ids[1], ids[0]]
-    assert await dead(process, entity_id="sku-1") == [ids[2], ids[0]]
-    assert await dead(process, entity_type="Stock", entity_id="sku-1") == [ids[0]]
-    assert await dead(process, request_id=ids[2]) == [ids[2]]
-    assert await dead(process, request_id=ids[2], entity_type="Stock") == []
-    assert await dead(process, request_id=ids[1], after=ids[1]) == []
-    assert await dead(process, request_id=next_id()) == []
-
-
-async def test_a_revived_request_is_delivered_as_if_for_the_first_time(
-    process: Process, lane: LaneSession
-) -> None:
-    request = message(payload=b"again")
-    await save_one(process, request)
-    await fail(lane, await seqs_of(lane), 5)
-    await lane.flush([Commit(shard=ONE, replies=[defect(request)], settled=await seqs_of(lane))])
-
-    assert list(await process.storage.revive([request.envelope.request_id])) == [ONE]
-
-    (row,) = (await sweep_of(lane)).rows
-    assert (row.kind, row.envelope, row.execution) == (InboxKind.REQUEST, request.envelope, None)
-    assert (row.failures, row.trial) == (0, False)
-    assert list(await process.storage.replies([request.envelope.request_id])) == []
-    assert await dead(process) == []
-
-
-async def test_a_revived_request_gets_its_exit(process: Process, lane: LaneSession) -> None:
-    request = await bury(process, lane, message())
-    await process.storage.revive([request.envelope.request_id])
-
-    await lane.flush(
-        [Commit(shard=ONE, replies=[success(request, b"5")], settled=await seqs_of(lane))]
-    )
-
-    (exit,) = await process.storage.replies([request.envelope.request_id])
-    assert (exit.kind, exit.payload) == (ReplyKind.SUCCESS, b"5")
-    assert await seqs_of(lane) == []
-
-
-async def test_a_revived_request_can_be_held_and_interrupted(
-    process: Process, lane: LaneSession
-) -> None:
-    request = await bury(process, lane, message())
-    await process.storage.revive([request.envelope.request_id])
-
-    assert ids_of(await sweep_of(lane, held=(STOCK,))) == []
-    assert await process.storage.interrupt([interrupt(request)]) == [True]
-    rows = (await sweep_of(lane)).rows
-    assert [(row.kind, row.target) for row in rows] == [
-        (InboxKind.REQUEST, None),
-        (InboxKind.INTERRUPT, rows[0].seq),
-    ]
-
-
-async def test_what_is_not_dead_is_not_revived(process: Process, lane: LaneSession) -> None:
-    waiting, done = await save_one(process, message()), await save_one(process, message())
-    run = await save_one(process, start("o-1"))
-    await lane.flush([Commit(shard=ONE, replies=[success(done)])])
-    before = await seqs_of(lane)
-
-    asked = [*(each.envelope.request_id for each in (waiting, done, run)), next_id()]
-    assert list(await process.storage.revive(asked)) == []
-    assert list(await process.storage.revive([])) == []
-
-    assert await seqs_of(lane) == before
-    (exit,) = await process.storage.replies([done.envelope.request_id])
-    assert exit.kind is ReplyKind.SUCCESS
-
-
-async def test_a_dead_letter_is_revived_once(process: Process, lane: LaneSession) -> None:
-    request = await bury(process, lane, message())
-    id = request.envelope.request_id
-
-    first = await process.storage.revive([id, id])
-    second = await process.storage.revive([id])
-
-    assert (list(first), list(second)) == ([ONE], [])
-    assert ids_of(await sweep_of(lane)) == [id]
-
-
-async def test_the_shards_of_all_that_were_revived_are_named(
-    process: Process, lane: LaneSession
-) -> None:
-    await lane.acquire([TWO])
-    here, there = await bury(process, lane, message()), await save_one(process, message(shard=TWO))
-    await lane.flush([Commit(shard=TWO, replies=[defect(there)])])
-
-    asked = [here.envelope.request_id, there.envelope.request_id, next_id()]
-    assert set(await process.storage.revive(asked)) == {ONE, TWO}
-
-
-async def test_an_execution_that_ended_in_a_defect_is_no_dead_letter(
-    process: Process, lane: LaneSession
-) -> None:
-    run = await bury(process, lane, start("o-1"))
-    id = run.envelope.request_id
-    await lane.flush([update(id, Status.FAILED)])
-
-    assert await dead(process) == []
-    assert await dead(process, request_id=id) == []
-    assert list(await process.storage.revive([id])) == []
-
-    (exit,) = await process.storage.replies([id])
-    assert exit.kind is ReplyKind.DEFECT
-    assert await seqs_of(lane) == []
-
-
-async def test_a_revived_stream_goes_on_behind_its_chunks(
-    process: Process, lane: LaneSession
-) -> None:
-    request = await save_one(process, message())
-    replies = [chunk(request, 0), chunk(request, 1), defect(request, sequence=2)]
-    await lane.flush([Commit(shard=ONE, replies=replies, settled=await seqs_of(lane))])
-
-    await process.storage.revive([request.envelope.request_id])
-
-    stored = await process.storage.replies([request.envelope.request_id])
-    assert [reply.kind for reply in stored] == [ReplyKind.CHUNK, ReplyKind.CHUNK]
-    assert (await position_of(process, request)).next_sequence == 2
-
-
-async def test_the_key_of_a_revived_request_stays_taken(
-    process: Process, lane: LaneSession
-) -> None:
-    request = await bury(process, lane, message(key="reserve/1"))
-    await process.storage.revive([request.envelope.request_id])
-
-    (again,) = await process.storage.save([message(key="reserve/1")])
-
-    assert (again.outcome, again.request_id) == (SaveOutcome.EXISTS, request.envelope.request_id)

@@ -9,6 +9,7 @@ goes back, and failures are counted against what was in hand.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import asyncpg
@@ -38,6 +39,7 @@ from engine.storage.protocol import (
     LaneSession,
     SaveOutcome,
     SaveRequest,
+    Verdict,
 )
 from tests.eventually import eventually
 from tests.storage.model import Model
@@ -73,6 +75,9 @@ names = st.sampled_from("abc")
 keys = st.none() | names
 places = st.integers(0, 20)
 versions = st.lists(st.tuples(names, st.integers(1, 6)), max_size=3)
+
+
+owning = precondition(lambda self: bool(self.model.owner))
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -158,6 +163,7 @@ class StorageMachine(RuleBasedStateMachine):
                 self._check_rows([row for row in swept.rows if row.shard == shard], expected)
             assert [row.seq for row in swept.rows] == sorted(row.seq for row in swept.rows)
 
+    @owning
     @rule(
         shard=shards,
         count=st.integers(0, 3),
@@ -173,9 +179,7 @@ class StorageMachine(RuleBasedStateMachine):
         states: list[tuple[str, int]],
         fault: Fault | None,
     ) -> None:
-        lane = self.model.owner.get(shard)
-        if lane is None:
-            return
+        shard, lane = self._owned(shard)
         commits, settled = self._commits(shard, count, follow_up, states)
         if fault is not None and self.faults is not None:
             self.faults.fail_next_flush(fault)
@@ -193,14 +197,13 @@ class StorageMachine(RuleBasedStateMachine):
                 return
         self._committed(shard, commits, settled)
 
+    @owning
     @rule(shard=shards, count=st.integers(0, 2), states=versions, turns=st.integers(0, 3))
     def flush_and_crash(
         self, shard: ShardId, count: int, states: list[tuple[str, int]], turns: int
     ) -> None:
         """The session ends somewhere in a flush. Whoever has the lock next sees how it ended."""
-        lane = self.model.owner.get(shard)
-        if lane is None:
-            return
+        shard, lane = self._owned(shard)
         commits, settled = self._commits(shard, count, (shard, None), states)
         position = self.position
         self.run(self._flush_and_terminate(lane, commits, turns))
@@ -209,12 +212,10 @@ class StorageMachine(RuleBasedStateMachine):
         if position in [row.position for row in history]:
             self._committed(shard, commits, settled)
 
+    @precondition(lambda self: self.model.owner and self.model.journal)
     @rule(shard=shards)
-    @precondition(lambda self: bool(self.model.journal))
     def flush_a_position_again(self, shard: ShardId) -> None:
-        lane = self.model.owner.get(shard)
-        if lane is None:
-            return
+        shard, lane = self._owned(shard)
         commits, _ = self._commits(shard, 2, (shard, None), [("a", 9)])
         commits.append(Commit(shard=shard, journal=[step(JOURNAL, self.model.journal[0])]))
         try:
@@ -223,24 +224,26 @@ class StorageMachine(RuleBasedStateMachine):
             return
         raise AssertionError("a position was written twice")
 
+    @precondition(lambda self: self.model.owner and self.model.exits)
     @rule(shard=shards, value=st.binary(max_size=3))
-    @precondition(lambda self: bool(self.model.exits))
     def answer_again(self, shard: ShardId, value: bytes) -> None:
-        lane = self.model.owner.get(shard)
-        if lane is not None:
-            replies = [success(id, value, sequence=1) for id in self.model.exits]
-            flushed = self.run(self.lanes[lane].flush([Commit(shard=shard, replies=replies)]))
-            assert flushed.replies == {}
+        shard, lane = self._owned(shard)
+        replies = [success(id, value, sequence=1) for id in self.model.exits]
+        flushed = self.run(self.lanes[lane].flush([Commit(shard=shard, replies=replies)]))
+        assert flushed.replies == {}
 
     @rule(lane=lanes)
     def crash(self, lane: int) -> None:
         self.run(self._terminate(lane))
         self._open_again(lane)
 
-    @rule(loser=lanes)
-    def take_over(self, loser: int) -> None:
-        """A runner is lost, and the other takes its shards with what it had in hand."""
+    @rule(loser=lanes, tried=st.sets(places, max_size=2))
+    def take_over(self, loser: int, tried: set[int]) -> None:
+        """A runner is lost, perhaps in a trial; the other takes its shards with what it had in
+        hand."""
         lost = self._held(loser)
+        for shard in lost:
+            self._count(shard, loser, failed=set(), tried=tried)
         self.run(self._terminate(loser))
         self.lanes[loser] = self.run(self.processes[loser].lane())
         for shard in lost:
@@ -248,39 +251,45 @@ class StorageMachine(RuleBasedStateMachine):
             epoch = self.run(self._acquire_eventually(1 - loser, shard))
             self.model.acquired(shard, epoch, 1 - loser, lost=True)
 
+    @owning
     @rule(shard=shards, failed=st.sets(places, max_size=3), tried=st.sets(places, max_size=3))
     def count_failures(self, shard: ShardId, failed: set[int], tried: set[int]) -> None:
-        lane, inbox = self.model.owner.get(shard), self.model.inbox[shard]
-        if lane is None:
-            return
-        failing = [id for at, id in enumerate(inbox) if at in failed]
-        trying = [id for at, id in enumerate(inbox) if at in tried]
-        place = self._places()
-        commit = Commit(
-            shard=shard,
-            failed=[place[id] for id in failing],
-            tried=[place[id] for id in trying],
-        )
-        self.run(self.lanes[lane].flush([commit]))
-        for id in failing:
-            self.model.fail(id)
-        self.model.on_trial.update(trying)
+        shard, lane = self._owned(shard)
+        self._count(shard, lane, failed=failed, tried=tried)
 
+    @precondition(lambda self: bool(self.model.requests))
     @rule(chosen=st.lists(places, min_size=1, max_size=4))
     def interrupt(self, chosen: list[int]) -> None:
         """Queued, answered, unknown, or one of them twice: whatever the places say."""
         asked = [self._choose(place) for place in chosen]
-        expected = [self.model.interrupt(request.envelope.request_id) for request in asked]
+        ids = [request.envelope.request_id for request in asked]
+        stores = {id: self.model.interrupt(id) for id in dict.fromkeys(ids)}
 
         stored = self.run(self.client.storage.interrupt([interrupt(each) for each in asked]))
 
-        assert list(stored) == expected
+        assert list(stored) == [stores[id] for id in ids]
 
-    @rule(shard=shards, count=st.integers(1, 3))
-    def settle_interrupts(self, shard: ShardId, count: int) -> None:
+    @rule(name=names, verdict=st.sampled_from(Verdict))
+    def judge(self, name: str, verdict: Verdict) -> None:
+        """The owner of an execution suspects it, or not any more."""
+        run = self.model.keys.get(run_key(name))
+        if run is None or self.model.runs[run]:
+            return
+        shard = self.model.shard(run)
         lane = self.model.owner.get(shard)
         if lane is None:
             return
+        judged = update(run, Status.RUNNING)
+        assert judged.execution is not None
+        judged.execution = replace(judged.execution, verdict=verdict)
+        judged.shard = shard
+        self.run(self.lanes[lane].flush([judged]))
+        self.model.judge(run, verdict)
+
+    @owning
+    @rule(shard=shards, count=st.integers(1, 3))
+    def settle_interrupts(self, shard: ShardId, count: int) -> None:
+        shard, lane = self._owned(shard)
         rows = self.run(sweep_of(self.lanes[lane], shard, limit=1000)).rows
         settled = [row for row in rows if row.kind is InboxKind.INTERRUPT][:count]
         commit = Commit(shard=shard, settled=[row.seq for row in settled])
@@ -288,47 +297,57 @@ class StorageMachine(RuleBasedStateMachine):
         for row in settled:
             self.model.interrupts[shard].remove(row.envelope.request_id)
 
+    @owning
     @rule(shard=shards, place=places, count=st.integers(1, 5))
     def produce(self, shard: ShardId, place: int, count: int) -> None:
         """The next chunks of a request that has no exit yet."""
-        lane, inbox = self.model.owner.get(shard), self.model.inbox[shard]
-        if lane is None or place >= len(inbox):
+        shard, lane = self._owned(shard)
+        inbox = self.model.inbox[shard]
+        if not inbox:
             return
-        request = self.model.requests[inbox[place]]
+        request = self.model.requests[inbox[place % len(inbox)]]
         first = self.model.position(request.envelope.request_id).next_sequence
         chunks = [chunk(request, at, b"%d" % at) for at in range(first, first + count)]
         self.run(self.lanes[lane].flush([Commit(shard=shard, replies=chunks)]))
         self.model.produce(request.envelope.request_id, count)
 
+    @precondition(lambda self: bool(self.model.streams))
     @rule(
-        acks=st.lists(st.tuples(places, st.integers(-1, 12)), min_size=1, max_size=3),
+        acks=st.lists(st.tuples(places, st.integers(-1, 12)), max_size=2),
+        stream=st.tuples(places, st.integers(-1, 12)),
         wait=st.booleans(),
     )
-    def acknowledge(self, acks: list[tuple[int, int]], wait: bool) -> None:
+    def acknowledge(self, acks: list[tuple[int, int]], stream: tuple[int, int], wait: bool) -> None:
         """Streams or what is none, before the last chunk or behind it, again or back."""
         asked = [ack(self._choose(place), sequence) for place, sequence in acks]
+        streams = list(self.model.streams)
+        chosen = self.model.requests[streams[stream[0] % len(streams)]]
+        asked.append(ack(chosen, stream[1]))
         self.run(self.client.storage.acknowledge(asked, wait=wait))
         for each in asked:
             self.model.acknowledge(each.request_id, each.sequence)
 
+    @owning
     @rule(shard=shards, place=places)
     def bury(self, shard: ShardId, place: int) -> None:
-        lane = self.model.owner.get(shard)
+        shard, lane = self._owned(shard)
         messages = [id for id in self.model.inbox[shard] if id not in self.model.of_run]
-        if lane is None or place >= len(messages):
+        if not messages:
             return
-        id = messages[place]
+        id = messages[place % len(messages)]
         sequence = self.model.position(id).next_sequence
         exit = defect(self.model.requests[id], sequence=sequence, message=str(id))
         commit = Commit(shard=shard, replies=[exit], settled=[self._places()[id]])
         self.run(self.lanes[lane].flush([commit]))
         self.model.bury(shard, id, exit.payload)
 
-    @rule(chosen=st.sets(places, min_size=1, max_size=4))
-    def revive(self, chosen: set[int]) -> None:
-        """Dead letters and what is none."""
-        asked = [self._choose(place).envelope.request_id for place in chosen]
-        dead = [id for id in asked if id in self.model.dead]
+    @precondition(lambda self: bool(self.model.dead))
+    @rule(chosen=st.lists(places, max_size=3), place=places)
+    def revive(self, chosen: list[int], place: int) -> None:
+        """A dead letter, and others that may be none."""
+        asked = list({self._choose(each).envelope.request_id for each in chosen})
+        asked.append(sorted(self.model.dead)[place % len(self.model.dead)])
+        dead = [id for id in dict.fromkeys(asked) if id in self.model.dead]
 
         shards = self.run(self.client.storage.revive(asked))
 
@@ -339,20 +358,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        """Entities, dead letters and executions as people see them."""
-        storage = self.client.storage
-        waiting = self.model.waiting()
-        rows = self.run(storage.entities(EntityFilter(), limit=1000))
-        names = sorted(waiting.keys() | self.model.states.keys())
-        assert [(row.entity_type, row.entity_id) for row in rows] == names
-        for row, name in zip(rows, names, strict=True):
-            assert row.waiting == len(waiting.get(name, []))
-            assert row.oldest == min(waiting.get(name, []), default=None)
-        letters = self.run(storage.dead_letters(DeadFilter(), limit=1000))
-        assert [each.request_id for each in letters] == sorted(self.model.dead, reverse=True)
-        for loaded in self.run(storage.load(list(self.model.runs))):
-            id = loaded.execution.request_id
-            assert loaded.execution.failures == self.model.run_failures.get(id, 0)
+        self.run(self._look())
 
     # --- what always holds ----------------------------------------------------------------------
 
@@ -409,14 +415,50 @@ class StorageMachine(RuleBasedStateMachine):
         for shard in SHARDS:
             self.model.inbox[shard].sort(key=lambda id: place[id])
 
+    def _count(self, shard: ShardId, lane: int, *, failed: set[int], tried: set[int]) -> None:
+        inbox = self.model.inbox[shard]
+        failing = sorted({inbox[at % len(inbox)] for at in failed} if inbox else ())
+        trying = sorted({inbox[at % len(inbox)] for at in tried} if inbox else ())
+        place = self._places()
+        commit = Commit(
+            shard=shard,
+            failed=[place[id] for id in failing],
+            tried=[place[id] for id in trying],
+        )
+        self.run(self.lanes[lane].flush([commit]))
+        for id in failing:
+            self.model.fail(id)
+        self.model.on_trial.update(trying)
+
+    def _owned(self, shard: ShardId) -> tuple[ShardId, int]:
+        """The shard if somebody owns it, else another, and the lane of its owner."""
+        owned = shard if shard in self.model.owner else next(iter(self.model.owner))
+        return owned, self.model.owner[owned]
+
     def _places(self) -> dict[Snowflake, int]:
         """The row each request has, or had last."""
         return {id: seq for seq, id in self.seqs.items()}
 
     def _choose(self, place: int) -> SaveRequest:
-        """A request that was once stored; behind the last one there are such as never were."""
-        known = list(self.model.requests.values())
-        return known[-1 - place] if place < len(known) else message()
+        """One of the requests that were ever stored, or one that never was."""
+        known = [*self.model.requests.values(), message()]
+        return known[place % len(known)]
+
+    async def _look(self) -> None:
+        """Entities, dead letters and executions as people see them."""
+        storage = self.client.storage
+        waiting = self.model.waiting()
+        rows = await storage.entities(EntityFilter(), limit=1000)
+        names = sorted(waiting.keys() | self.model.states.keys())
+        assert [(row.entity_type, row.entity_id) for row in rows] == names
+        for row, name in zip(rows, names, strict=True):
+            assert row.waiting == len(waiting.get(name, []))
+            assert row.oldest == min(waiting.get(name, []), default=None)
+        letters = await storage.dead_letters(DeadFilter(), limit=1000)
+        assert [each.request_id for each in letters] == sorted(self.model.dead, reverse=True)
+        for loaded in await storage.load(list(self.model.runs)):
+            id = loaded.execution.request_id
+            assert loaded.execution.failures == self.model.run_failures.get(id, 0)
 
     def _check_rows(self, rows: list[InboxRow], expected: list[Snowflake]) -> None:
         """What a shard has to deliver: these requests, and its interrupts whoever is held."""
@@ -551,6 +593,7 @@ class StorageMachine(RuleBasedStateMachine):
             swept = await sweep_of(self.lanes[0], shard, limit=1000)
             self._check_rows(list(swept.rows), self.model.inbox[shard])
         await self.lanes[0].close()
+        await self._look()
         for name in "abc":
             found = await self.client.storage.find("Fulfil", name)
             assert (None if found is None else found.request_id) == self.model.keys.get(
@@ -564,7 +607,7 @@ def test_memory_does_what_the_model_does() -> None:
         return StorageMachine(lambda: memory_world(database), database)
 
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+        machine, settings=settings(max_examples=100, stateful_step_count=80, deadline=None)
     )
 
 

@@ -34,5 +34,19 @@ ended as (
         ) i
         where not c.lost
     ))
+),
+cleared as (
+    update engine.executions d
+    set trial = false
+    where d.ctid = any (array(
+        select x.ctid
+        from claimed c
+        cross join lateral (
+            select x.ctid from engine.executions x
+            where x.group_id = c.group_id and x.shard = c.shard and x.trial
+            offset 0
+        ) x
+        where not c.lost
+    ))
 )
 select c.group_id, c.shard, c.epoch, c.lost from claimed c;

@@ -1,13 +1,13 @@
 -- name: count_lost
 -- Count what the lost owner of shards may have had in hand as failed: the rows and executions on
--- trial, or where a shard has none, of its oldest due rows the requests and the executions that they
--- are for, and the executions that were to wake, as far as they are not suspect yet. Bounded,
--- whatever the backlog is.
+-- trial and, as far as they are not suspect yet, of the oldest due rows the requests and the
+-- executions that they are for, and the executions that were to wake. Bounded, whatever the backlog
+-- is.
 with lost as (
     select l.group_id, l.shard from unnest($1::int[], $2::smallint[]) as l (group_id, shard)
 ),
 tried as (
-    select l.group_id, l.shard, i.place
+    select i.place
     from lost l
     cross join lateral (
         select i.ctid as place from engine.inbox i
@@ -16,30 +16,23 @@ tried as (
     ) i
 ),
 accused as (
-    select l.group_id, l.shard, x.request_id
+    select x.request_id
     from lost l
     cross join lateral (
         select x.request_id from engine.executions x
         where x.group_id = l.group_id and x.shard = l.shard and x.trial
+            and x.status < 5 and x.status <> 3
         offset 0
     ) x
 ),
-plain as (
-    select l.group_id, l.shard from lost l
-    where (l.group_id, l.shard) not in (
-        select t.group_id, t.shard from tried t
-        union all
-        select a.group_id, a.shard from accused a
-    )
-),
 due as (
-    select p.group_id, p.shard, i.place, i.seq, i.kind, i.execution, i.failures
-    from plain p
+    select l.group_id, l.shard, i.place, i.seq, i.kind, i.execution, i.failures
+    from lost l
     cross join lateral (
         (
             select i.ctid as place, i.seq, i.kind, i.execution, i.failures
             from engine.inbox i
-            where i.group_id = p.group_id and i.shard = p.shard and i.due_at is null
+            where i.group_id = l.group_id and i.shard = l.shard and i.due_at is null
             order by i.seq
             limit 1000
         )
@@ -47,7 +40,7 @@ due as (
         (
             select i.ctid, i.seq, i.kind, i.execution, i.failures
             from engine.inbox i
-            where i.group_id = p.group_id and i.shard = p.shard and i.due_at <= now()
+            where i.group_id = l.group_id and i.shard = l.shard and i.due_at <= now()
             order by i.due_at
             limit 1000
         )
@@ -74,10 +67,10 @@ busy as (
     select d.execution from due d where d.execution is not null
     union
     select x.request_id
-    from plain p
+    from lost l
     cross join lateral (
         select x.request_id from engine.executions x
-        where x.group_id = p.group_id and x.shard = p.shard and x.wake_at <= now()
+        where x.group_id = l.group_id and x.shard = l.shard and x.wake_at <= now()
         order by x.wake_at
         limit 1000
     ) x
