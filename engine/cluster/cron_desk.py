@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import Literal
 
 from engine.cluster.cron import Cron, CronDefinition, cron_address, cron_type
 from engine.cluster.cron_host import CronHost
@@ -51,20 +52,20 @@ class CronDesk(Entity):
         self._crons = crons
 
     @rpc
-    async def run(self, at: datetime, manual: bool = False) -> bool:
-        """Run the cron's method for an instant; whether it did, or was too late for that."""
+    async def run(self, at: datetime, manual: bool = False) -> Literal["ran", "too late"]:
+        """Run the cron's method for an instant, unless it is too late for that."""
         if not isinstance(self._table, Cron):
             raise ConfigurationError(f"{self._table.name} has no run(); it starts a workflow")
         limit = self._rules.skip_if_older_than
         if not manual and limit is not None and self._crons.now() - at > limit:
             log.warning("an instant's run comes too late", extra=self._named(at))
-            return False
+            return "too late"
         try:
             await self._table.run(at)
         except Exception:
             log.exception("a cron's run failed", extra=self._named(at))
             raise
-        return True
+        return "ran"
 
     @rpc
     async def pause(self, reason: str = "") -> None:

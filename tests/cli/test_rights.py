@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
+from engine import Cron, Runner
 from engine.storage.entities import StateWrite
 from engine.storage.protocol import Commit, Post, PostKind
 from tests.cli.orders import Broken, Slow
-from tests.cli.terminal import do, outlast, served
+from tests.cli.terminal import do, outlast, served, settings
+from tests.eventually import eventually
 from tests.storage.world import (
     ONE,
     ack,
@@ -71,6 +73,25 @@ async def _look(dsn: str, reader_dsn: str) -> None:
 
     assert doctor.lines, doctor
     assert not doctor.err
+
+
+class Daily(Cron):
+    schedule = "0 6 * * *"
+
+    async def run(self, at: datetime) -> None:
+        """Nothing."""
+
+
+async def test_looking_at_crons_needs_select_only(dsn: str) -> None:
+    with role(dsn, "--read-only") as reader_dsn:
+        async with Runner(settings(dsn)).register(Daily()) as runner:
+            await eventually(runner.client.schedules)
+            await runner.client.schedule(Daily).trigger()
+            listed = await do("schedules", dsn=reader_dsn)
+            (shown,) = (await do("schedules", "show", "Daily", dsn=reader_dsn)).lines
+
+    assert [line["name"] for line in listed.lines] == ["Daily"]
+    assert [fire["manual"] for fire in shown["fires"]] == [True]
 
 
 async def ensure_known(dsn: str) -> None:
