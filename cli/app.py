@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import act, cluster, dead, dev, look, schema, serve
+from cli import act, cluster, dead, dev, entities, look, schedules, schema, serve
 from cli.exits import Complaint, ExitCode, explain
 from cli.output import printable
 
@@ -39,7 +39,7 @@ def options(
     """Durable workflows in plain Python that need nothing but PostgreSQL."""
 
 
-for group in (dev, serve, look, act, cluster, dead, schema):
+for group in (dev, serve, look, entities, act, cluster, dead, schedules, schema):
     group.add_to(app)
 
 

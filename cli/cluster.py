@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.command import add_command
-from cli.durations import ago, readable
+from cli.durations import ago, brief, readable
 from cli.exits import ExitCode
 from cli.output import table
 from cli.session import Session, database_now
@@ -38,7 +38,11 @@ async def runners(
         bool, typer.Option("--all", help="Also those that ended within the last day.")
     ] = False,
 ) -> None:
-    """List the runners: where they are, what they serve, whether they live."""
+    """List the runners: where they are, whether they live, what they have in hand and serve.
+
+    The shards are those it owns now; entities and executions are those in its memory, and lanes
+    its writing connections, as of its last heartbeat.
+    """
     from cli import forms
 
     limit = session.settings().time_to_live
@@ -48,11 +52,19 @@ async def runners(
         for shard in await storage.shards():
             owned[shard.runner] += 1
         now = database_now(storage)
+    rows = [row for row in rows if all or row.died_at is None]
+    weighted = any(row.weight != 1 for row in rows)
     session.output.table(
-        [row for row in rows if all or row.died_at is None],
+        rows,
         form=lambda row: forms.runner(row, state=_state(row, now, limit), shards=owned[row.id]),
-        columns=["RUNNER", "STATE", ">SHARDS", "GROUPS", "VERSION", "STARTED", "BEAT", "SERVES…"],
-        row=lambda row: _runner_row(row, now=now, limit=limit, shards=owned[row.id]),
+        columns=[
+            *("RUNNER", "STATE", "BEAT", "GROUPS"),
+            *([">WEIGHT"] if weighted else []),
+            *(">SHARDS", ">LANES", ">ENTITIES", ">EXECUTIONS", "VERSION", "SERVES…"),
+        ],
+        row=lambda row: _runner_row(
+            row, now=now, limit=limit, shards=owned[row.id], weighted=weighted
+        ),
         empty="no runner is live: 'outlast run APP' starts one",
     )
 
@@ -61,32 +73,32 @@ async def shards(
     session: Session,
     all: Annotated[bool, typer.Option("--all", help="A line for each shard.")] = False,
 ) -> None:
-    """Show which runner owns how many shards of each group."""
+    """Show which runner owns which shards of each group, and since which epoch."""
     from cli import forms
 
     async with session.storage() as storage:
         rows = await storage.shards()
-        names = {row.id: f"{row.host}:{row.pid}" for row in await storage.runners()}
+        runners = await storage.runners()
         now = database_now(storage)
-    if all or session.output.as_json:
+    names = {row.id: f"{row.host}:{row.pid}" for row in runners}
+    if all or session.output.as_json or not rows:
         session.output.table(
             rows,
             form=forms.shard,
             columns=["SHARD", "OWNER", ">EPOCH", "SINCE"],
             row=lambda row: _shard_row(row, names, now),
-            empty=_NO_SHARDS,
+            empty="there are no shards yet: the first runner or start makes them",
         )
-        return
-    held: dict[tuple[str, RunnerId | None], list[ShardRow]] = defaultdict(list)
-    for row in rows:
-        held[row.shard.group, row.runner].append(row)
-    session.output.table(
-        sorted(held.items(), key=lambda item: (item[0][0], item[0][1] is None, -len(item[1]))),
-        form=lambda _: {},
-        columns=["GROUP", "OWNER", ">SHARDS", "LAST CHANGE"],
-        row=lambda item: _holder_row(item[0], item[1], names, now),
-        empty=_NO_SHARDS,
-    )
+    else:
+        from cli.shard_map import shard_map
+
+        console = session.output.console
+        console.print(shard_map(rows, names, now=now, width=console.width), crop=False)
+    for group in _unserved(rows, runners):
+        session.output.note(
+            f"no live runner serves group {group}, and what is on its shards waits:"
+            f" 'outlast run APP --groups {group}' starts one"
+        )
 
 
 async def doctor(session: Session) -> None:
@@ -110,7 +122,11 @@ async def doctor(session: Session) -> None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-_NO_SHARDS = "there are no shards yet: the first runner or start makes them"
+def _unserved(rows: "Sequence[ShardRow]", runners: "Sequence[RunnerRow]") -> list[str]:
+    """The groups that no live runner takes shards of."""
+    live = (row for row in runners if row.died_at is None and not row.draining)
+    served = {group for row in live for group in row.groups}
+    return sorted({row.shard.group for row in rows} - served)
 
 
 def _state(row: "RunnerRow", now: "datetime", limit: "timedelta") -> str:
@@ -122,19 +138,22 @@ def _state(row: "RunnerRow", now: "datetime", limit: "timedelta") -> str:
 
 
 def _runner_row(
-    row: "RunnerRow", *, now: "datetime", limit: "timedelta", shards: int
+    row: "RunnerRow", *, now: "datetime", limit: "timedelta", shards: int, weighted: bool
 ) -> Sequence["RenderableType"]:
     from rich.text import Text
 
-    state = _state(row, now, limit)
+    state, load = _state(row, now, limit), row.load
     return [
         Text(f"{row.host}:{row.pid}"),
         Text(state, style=_STATE_STYLES[state]),
-        str(shards),
+        brief(now - row.beat_at) if row.beat_at else "",
         Text(", ".join(row.groups)),
+        *([f"{row.weight:g}"] if weighted else []),
+        str(shards),
+        "" if load is None else str(load.lanes),
+        "" if load is None else str(load.entities),
+        "" if load is None else str(load.executions),
         Text(row.version),
-        ago(row.started_at, now) if row.started_at else "",
-        ago(row.beat_at, now) if row.beat_at else "",
         Text(", ".join(sorted(row.types))),
     ]
 
@@ -148,18 +167,6 @@ def _shard_row(
         str(row.epoch),
         ago(row.acquired_at, now) if row.acquired_at and row.runner else "",
     ]
-
-
-def _holder_row(
-    holder: "tuple[str, RunnerId | None]",
-    rows: "Sequence[ShardRow]",
-    names: "dict[RunnerId, str]",
-    now: "datetime",
-) -> Sequence["RenderableType"]:
-    group, runner = holder
-    latest = max((row.acquired_at for row in rows if row.acquired_at), default=None)
-    since = ago(latest, now) if latest and runner else ""
-    return [group, _owner(runner, names), str(len(rows)), since]
 
 
 def _owner(runner: "RunnerId | None", names: "dict[RunnerId, str]") -> "RenderableType":

@@ -1,10 +1,14 @@
 """What the commands print as JSON: one shape for each kind of thing, with stable names."""
 
 from cli.durations import iso
+from engine.admin import readable
 from engine.core.errors import ErrorDetails
+from engine.core.ids import snowflake_time
 from engine.core.status import Status
 from engine.diagnosis import Finding
 from engine.outcome import DeadLetterInfo, ExecutionInfo, JournalEvent
+from engine.schedule import FireInfo, ScheduleInfo
+from engine.storage.entities import EntityRow, StoredState
 from engine.storage.protocol import RunnerRow, ShardRow
 
 Form = dict[str, object]
@@ -72,7 +76,9 @@ def event(found: JournalEvent) -> Form:
 
 
 def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
-    """A runner."""
+    """A runner. What it has in memory is as of its last heartbeat, the shards are those it owns
+    now."""
+    load = row.load
     return {
         "id": str(row.id),
         "state": state,
@@ -81,7 +87,11 @@ def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
         "version": row.version,
         "groups": list(row.groups),
         "weight": row.weight,
+        "draining": row.draining,
         "shards": shards,
+        "lanes": None if load is None else load.lanes,
+        "entities": None if load is None else load.entities,
+        "executions": None if load is None else load.executions,
         "types": dict(row.types),
         "started_at": iso(row.started_at),
         "beat_at": iso(row.beat_at),
@@ -112,6 +122,68 @@ def dead_letter(letter: DeadLetterInfo) -> Form:
         "error": error(letter.error),
         "sent_at": iso(letter.sent_at),
         "shard": str(letter.shard),
+    }
+
+
+def schedule(info: ScheduleInfo, *, state: str) -> Form:
+    """A cron. Durations are seconds."""
+    limit = info.skip_if_older_than
+    return {
+        "name": info.name,
+        "schedule": info.schedule,
+        "timezone": info.timezone,
+        "starts": info.starts,
+        "state": state,
+        "overlap": info.overlap.value,
+        "catch_up": info.catch_up.total_seconds(),
+        "skip_if_older_than": None if limit is None else limit.total_seconds(),
+        "paused": info.paused,
+        "reason": info.reason,
+        "next_at": iso(info.next_at),
+        "done_until": iso(info.done_until),
+        "buffered": iso(info.buffered),
+        "running": [str(request) for request in info.running],
+        "backfill": [[iso(first), iso(last)] for first, last in info.backfill],
+        "shard": str(info.shard),
+        "runner": None if info.runner is None else str(info.runner),
+    }
+
+
+def fire(found: FireInfo, *, state: str) -> Form:
+    """An instant of a cron."""
+    return {
+        "instant": iso(found.instant),
+        "state": state,
+        "manual": found.manual,
+        "request_id": None if found.request_id is None else str(found.request_id),
+        "at": iso(found.at),
+    }
+
+
+def entity(row: EntityRow) -> Form:
+    """An entity with a state or waiting messages."""
+    return {
+        "entity": row.entity_type,
+        "id": row.entity_id,
+        "waiting": row.waiting,
+        "oldest": None if row.oldest is None else str(row.oldest),
+        "oldest_at": None if row.oldest is None else iso(snowflake_time(row.oldest)),
+        "version": row.version,
+        "saved_at": iso(row.saved_at),
+        "shard": str(row.shard),
+        "runner": None if row.runner is None else str(row.runner),
+    }
+
+
+def state(stored: StoredState) -> Form:
+    """The state of an entity."""
+    return {
+        "entity": stored.entity_type,
+        "id": stored.entity_id,
+        "version": stored.version,
+        "saved_at": iso(stored.saved_at),
+        "shard": str(stored.shard),
+        "state": readable(stored.payload),
     }
 
 

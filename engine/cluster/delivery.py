@@ -119,7 +119,11 @@ class Delivery:
         self._executions: ExecutionsHost | None = None
         self._followers: list[ShardFollower] = []
         self.max_deliveries = max_deliveries
-        self.trials = Trials(max_deliveries=max_deliveries, clock=clock)
+        self.trials = Trials(
+            max_deliveries=max_deliveries,
+            clock=clock,
+            soon=asyncio.get_running_loop().call_soon,
+        )
         self._suspects = Suspects(trials=self.trials, hand=self._hand)
         self.unhandled = Unhandled(streams=streams, committed=self.committed, spawn=spawn)
         self._unregistered_timeout = unregistered_timeout

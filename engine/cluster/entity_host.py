@@ -72,7 +72,7 @@ class EntityHost:
         id = row.envelope.address.entity_id
         instance = self._instance(shard, id)
         waits = (shard, id) in self._waiting
-        if waits or instance is not None and (instance.held or not instance.accepts):
+        if waits or (instance is not None and (instance.held or not instance.accepts)):
             shard.give_back(row.seq)
             return
         message = self._message(
@@ -230,7 +230,7 @@ class EntityHost:
         if message.row is None:
             if message not in running:
                 return False
-            exit = Defect(ErrorDetails.of(error))
+            exit: Exit = Defect(ErrorDetails.of(error))
         elif suspect:
             message.failures += 1
             if message.failures < self.delivery.max_deliveries:

@@ -107,9 +107,9 @@ class Handling:
     async def _exit(self) -> Exit:
         """Run the handler. Raises what is a defect of the entity, and its own cancellation."""
         envelope = self._message.envelope
+        if envelope.tag == REPLACE_STATE:
+            return self._replace_state()
         try:
-            if envelope.tag == REPLACE_STATE:
-                return self._replace_state()
             rpc = self._rpcs.get(envelope.tag)
             position = StreamPosition()
             if rpc is None or rpc.stream:

@@ -147,11 +147,11 @@ class StateCell:
 
 def state_of(entity: type) -> State[Any] | None:
     """The state an entity class declares; ``ConfigurationError`` when there are two."""
-    found: dict[str, State[Any]] = {}
+    found: dict[str, Any] = {}
     for cls in reversed(entity.__mro__):
         for name, value in vars(cls).items():
             if isinstance(value, State):
-                found[name] = cast("State[Any]", value)
+                found[name] = value
             else:
                 found.pop(name, None)
     if len(found) > 1:

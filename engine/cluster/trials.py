@@ -22,13 +22,17 @@ class Trials:
 
     How many may be on trial at once depends on the failures of the worst of them: 64 with three,
     16 with four, 4 with five; who has more is alone, and so is who has one left of
-    ``max_deliveries``. The least suspect go first. A trial ends when the work does; but one in
-    company that has lasted for a minute makes room for the next.
+    ``max_deliveries``. The least suspect go first. A trial ends when the work does; when one has
+    lasted for a minute, it keeps only those from theirs who would have to be alone as well.
     """
 
-    def __init__(self, *, max_deliveries: int, clock: Clock) -> None:
+    def __init__(
+        self, *, max_deliveries: int, clock: Clock, soon: Callable[[Callable[[], None]], object]
+    ) -> None:
         self._last_chance = max_deliveries - 1
         self._clock = clock
+        self._soon = soon
+        self._beginning = False
         self._numbers = count()
         self._waiting: dict[object, Callable[[], None]] = {}
         self._order: list[tuple[int, int, object]] = []
@@ -36,22 +40,29 @@ class Trials:
         self._alarm: Alarm | None = None
 
     def ask(self, suspect: object, failures: int, go: Callable[[], None]) -> None:
-        """Have ``go`` called when the suspect may run, perhaps at once; ``done`` must follow."""
+        """Have ``go`` called when the suspect may run, not at once; ``done`` must follow."""
         self._waiting[suspect] = go
         heapq.heappush(self._order, (failures, next(self._numbers), suspect))
-        self._begin()
+        self._begin_soon()
 
     def done(self, suspect: object) -> None:
         """It has ended, or is here no more; of no effect on one that is not known."""
         waited = self._waiting.pop(suspect, None)
         if waited is not None or self._on_trial.pop(suspect, None) is not None:
-            self._begin()
+            self._begin_soon()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._on_trial)
 
+    def _begin_soon(self) -> None:
+        """Those who ask in the same turn are put in order first."""
+        if not self._beginning:
+            self._beginning = True
+            self._soon(self._begin)
+
     def _begin(self) -> None:
         """Begin all trials that may begin."""
+        self._beginning = False
         while self._order:
             failures, _, suspect = self._order[0]
             if suspect in self._waiting and not self._has_room(failures):
@@ -65,13 +76,13 @@ class Trials:
         self._arm()
 
     def _has_room(self, failures: int) -> bool:
-        # INVARIANT alone: who is tried alone shares the process with no other suspect, but for such
-        # as have not killed it for a minute; so a death of the process is its own.
-        now = self._clock.now()
+        # INVARIANT alone: who begins to be tried alone shares the process with no suspect but such
+        # as have not killed it for a minute; so a death that soon follows is its own.
+        now, alone = self._clock.now(), self._company(failures) == 1
         others = [
             trial
             for trial in self._on_trial.values()
-            if trial.until > now or self._company(trial.failures) == 1
+            if trial.until > now or (alone and self._company(trial.failures) == 1)
         ]
         worst = max((trial.failures for trial in others), default=0)
         return len(others) < self._company(max(failures, worst))

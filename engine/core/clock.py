@@ -12,6 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
+LONGEST_WAIT = 60.0
+"""Seconds after which an alarm asks the clock again."""
+
+
 class Alarm(Protocol):
     """A callback that waits for its time."""
 
@@ -51,8 +55,34 @@ class SystemClock:
         self._aligned = True
 
     def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm:
-        delay = max(0.0, (when - self.now()).total_seconds())
-        return asyncio.get_running_loop().call_later(delay, callback)
+        return _Alarm(self, when, callback)
+
+
+class _Alarm:
+    """Goes by the clock, which may be aligned while it waits: a long wait is made of shorter ones,
+    so that after a week it is as precise as after a second, and it never comes early."""
+
+    __slots__ = ("_callback", "_clock", "_handle", "_when")
+
+    def __init__(self, clock: SystemClock, when: datetime, callback: Callable[[], None]) -> None:
+        self._clock = clock
+        self._when = when
+        self._callback = callback
+        self._handle = self._wait((when - clock.now()).total_seconds())
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+    def _wait(self, seconds: float) -> asyncio.TimerHandle:
+        delay = min(max(0.0, seconds), LONGEST_WAIT)
+        return asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        left = (self._when - self._clock.now()).total_seconds()
+        if left > 0:
+            self._handle = self._wait(left)
+        else:
+            self._callback()
 
 
 def monotonic() -> float:

@@ -14,8 +14,8 @@ _OWN_SESSIONS = 4
 
 
 class Pools:
-    """``size`` bounds the sessions of user transactions; the engine's own statements share up to four
-    more, and volatile messages have one."""
+    """``size`` bounds the sessions of user transactions; the engine's own share up to four more,
+    and volatile messages have one."""
 
     def __init__(self, *, connector: Connector, identity: UUID, size: int) -> None:
         ours = OUR_PLANS | LOCK_TIMEOUT

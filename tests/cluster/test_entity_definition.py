@@ -1,7 +1,7 @@
 """What an entity class may look like, what is refused, and what a handle reaches."""
 
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -282,11 +282,3 @@ async def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent() -
             await getattr(counter, "add")()  # noqa: B009 -- past the type checkers
         assert await counter.add(1) == 1
         assert await counter.whoami() == "c-1"
-
-
-async def test_async_generators_are_refused_until_there_are_streams() -> None:
-    async def stream(self: Any) -> AsyncIterator[int]:
-        yield 1
-
-    with pytest.raises(ConfigurationError, match="stream must be 'async def' and return"):
-        rpc(stream)

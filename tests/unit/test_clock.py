@@ -1,11 +1,12 @@
 """The engine's clock is never ahead of the database's, however slow an answer was."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from engine.core import clock
-from engine.core.clock import SystemClock
+from engine.core.clock import SystemClock, monotonic
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -56,6 +57,40 @@ def test_a_slow_answer_does_not_spoil_what_a_quick_one_has_shown(times: Times) -
     times.now += 1
     times.ask(system, there=0.0, back=2.0)
     assert times.database - system.now() <= timedelta(seconds=0.002)
+
+
+async def test_an_alarm_that_waits_for_long_comes_when_the_clock_is_set_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clock, "LONGEST_WAIT", 0.01)
+    system, rung = SystemClock(), asyncio.Event()
+    system.call_at(system.now() + timedelta(hours=1), rung.set)
+    an_hour_ahead = system.now() + timedelta(hours=1)
+    system.align(database=an_hour_ahead, sent=monotonic(), received=monotonic())
+    async with asyncio.timeout(10):
+        await rung.wait()
+
+
+async def test_an_alarm_does_not_come_early_when_the_clock_is_set_back() -> None:
+    system, rung = SystemClock(), asyncio.Event()
+    when = system.now() + timedelta(milliseconds=20)
+    system.call_at(when, rung.set)
+    a_bit_behind = system.now() - timedelta(milliseconds=30)
+    system.align(database=a_bit_behind, sent=monotonic(), received=monotonic())
+    async with asyncio.timeout(10):
+        await rung.wait()
+    assert system.now() >= when
+
+
+async def test_an_alarm_that_is_cancelled_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "LONGEST_WAIT", 0.001)
+    system, rung, later = SystemClock(), asyncio.Event(), asyncio.Event()
+    alarm = system.call_at(system.now() + timedelta(milliseconds=10), rung.set)
+    system.call_at(system.now() + timedelta(milliseconds=5), alarm.cancel)
+    system.call_at(system.now() + timedelta(milliseconds=30), later.set)
+    async with asyncio.timeout(10):
+        await later.wait()
+    assert not rung.is_set()
 
 
 def test_it_follows_a_database_whose_clock_was_set_back(times: Times) -> None:

@@ -1,7 +1,9 @@
 """Suspects run in ever smaller company, so that only what kills its process is blamed for long."""
 
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,18 +21,32 @@ class Court:
 
     def __init__(self, limit: int = LIMIT, clock: VirtualClock | None = None) -> None:
         self.clock = clock or VirtualClock()
-        self.trials = Trials(max_deliveries=limit, clock=self.clock)
-        self.running: list[object] = []
+        self.trials = Trials(max_deliveries=limit, clock=self.clock, soon=self._soon)
+        self.running: list[Any] = []
+        self._due: list[Callable[[], None]] = []
 
     def ask(self, *suspects: object, failures: int = SUSPECT) -> None:
-        for each in suspects:
-            self.trials.ask(each, failures, partial(self.running.append, each))
+        self.ask_all(dict.fromkeys(suspects, failures))
+
+    def ask_all(self, failures: Mapping[Any, int]) -> None:
+        """In one turn."""
+        for each, failed in failures.items():
+            self.trials.ask(each, failed, partial(self.running.append, each))
+        self._turn()
 
     def end(self, *suspects: object) -> None:
         for each in suspects:
             if each in self.running:
                 self.running.remove(each)
             self.trials.done(each)
+        self._turn()
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        self._due.append(callback)
+
+    def _turn(self) -> None:
+        while self._due:
+            self._due.pop()()
 
 
 @pytest.mark.parametrize(
@@ -89,15 +105,24 @@ async def test_others_wait_a_minute_at_most_for_company_that_takes_long() -> Non
     assert "late" in court.running
 
 
-async def test_one_that_is_alone_stays_alone_as_long_as_it_takes() -> None:
+def test_those_who_ask_in_one_turn_are_tried_in_the_order_of_their_failures() -> None:
+    court = Court()
+    court.ask_all({"worst": 8, "bad": 6, "least": 3, "less": 5})
+    assert court.running == ["least", "less"]
+    court.end("least", "less")
+    assert court.running == ["bad"]
+
+
+async def test_one_that_is_alone_keeps_others_from_being_alone_as_long_as_it_takes() -> None:
     court = Court()
     court.ask("long", failures=7)
-    court.ask("other", failures=7)
-    court.ask("third", failures=3)
+    court.ask("other", failures=6)
     await court.clock.advance(timedelta(hours=1))
     assert court.running == ["long"]
-    court.end("long")
-    assert court.running == ["third"]
+    court.ask("less", failures=3)
+    assert court.running == ["long", "less"]
+    court.end("long", "less")
+    assert court.running == ["other"]
 
 
 class World:
@@ -117,9 +142,7 @@ class World:
         for each in self.dead & self.failures.keys():
             del self.failures[each]
         plain = [each for each, failures in self.failures.items() if failures < SUSPECT]
-        for each, failures in self.failures.items():
-            if failures >= SUSPECT:
-                court.ask(each, failures=failures)
+        court.ask_all({each: n for each, n in self.failures.items() if n >= SUSPECT})
         while running := {*plain, *court.running}:
             if running & self.killers:
                 self._die(running)
