@@ -18,6 +18,7 @@ Chunk = tuple[int, bytes]
 """A sequence and an encoded element."""
 
 _TURN = 64
+_BATCH = 1 << 20
 _END = Success(b"null")
 
 
@@ -71,6 +72,7 @@ class StreamProducer:
         self._resumable = resumable
         self._leaving = False
         self._stalled: asyncio.Future[bool] | None = None
+        self._putting: asyncio.Task[None] | None = None
 
     @property
     def unacknowledged(self) -> int:
@@ -106,6 +108,11 @@ class StreamProducer:
         self._leaving = True
         self._resume(True)
 
+    def lose(self) -> None:
+        """What is under way to the sink will never arrive: do not wait for it."""
+        if self._putting is not None:
+            self._putting.cancel()
+
     async def run(self) -> Exit:
         """Draw until the generator ends: ``Success``, or ``Interrupted`` when nobody takes chunks.
 
@@ -115,7 +122,7 @@ class StreamProducer:
         exit: Exit = _END
         failure: BaseException | None = None
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._put())
+            self._putting = group.create_task(self._put())
             try:
                 exit = await self._draw()
             except BaseException as error:  # noqa: BLE001 -- raised below, out of the group
@@ -178,11 +185,13 @@ class StreamProducer:
     async def _put(self) -> None:
         """Hand on what was drawn, batch by batch; what is left at the end is the rest."""
         while True:
-            await self._more.wait()
-            if self._ending:
+            if not self._pending:
+                self._more.clear()
+                await self._more.wait()
+            batch = self._pending[: _fitting(self._pending)]
+            if self._ending and len(batch) == len(self._pending):
                 return
-            self._more.clear()
-            batch, self._pending = self._pending, []
+            del self._pending[: len(batch)]
             try:
                 await self._sink.put(batch)
             except Exception as error:  # noqa: BLE001 -- it ends the stream, in its own task
@@ -190,3 +199,13 @@ class StreamProducer:
                 self._resume(True)
                 return
             self._stored += len(batch)
+
+
+def _fitting(chunks: Sequence[Chunk]) -> int:
+    """How many of them go into one statement."""
+    size = 0
+    for number, (_, payload) in enumerate(chunks):
+        size += len(payload)
+        if size > _BATCH:
+            return max(1, number)
+    return len(chunks)

@@ -123,7 +123,10 @@ class Streams:
         """Streams begin with their message."""
 
     def drop(self, shard: OwnedShard) -> None:
-        """Their tasks are the host's, which cancels them."""
+        """Their tasks are the host's, which cancels them; they need not wait for the lane."""
+        for running in self._running.values():
+            if running.message.shard is shard:
+                running.producer.lose()
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         """Have the next owner go on with them, rather than to wait for those who take chunks."""

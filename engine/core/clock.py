@@ -11,7 +11,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-
 LONGEST_WAIT = 60.0
 """Seconds after which an alarm asks the clock again."""
 

@@ -7,7 +7,10 @@ from tests.cli.fake_server import TOO_OLD, WRONG_PASSWORD, fake_server
 from tests.cli.terminal import outlast
 
 NOWHERE = "postgresql://someone:secret@127.0.0.1:1/shop"
-READING = ["ls", "show x", "why x", "history x", "tail x", "poll x", "join x", "runners", "shards"]
+READING = [
+    *("ls", "show x", "why x", "history x", "tail x", "poll x", "join x", "runners", "shards"),
+    *("entities", "state X/x"),
+]
 ACTING = ["start W 1 -k k", "resolve x d 1", "reject x d no", "interrupt x"]
 EVERY = [*READING, *ACTING, "migrate", "migrate --check", "doctor"]
 

@@ -94,6 +94,19 @@ async def test_looking_at_crons_needs_select_only(dsn: str) -> None:
     assert [fire["manual"] for fire in shown["fires"]] == [True]
 
 
+async def test_looking_at_entities_needs_select_only(dsn: str) -> None:
+    with role(dsn, "--read-only") as reader_dsn:
+        async with shopping(dsn):
+            for command in ("entities", "entities Cart", "state Cart/a"):
+                ended = await do(*command.split(), dsn=reader_dsn)
+                assert (ended.code, ended.err) == (0, ""), command
+                assert ended.out, command
+            edit = ["state", "Cart/a", "--set", "{}", "--version", "2"]
+            ended = await do(*edit, dsn=reader_dsn)
+    assert ended.code == 7
+    assert "may not do this" in ended.err
+
+
 async def ensure_known(dsn: str) -> None:
     """Let there be an execution of Slow."""
     async with served(dsn) as client:

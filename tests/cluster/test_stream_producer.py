@@ -138,6 +138,30 @@ async def test_no_more_than_the_window_is_drawn_and_an_acknowledgement_lets_it_g
     assert shelf.kept == list(range(source.given))
 
 
+async def test_large_chunks_are_not_put_all_at_once(shelf: Shelf) -> None:
+    sizes: list[int] = []
+
+    class Scale:
+        async def put(self, chunks: Sequence[Chunk]) -> None:
+            sizes.append(sum(len(payload) for _, payload in chunks))
+            await turns()
+
+    producer = StreamProducer(
+        generator=Source(count=8).numbers(),
+        encode=lambda _: b"x" * 700_000,
+        sink=Scale(),
+        position=StreamPosition(),
+        resumable=False,
+        window=100,
+        abandoned_after=timedelta(hours=1),
+        clock=VirtualClock(),
+    )
+    assert await producer.run() == Success(b"null")
+    assert set(sizes) == {700_000}
+    assert (len(sizes) + len(producer.rest), producer.end) == (8, 8)
+    assert len(producer.rest) == 1
+
+
 async def test_the_last_chunks_are_left_for_the_exit(shelf: Shelf) -> None:
     producer = producer_of(Source(count=3).numbers(), shelf)
     shelf.open.set()
@@ -189,6 +213,19 @@ async def test_a_second_cancellation_waits_for_nothing(shelf: Shelf) -> None:
         await turns()
         assert isinstance(await task, asyncio.CancelledError)
     assert shelf.batches == []
+
+
+async def test_a_run_whose_chunks_will_never_arrive_does_not_wait_for_them(shelf: Shelf) -> None:
+    source = Source(pause_at=2)
+    producer = producer_of(source.numbers(), shelf)
+    async with running(producer) as task:
+        await turns()
+        task.cancel()
+        await turns()
+        assert not task.done()
+        producer.lose()
+        assert isinstance(await task, asyncio.CancelledError)
+    assert source.closed
 
 
 async def test_a_cancellation_while_it_is_stalled_closes_the_generator(shelf: Shelf) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from engine import (
     AckChunk,
@@ -14,6 +15,7 @@ from engine import (
     ConfigurationError,
     Entity,
     EntityAddress,
+    EntityDefect,
     EntityId,
     EntityType,
     ExecutionFailed,
@@ -25,6 +27,7 @@ from engine import (
     RequestFailed,
     Runner,
     Snowflake,
+    State,
     StreamTaken,
     Success,
     Workflow,
@@ -87,6 +90,32 @@ class Feed(Entity):
         yield "two"  # type: ignore[misc]  # pyright: ignore[reportReturnType]
 
 
+class Given(BaseModel):
+    numbers: list[int] = []
+
+
+class Tally(Entity):
+    """Keeps what it has given. Each number in ``breaks`` breaks the entity once."""
+
+    state = State(Given)
+
+    def __init__(self, *breaks: int) -> None:
+        self.breaks = [*breaks]
+
+    @rpc
+    async def give(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            if number in self.breaks:
+                self.breaks.remove(number)
+                raise EntityDefect(f"at {number}")
+            self.state.numbers.append(number)
+            yield number
+
+    @rpc(readonly=True)
+    async def given(self) -> list[int]:
+        return self.state.numbers
+
+
 class Reads(Workflow[str, int]):
     async def execute(self, request: str) -> int:
         return len([item async for item in self.entity(Feed, request).items(3)])
@@ -108,7 +137,7 @@ def feed() -> Feed:
 
 @pytest.fixture
 async def cluster(feed: Feed, where: dict[str, Any]) -> AsyncIterator[TestCluster]:
-    async with TestCluster(feed, Reads(), **where) as cluster:
+    async with TestCluster(feed, Tally(), Reads(), **where) as cluster:
         yield cluster
 
 
@@ -464,6 +493,35 @@ async def test_streams_move_to_a_runner_that_joins_and_delay_no_hand_over(
                 items += [item async for item in stream]
     assert got == [list(range(50))] * 8
     assert feed.log.count("begun") > 8
+
+
+async def test_an_entity_that_breaks_in_the_middle_of_a_stream_repeats_nothing(
+    where: dict[str, Any],
+) -> None:
+    async with TestCluster(Tally(2, 20), **where) as cluster, asyncio.TaskGroup() as group:
+        got: list[int] = []
+        task = group.create_task(take(cluster.client.entity(Tally, "t").give(30), got))
+
+        async def time_passes() -> bool:
+            if cluster.database is not None:
+                await cluster.advance(timedelta(seconds=1))
+            return task.done()
+
+        await eventually(time_passes, timeout=30)
+    assert got == list(range(30))
+
+
+async def test_what_a_stream_does_to_the_state_is_saved_with_its_end(
+    cluster: TestCluster,
+) -> None:
+    tally = cluster.client.entity(Tally, "t")
+    async with asyncio.timeout(40):
+        stream = aiter(tally.give(WINDOW * 3))
+        got = [await anext(stream) for _ in range(WINDOW)]
+        assert await tally.given() == []
+        await cluster.crash()
+        got += [item async for item in stream]
+        assert await tally.given() == got == list(range(WINDOW * 3))
 
 
 # --- definitions ----------------------------------------------------------------------------------

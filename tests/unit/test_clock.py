@@ -85,9 +85,12 @@ async def test_an_alarm_does_not_come_early_when_the_clock_is_set_back() -> None
 async def test_an_alarm_that_is_cancelled_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "LONGEST_WAIT", 0.001)
     system, rung, later = SystemClock(), asyncio.Event(), asyncio.Event()
-    alarm = system.call_at(system.now() + timedelta(milliseconds=10), rung.set)
-    system.call_at(system.now() + timedelta(milliseconds=5), alarm.cancel)
-    system.call_at(system.now() + timedelta(milliseconds=30), later.set)
+    alarm = system.call_at(system.now() + timedelta(hours=1), rung.set)
+    await asyncio.sleep(0.01)  # it has looked at the clock a few times
+    alarm.cancel()
+    an_hour_ahead = system.now() + timedelta(hours=1)
+    system.align(database=an_hour_ahead, sent=monotonic(), received=monotonic())
+    system.call_at(system.now() + timedelta(milliseconds=10), later.set)
     async with asyncio.timeout(10):
         await later.wait()
     assert not rung.is_set()
