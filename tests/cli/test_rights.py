@@ -14,6 +14,7 @@ from engine.storage.entities import StateWrite
 from engine.storage.protocol import Commit, Post, PostKind
 from tests.cli.orders import Broken, Slow
 from tests.cli.terminal import do, outlast, served, settings
+from tests.cli.test_entities import shopping
 from tests.eventually import eventually
 from tests.storage.world import (
     ONE,
