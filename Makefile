@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs lock clean
+.PHONY: help demo test scale check format bench docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(INSTALLED) ## Kill one of two runners in the middle of its workflows and
 
 test: $(INSTALLED) ## Run the tests on an embedded PostgreSQL (or the server of OUTLAST_TEST_DSN)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+scale: $(INSTALLED) ## Send a million messages to ten thousand entities while processes are killed
+	$(BIN)/python -m pytest -q tests/chaos/test_scale.py --scale=full -o log_cli=true -o log_cli_level=INFO $(ARGS)
 
 check: $(INSTALLED) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .

@@ -35,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the behaviour suite of tests/cluster under these settings (see hostility.py"
         " there), 'all' of them, or '' for none; once for each time this is given",
     )
+    parser.addoption(
+        "--scale",
+        choices=["small", "medium", "full"],
+        default="small",
+        help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
