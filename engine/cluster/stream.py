@@ -185,7 +185,7 @@ class StreamProducer:
     async def _put(self) -> None:
         """Hand on what was drawn, batch by batch; what is left at the end is the rest."""
         while True:
-            if not self._pending:
+            if not (self._pending or self._ending):
                 self._more.clear()
                 await self._more.wait()
             batch = self._pending[: _fitting(self._pending)]

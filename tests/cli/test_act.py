@@ -125,7 +125,7 @@ async def test_a_workflow_that_nobody_serves_is_named_with_what_is(dsn: str) -> 
 
     assert unknown.code == entity.code == 3
     assert "'Fulfill'; served now: Broken, Fulfil, Held, Slow" in unknown.err
-    assert "Stock is an entity" in entity.err
+    assert "Stock is of kind entity" in entity.err
     nobody = await do("start", "Fulfil", "{}", "--key", "1", dsn=dsn)
     assert (nobody.code, "start one with 'outlast run APP'" in nobody.err) == (3, True)
 
