@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from engine import (
 from tests.chaos.app import Statements, answer_commands, say, tell
 from tests.cluster.cast import ENTITIES, SINGLETONS, Stage
 from tests.cluster.hostility import VARIABLE, harden
+from tests.cluster.newcomers import made
 
 BY_NAME = {entity.name: entity for entity in ENTITIES}
 
@@ -39,6 +40,8 @@ class Place:
 
     client: Client
     own: Runner | None = None
+    stage: Stage | None = None
+    registered: set[str] = field(default_factory=set[str])
 
     @property
     def runner(self) -> Runner:
@@ -107,6 +110,14 @@ async def snowflakes(place: Place, command: dict[str, Any]) -> object:
     return [generator.next() for _ in range(command["count"])]
 
 
+async def register(place: Place, command: dict[str, Any]) -> None:
+    """Serve a newcomer, unless it is served here already."""
+    if command["name"] not in place.registered:
+        assert place.stage is not None
+        place.registered.add(command["name"])
+        place.runner.register(made(place.stage, **command["newcomer"]))
+
+
 COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
     "call": call,
     "send": send,
@@ -115,6 +126,7 @@ COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
     "active": active,
     "poll_storage": poll_storage,
     "snowflakes": snowflakes,
+    "register": register,
 }
 
 
@@ -125,7 +137,7 @@ async def run() -> None:
     async with asyncio.TaskGroup() as group:
         beside = [
             group.create_task(tell(runner, statements)),
-            group.create_task(obey(Place(client=runner.client, own=runner))),
+            group.create_task(obey(Place(client=runner.client, own=runner, stage=stage))),
         ]
         await runner.run()
         for task in beside:

@@ -125,7 +125,7 @@ class Annexed(Actor):
 
 
 class Clerk(Singleton):
-    """Notes when it begins and ends."""
+    """Notes when it begins, is asked to end, and ends."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -134,6 +134,7 @@ class Clerk(Singleton):
         await self.stage.note(self.name, "begins")
         try:
             await context.cancelled.wait()
+            await self.stage.note(self.name, "is asked")
         finally:
             await self.stage.note(self.name, "ends")
 

@@ -110,6 +110,23 @@ class Live:
         for each in processes:
             await each.kill()
 
+    async def register(self, kind: str, name: str, **options: object) -> None:
+        """Give a newcomer to all runners that do not serve it yet."""
+        newcomer = {"kind": kind, "name": name, **options}
+        for runner in self.runners:
+            await runner.ask("register", name=name, newcomer=newcomer)
+
+    async def owner(self, shard: ShardId) -> Process:
+        """The process that owns a shard, as soon as a live one does."""
+
+        async def found() -> Process | None:
+            pid = (await self.owners(shard.group)).get(shard.number)
+            return next((each for each in self.runners if each.pid == pid), None)
+
+        owner = await eventually(found, timeout=40)
+        assert owner is not None
+        return owner
+
     async def restore(self) -> None:
         """As many runners as there should be, and each owns just its share of the shards."""
         for extra in self.runners[self.size :]:
