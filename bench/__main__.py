@@ -2,21 +2,19 @@
 
 Starts and joins workflows from this process, once with the runner in a process of its own and once
 with it in here. The workloads W1 to W4 and W8 are those that we measure other engines with; S1 is a
-stream.
+stream, and H1 is what callers notice when one of several runners stops.
 """
 
 import argparse
 import asyncio
 import os
 import secrets
-import subprocess
-import sys
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
+from bench.handover import measure_handovers
+from bench.process import runner_process, within
 from bench.results import ROOT, Results, milliseconds
 from bench.runner import owns_all
 from bench.server import PUBLISHED, Server, open_server
@@ -154,29 +152,6 @@ def cpu_seconds(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@asynccontextmanager
-async def runner_process(server: Server) -> AsyncGenerator[int]:
-    """A runner in a process of its own; its pid."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.runner", server.dsn, cwd=ROOT, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        await within(30, process.stdout.readuntil(b"READY\n"), what="a runner that serves")
-        yield process.pid
-    finally:
-        process.terminate()
-        await within(30, process.wait(), what="the end of the runner")
-
-
-async def within(seconds: float, work: Awaitable[object], *, what: str) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        raise SystemExit(f"not within {seconds:g} s: {what}") from None
-
-
 async def measure(arguments: argparse.Namespace) -> None:
     async with open_server() as server:
         results = Results(path=arguments.output, postgres=await server.version())
@@ -186,10 +161,10 @@ async def measure(arguments: argparse.Namespace) -> None:
         options = {"scale": arguments.scale, "counting": not arguments.quick}
         for _ in range(arguments.repeat):
             if "other" in arguments.runner:
-                async with runner_process(server) as pid:
+                async with runner_process(server) as process:
                     async with Client(settings) as client:
                         driver = Driver(
-                            client, server, results, variant="other process", runner=pid
+                            client, server, results, variant="other process", runner=process.pid
                         )
                         await driver.run(**options)
                     if not arguments.quick:
@@ -202,6 +177,9 @@ async def measure(arguments: argparse.Namespace) -> None:
                         runner.client, server, results, variant="same process", runner=pid
                     )
                     await driver.run(**options)
+            if "several" in arguments.runner:
+                for runners in (2, 3):
+                    await measure_handovers(server, results, runners=runners)
         results.show()
         print(f"written to {results.path}")
 
@@ -209,7 +187,8 @@ async def measure(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     day = datetime.now(UTC).date().isoformat()
-    parser.add_argument("--runner", choices=["other", "same"], nargs="+", default=["other", "same"])
+    places = ["other", "same", "several"]
+    parser.add_argument("--runner", choices=places, nargs="+", default=places)
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes (default 1)")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument(

@@ -1,9 +1,12 @@
-"""The runner in a process of its own: ``python -m bench.runner DSN``; says READY when it serves."""
+"""The runner in a process of its own: ``python -m bench.runner DSN``.
+
+It says READY when it owns its share, which is every shard if it is the only runner.
+"""
 
 import asyncio
 import sys
 
-from bench.workflows import Feed, Steps
+from bench.workflows import Counter, Feed, Steps
 from engine import Runner, Settings
 
 
@@ -13,11 +16,19 @@ async def owns_all(runner: Runner) -> None:
         await asyncio.sleep(0.02)
 
 
+async def owns_share(runner: Runner) -> None:
+    """Wait until the runner owns shards, and no more from one moment to the next."""
+    before = -1
+    while not 0 < len(runner.epochs) == before:
+        before = len(runner.epochs)
+        await asyncio.sleep(0.5)
+
+
 async def main(dsn: str) -> None:
-    runner = Runner(Settings(dsn=dsn, schema="engine")).register(Steps(), Feed())
+    runner = Runner(Settings(dsn=dsn, schema="engine")).register(Steps(), Feed(), Counter())
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(runner.run())
-        await owns_all(runner)
+        await owns_share(runner)
         print("READY", flush=True)
         await serving
 

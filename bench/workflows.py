@@ -1,8 +1,8 @@
-"""What is measured: steps and streams that do nothing, so that only the engine itself counts."""
+"""What is measured: steps, streams and calls that do nothing, so that only the engine counts."""
 
 from collections.abc import AsyncIterator
 
-from engine import Entity, Workflow, activity, rpc
+from engine import Entity, State, Workflow, activity, rpc
 
 
 class Steps(Workflow[int, int]):
@@ -26,3 +26,14 @@ class Feed(Entity):
     async def numbers(self, count: int) -> AsyncIterator[int]:
         for number in range(count):
             yield number
+
+
+class Counter(Entity):
+    """Counts its calls, durably."""
+
+    state = State(int)
+
+    @rpc
+    async def add(self) -> int:
+        self.state += 1
+        return self.state
