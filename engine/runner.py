@@ -124,8 +124,7 @@ class Runner:
                 Rules.of(prototype)
             self._registered[prototype.name] = prototype
             if self._incarnation is not None:
-                self._incarnation.serve(prototype)
-                self._incarnation.announce()
+                self._incarnation.serve_registered()
             self._events.tell(_event_of(prototype))
         return self
 
@@ -283,6 +282,7 @@ class Runner:
             try:
                 async with incarnation:
                     self._incarnation = incarnation
+                    incarnation.serve_registered()  # what came while it was being entered
                     self._node.local = incarnation.ring
                     self._node.acknowledger.producers = incarnation.streams
                     self._node.mail.volatile.local = incarnation.reception
@@ -326,6 +326,7 @@ class _Incarnation:
         self._node = node
         self._groups = groups
         self._registered = registered
+        self._served: set[str] = set()
         self.storage: Storage = open_storage(self.id, node.clock)
         self.ids = SnowflakeGenerator(now=node.clock.now)
         self.delivery = Delivery(
@@ -416,8 +417,7 @@ class _Incarnation:
                 spawn=self.spawn,
             )
             self.delivery.follow(self._crons)
-            for prototype in self._registered.values():
-                self.serve(prototype)
+            self.serve_registered()
             self._membership = Membership(
                 runner=RunnerRow(
                     id=self.id,
@@ -490,7 +490,16 @@ class _Incarnation:
     def resident(self) -> int:
         return 0 if self._executions is None else len(self._executions)
 
-    def serve(self, prototype: Registered) -> None:
+    def serve_registered(self) -> None:
+        """Serve what is registered and not served yet, and say so in the register."""
+        new = [name for name in self._registered if name not in self._served]
+        for name in new:
+            self._served.add(name)
+            self._serve(self._registered[name])
+        if new and self._membership is not None:
+            self._membership.announce(self._types())
+
+    def _serve(self, prototype: Registered) -> None:
         if isinstance(prototype, Workflow):
             assert self._executions is not None
             self._executions.register(prototype)
@@ -541,11 +550,6 @@ class _Incarnation:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # it may be cancelled before it began
         return task
-
-    def announce(self) -> None:
-        """Say in the register what is served by now."""
-        if self._membership is not None:
-            self._membership.announce(self._types())
 
     def _types(self) -> dict[str, str]:
         return {name: _described(each) for name, each in self._registered.items()}

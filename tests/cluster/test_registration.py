@@ -21,6 +21,7 @@ from engine import (
     Workflow,
     rpc,
 )
+from engine.cluster.membership import Membership
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -35,6 +36,12 @@ class Late(Entity):
     @rpc
     async def greet(self) -> str:
         return f"late {self.entity_id}"
+
+
+class Latest(Entity):
+    @rpc
+    async def greet(self) -> str:
+        return f"latest {self.entity_id}"
 
 
 class Later(Entity):
@@ -69,6 +76,29 @@ async def test_a_type_that_is_registered_late_is_served_and_gets_what_waited_for
         async with asyncio.timeout(10):
             assert await waiting == Success(b'"late a"')
             assert await cluster.client.entity(Late, "b").greet() == "late b"
+
+
+async def test_what_is_registered_while_a_runner_begins_or_comes_back_is_served(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has joined its peers, and neither lanes nor shards yet."""
+    cluster = TestCluster(Early(), **where)
+    new: list[Entity] = [Late()]
+    enter = Membership.__aenter__
+
+    async def entered(membership: Membership) -> Membership:
+        await enter(membership)
+        cluster.runner.register(*new)
+        new.clear()
+        return membership
+
+    monkeypatch.setattr(Membership, "__aenter__", entered)
+    async with asyncio.timeout(20), cluster:
+        assert await cluster.client.entity(Late, "a").greet() == "late a"
+        new.append(Latest())
+        assert cluster.runner._incarnation is not None
+        cluster.runner._incarnation._membership._lose()  # type: ignore[union-attr]
+        assert await cluster.client.entity(Latest, "b").greet() == "latest b"
 
 
 async def test_the_register_says_what_was_registered_late(where: dict[str, Any]) -> None:
