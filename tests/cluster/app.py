@@ -20,18 +20,23 @@ from engine import (
     EntityId,
     EntityType,
     EnvelopeRequest,
+    Exit,
     Failure,
+    Interrupt,
     Runner,
     Settings,
     ShardId,
+    Snowflake,
     Success,
 )
 from tests.chaos.app import Statements, answer_commands, say, tell
 from tests.cluster.cast import ENTITIES, SINGLETONS, Stage
+from tests.cluster.characters import CHARACTERS, latecomer
 from tests.cluster.hostility import VARIABLE, harden
 from tests.cluster.newcomers import made
 
-BY_NAME = {entity.name: entity for entity in ENTITIES}
+SERVED = [*ENTITIES, *CHARACTERS]
+BY_NAME = {entity.name: entity for entity in SERVED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,11 @@ async def call(place: Place, command: dict[str, Any]) -> object:
     return await method(*command["args"])
 
 
+async def calls(place: Place, command: dict[str, Any]) -> object:
+    """The same call so many times, one after the other; the last answer."""
+    return [await call(place, command) for _ in range(command["times"])][-1]
+
+
 async def send(place: Place, command: dict[str, Any]) -> object:
     """Send an envelope as it is and give its exit: the kind, and the value or the error."""
     sharding = place.runner.sharding
@@ -76,13 +86,36 @@ async def send(place: Place, command: dict[str, Any]) -> object:
             **{name: command[name] for name in ENVELOPE & command.keys()},
         )
     )
-    match await receiver:
+    return told(await receiver)
+
+
+def told(exit: Exit) -> object:
+    match exit:
         case Success(value):
             return ["Success", value.decode()]
         case Failure(error) | Defect(error) as exit:
             return [exit.__class__.__name__, f"{error.type}: {error.message}"]
         case ended:
             return [ended.__class__.__name__, ended.reason]
+
+
+async def exit_of(place: Place, command: dict[str, Any]) -> object:
+    """How a request has ended, once it has."""
+    return told(await (await place.runner.sharding.await_reply(Snowflake(command["request_id"]))))
+
+
+async def interrupt(place: Place, command: dict[str, Any]) -> object:
+    sharding = place.runner.sharding
+    entity, id = EntityType(command["type"]), EntityId(command["entity_id"])
+    address = EntityAddress(sharding.get_shard_id(entity, id), entity, id)
+    request_id = Snowflake(command["request_id"])
+    return await sharding.interrupt(Interrupt(request_id=request_id, address=address))
+
+
+async def serve(place: Place, command: dict[str, Any]) -> None:
+    """Handle the messages of one more type from now on."""
+    assert place.stage is not None
+    await place.runner.sharding.register_entity(latecomer(command["type"])(place.stage))
 
 
 ENVELOPE = {"tag", "headers", "trace", "key", "persisted"}
@@ -120,7 +153,11 @@ async def register(place: Place, command: dict[str, Any]) -> None:
 
 COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
     "call": call,
+    "calls": calls,
     "send": send,
+    "exit_of": exit_of,
+    "interrupt": interrupt,
+    "serve": serve,
     "shards": shards,
     "has_shard": has_shard,
     "active": active,
@@ -133,7 +170,8 @@ COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
 async def run() -> None:
     statements = Statements()
     stage = Stage()
-    runner = Runner(Settings()).register(*(each(stage) for each in (*ENTITIES, *SINGLETONS)))
+    runner = Runner(Settings()).register(*(each(stage) for each in (*SERVED, *SINGLETONS)))
+    stage.client = runner.client
     async with asyncio.TaskGroup() as group:
         beside = [
             group.create_task(tell(runner, statements)),
@@ -156,5 +194,5 @@ async def serve_client() -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    harden(ENTITIES, os.environ[VARIABLE])
+    harden(SERVED, os.environ[VARIABLE])
     asyncio.run(run() if sys.argv[1] == "runner" else serve_client())

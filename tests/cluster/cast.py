@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 
-from engine import Entity, Singleton, SingletonContext, rpc
+from engine import Client, Entity, Singleton, SingletonContext, rpc
 from tests.chaos.app import Outside
 from tests.eventually import eventually
 
@@ -28,7 +28,12 @@ ANNEX = "annex"
 
 
 class Stage(Outside):
-    """What handlers see of the world: they leave notes and wait at gates."""
+    """What handlers see of the world: they leave notes and wait at gates.
+
+    ``client`` is that of their runner.
+    """
+
+    client: Client
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,15 +43,26 @@ class Stage(Outside):
     async def note(self, who: str, what: str) -> None:
         await self.write("insert into notes (who, what, pid) values ($1, $2, $3)", who, what, PID)
 
+    async def times(self, who: str, what: str) -> int:
+        """How often it was noted, in whichever process."""
+        query = "select count(*) from notes where who = $1 and what = $2"
+        return int(await (await self._reads()).fetchval(query, who, what))
+
+    async def is_open(self, gate: str) -> bool:
+        query = "select exists (select from gates where name = $1)"
+        return bool(await (await self._reads()).fetchval(query, gate))
+
     async def pass_gate(self, name: str) -> None:
         """Wait until the test has opened it."""
+        await eventually(partial(self.is_open, name), timeout=300)
+
+    async def _reads(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
                     os.environ["OUTLAST_DSN"], min_size=1, max_size=2
                 )
-        opened = partial(self._pool.fetchval, "select true from gates where name = $1", name)
-        await eventually(opened, timeout=300)
+        return self._pool
 
 
 PID = os.getpid()

@@ -15,9 +15,20 @@ from typing import Any
 
 import asyncpg
 
-from engine import Client, Entity, RunnerId, Settings, ShardId
+from engine import (
+    Client,
+    Entity,
+    EntityAddress,
+    EntityId,
+    EntityType,
+    RunnerId,
+    Settings,
+    ShardId,
+)
 from engine.cluster.assignment import Candidate, assign
+from engine.core.ids import shard_of
 from tests.chaos.cluster import Cluster, Process, cluster
+from tests.cli.terminal import Ended, do
 from tests.cluster.cast import TABLES
 from tests.cluster.hostility import Hostility
 from tests.eventually import eventually
@@ -30,8 +41,11 @@ SHORT: dict[str, object] = {
     "poll_interval_degraded": 0.05,
     "grace_period": 5,
     "handover_limit": 1,
+    "weight": 0.01,
 }
 """Settings under which a test takes little time."""
+GREEDY = 1000
+"""The weight of a runner that is to own all shards, as good as certainly."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +93,19 @@ class Live:
         envelope = {"type": entity.name, "entity_id": id, "tag": tag, "payload": payload, **more}
         return await random.choice(self.runners).ask("send", **envelope)
 
+    async def interrupt(self, entity: type[Entity], id: str, request_id: int) -> None:
+        """Let a runner interrupt a request to the entity."""
+        target = {"type": entity.name, "entity_id": id, "request_id": request_id}
+        await random.choice(self.runners).ask("interrupt", **target)
+
+    async def exit_of(self, request_id: int) -> Any:
+        """How a request has ended, as a runner is told: the kind, and the value or the error."""
+        return await random.choice(self.runners).ask("exit_of", request_id=request_id)
+
+    async def outlast(self, *arguments: str) -> Ended:
+        """Run a command of the command line; its standard output is JSON."""
+        return await do(*arguments, dsn=self.settings.dsn)
+
     async def notes(self, who: str) -> list[str]:
         """What was noted under this name, in order."""
         return [what for _, what in await self.notes_by_process(who)]
@@ -105,6 +132,18 @@ class Live:
 
     async def open(self, gate: str) -> None:
         await self.database.execute("insert into gates values ($1) on conflict do nothing", gate)
+
+    def address(self, entity: type[Entity], id: str) -> EntityAddress:
+        """The entity's address, with the shard that it lives on."""
+        name, entity_id = EntityType(entity.name), EntityId(id)
+        shard = shard_of(entity.shard_group, self.shards, name, entity_id)
+        return EntityAddress(shard, name, entity_id)
+
+    async def greedy_runner(self, **settings: object) -> Process:
+        """One more runner, which has taken all shards from the others."""
+        newcomer = await self.processes.start_runner(weight=GREEDY, **settings)
+        await self.settled(self.runners)
+        return newcomer
 
     async def kill(self, *processes: Process) -> None:
         for each in processes:
