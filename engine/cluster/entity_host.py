@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from engine.cluster.answering import Answers, StoredAnswers
+from engine.cluster.by_shard import ByShard
 from engine.cluster.delivery import Delivery, delivered_in_vain
 from engine.cluster.entity import Entity, check_handlers
 from engine.cluster.handling import Handling
@@ -56,9 +57,9 @@ class EntityHost:
         self.streams = streams
         self.state = state_of(type(prototype))
         self._rpcs = check_handlers(type(prototype))
-        self._instances: dict[str, Instance] = {}
-        self._messages: dict[Snowflake, Message] = {}
-        self._waiting: dict[tuple[OwnedShard, str], Message] = {}
+        self._instances: ByShard[str, Instance] = ByShard()
+        self._messages: ByShard[Snowflake, Message] = ByShard()
+        self._waiting: ByShard[str, Message] = ByShard()
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -70,8 +71,8 @@ class EntityHost:
             self._interrupt(shard, row)
             return
         id = row.envelope.address.entity_id
-        instance = self._instance(shard, id)
-        waits = (shard, id) in self._waiting
+        instance = self._instances.get(shard, id)
+        waits = self._waiting.get(shard, id) is not None
         if waits or (instance is not None and (instance.held or not instance.accepts)):
             shard.give_back(row.seq)
             return
@@ -91,7 +92,7 @@ class EntityHost:
     ) -> None:
         """Handle a message that is not stored; ``MailboxFull`` when it would have to wait
         elsewhere than in a mailbox. The request's id must be new."""
-        instance = self._instance(shard, envelope.address.entity_id)
+        instance = self._instances.get(shard, envelope.address.entity_id)
         if instance is not None and not instance.accepts:
             raise MailboxFull(
                 f"the mailbox of {envelope.address} holds {instance.mailbox.capacity} messages;"
@@ -104,15 +105,11 @@ class EntityHost:
             )
         self._put(self._message(shard, envelope, answers), instance)
 
-    def interrupt(self, request_id: Snowflake) -> None:
+    def interrupt(self, shard: OwnedShard, request_id: Snowflake) -> None:
         """End a volatile request early."""
-        message = self._messages.get(request_id)
+        message = self._messages.get(shard, request_id)
         if message is not None and message.interruptible:
             self._stop(message)
-
-    def _instance(self, shard: OwnedShard, id: str) -> Instance | None:
-        instance = self._instances.get(id)
-        return instance if instance is not None and instance.shard is shard else None
 
     def _message(
         self,
@@ -129,20 +126,21 @@ class EntityHost:
             row=row,
             readonly=rpc is not None and rpc.readonly,
         )
-        self._messages[message.id] = message
+        self._messages.put(shard, message.id, message)
         return message
 
     def _put(self, message: Message, instance: Instance | None) -> None:
         if instance is None:
             id = message.envelope.address.entity_id
-            instance = self._instances[id] = Instance(self, message.shard, id)
+            instance = Instance(self, message.shard, id)
+            self._instances.put(message.shard, id, instance)
         instance.put(message)
 
     def _wait(self, message: Message) -> None:
         """Keep the first message of an entity that has no place; its others stay stored."""
         shard, id = message.shard, message.envelope.address.entity_id
         place: Hashable = (shard, self.name, id)
-        self._waiting[shard, id] = message
+        self._waiting.put(shard, id, message)
         shard.hold(entity_key(self.name, id))
 
         def admit() -> None:
@@ -153,7 +151,7 @@ class EntityHost:
         self.residency.wait(place, admit)
 
     def _end_waiting(self, shard: OwnedShard, id: str) -> Message | None:
-        message = self._waiting.pop((shard, id), None)
+        message = self._waiting.take(shard, id)
         if message is not None:
             self.residency.forget((shard, self.name, id))
             shard.release(entity_key(self.name, id))
@@ -162,9 +160,8 @@ class EntityHost:
     # --- interrupts -------------------------------------------------------------------------------
 
     def _interrupt(self, shard: OwnedShard, row: InboxRow) -> None:
-        message = self._messages.get(row.envelope.request_id)
-        mine = message is not None and message.shard is shard
-        if message is None or not mine:
+        message = self._messages.get(shard, row.envelope.request_id)
+        if message is None:
             if row.target is not None:
                 # INVARIANT interrupt-once: it is not delivered between this and its commit.
                 shard.in_flight.add(row.target)
@@ -184,8 +181,8 @@ class EntityHost:
             if message.begun:
                 return  # its exit follows what its handler does about it
         id = message.envelope.address.entity_id
-        instance = self._instance(message.shard, id)
-        if self._waiting.get((message.shard, id)) is message:
+        instance = self._instances.get(message.shard, id)
+        if self._waiting.get(message.shard, id) is message:
             self._end_waiting(message.shard, id)
         elif instance is not None:
             instance.mailbox.take_out(message)
@@ -220,8 +217,8 @@ class EntityHost:
         done.add_done_callback(lambda _: self._forget(message))
 
     def _forget(self, message: Message) -> None:
-        if self._messages.get(message.id) is message:
-            del self._messages[message.id]
+        if self._messages.get(message.shard, message.id) is message:
+            self._messages.take(message.shard, message.id)
 
     def failed(
         self, message: Message, error: BaseException, suspect: bool, running: Collection[Message]
@@ -251,16 +248,16 @@ class EntityHost:
     # --- shards go --------------------------------------------------------------------------------
 
     def reap(self, instance: Instance) -> None:
-        if self._instances.get(instance.id) is instance:
-            del self._instances[instance.id]
+        if self._instances.get(instance.shard, instance.id) is instance:
+            self._instances.take(instance.shard, instance.id)
         instance.leave()
 
     def drop(self, shard: OwnedShard) -> None:
-        for shard_, id in [key for key in self._waiting if key[0] is shard]:
-            self._end_waiting(shard_, id)
-        for instance in [each for each in self._instances.values() if each.shard is shard]:
+        for id in self._waiting.keys_of(shard):
+            self._end_waiting(shard, id)
+        for instance in self._instances.of(shard):
             self.reap(instance)
-        for message in [each for each in self._messages.values() if each.shard is shard]:
+        for message in self._messages.of(shard):
             if message.task is not None:
                 message.task.cancel()
             self._leave(message)
@@ -278,10 +275,9 @@ class EntityHost:
             message.answers.give_back()
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
-        mine = [each for each in self._messages.values() if each.shard is shard]
-        for instance in self._instances.values():
-            if instance.shard is shard:
-                instance.mailbox.clear()
+        mine = self._messages.of(shard)
+        for instance in self._instances.of(shard):
+            instance.mailbox.clear()
         for message in mine:
             if message.task is None:
                 self._leave(message)

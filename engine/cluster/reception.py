@@ -43,7 +43,7 @@ class VolatileHost(Protocol):
     def deliver_volatile(
         self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers, /
     ) -> None: ...
-    def interrupt(self, request_id: Snowflake, /) -> None: ...
+    def interrupt(self, shard: OwnedShard, request_id: Snowflake, /) -> None: ...
 
 
 class Reception:
@@ -123,7 +123,7 @@ class Reception:
         if host is None:
             answers.end(_not_registered(envelope))
             return shard.epoch
-        self._in_hand[envelope.request_id] = _InHand(host=host, sender=sender)
+        self._in_hand[envelope.request_id] = _InHand(host=host, shard=shard, sender=sender)
         try:
             host.deliver_volatile(shard, envelope, _Noted(answers, self, envelope.request_id))
         except BaseException:
@@ -134,7 +134,7 @@ class Reception:
     def interrupt(self, request_id: Snowflake, /, sender: UUID | None = None) -> None:
         found = self._in_hand.get(request_id)
         if found is not None and found.sender == sender:
-            found.host.interrupt(request_id)
+            found.host.interrupt(found.shard, request_id)
 
     def acknowledged(
         self, request_id: Snowflake, sequence: int, /, sender: UUID | None = None
@@ -226,6 +226,7 @@ class _InHand:
     """A request; ``sender`` is None for this process."""
 
     host: VolatileHost
+    shard: OwnedShard
     sender: UUID | None
 
 
