@@ -2,13 +2,18 @@
 
 import asyncio
 from collections import defaultdict
+from datetime import timedelta
+from functools import partial
 from itertools import accumulate
 
 import pytest
 
 from engine import Client
+from tests.chaos.cluster import Process
 from tests.cluster.cast import Actor, Single, Triple, Unbounded
+from tests.cluster.characters import Booth
 from tests.cluster.live import Live
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -93,3 +98,29 @@ async def test_a_failure_a_bad_argument_and_an_unknown_handler_wedge_no_mailbox(
         assert await live.client.entity(Single, id).echo("after") == "after"
     assert exits[0] == ["Failure", "LookupError: no"]
     assert [kind for kind, _ in exits[1:]] == ["Defect"] * 4
+
+
+async def test_what_finds_a_mailbox_full_waits_unread_and_comes_in_order(live: Live) -> None:
+    """However many they are, their runner looks at the database no more often than without them."""
+    id, gate = live.name(), live.name("gate")
+    async with asyncio.timeout(50):
+        owner = await live.owner(live.address(Booth, id).shard)
+        idle = await statements_in_a_second(live, owner)
+        await live.client.tell(live.client.entity(Booth, id).wait_at, gate)
+        for number in range(50):
+            await live.client.tell(live.client.entity(Booth, id).note, f"{number}")
+        await live.noted(id, 1)
+        await owner.ask("poll_storage")
+        assert await statements_in_a_second(live, owner) < 2 * idle + 50
+        assert await live.notes(id) == [f"begins {gate}"]
+        await live.open(gate)
+        await live.noted(id, 52)
+    numbers = [f"{number}" for number in range(50)]
+    assert await live.notes(id) == [f"begins {gate}", f"ends {gate}", *numbers]
+
+
+async def statements_in_a_second(live: Live, runner: Process) -> int:
+    before = await runner.statements()
+    until = await live.database.fetchval("select clock_timestamp()") + timedelta(seconds=1)
+    await eventually(partial(live.database.fetchval, "select clock_timestamp() > $1", until))
+    return await runner.statements() - before

@@ -9,10 +9,12 @@ import pytest
 
 from engine import PayloadConflict, RequestFailed
 from tests.cluster.cast import Single
+from tests.cluster.characters import Courier
 from tests.cluster.live import Live
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 async def test_a_request_is_answered_whoever_sends_it_and_wherever_it_is_handled(
@@ -148,3 +150,29 @@ async def test_what_a_handler_raises_is_its_callers_failure(live: Live) -> None:
         assert caught.value.error.type == "LookupError"
         assert "refuse" in caught.value.error.traceback
         assert await entity.echo("after") == "after"
+
+
+async def test_headers_and_trace_reach_the_handler_also_that_of_the_next_owner(live: Live) -> None:
+    id, gate = live.name(), live.name("gate")
+    given = live.client.entity(Courier, id, headers={"tenant": "blü"}, trace=TRACE)
+    async with asyncio.timeout(50), asyncio.TaskGroup() as group:
+        assert await given.told() == (TRACE, {"tenant": "blü"})
+        await live.client.tell(live.client.entity(Courier, id).wait_at, gate)
+        call = group.create_task(given.told())
+        await live.noted(id, 1)
+        await live.kill(await live.owner(live.address(Courier, id).shard))
+        await live.restore()
+        await live.open(gate)
+    assert call.result() == (TRACE, {"tenant": "blü"})
+    assert await live.client.entity(Courier, id).told() == (None, {})
+
+
+async def test_what_a_handler_sends_carries_its_trace_to_any_process_and_not_its_headers(
+    live: Live,
+) -> None:
+    traced = live.client.entity(Courier, live.name(), headers={"tenant": "blue"}, trace=TRACE)
+    plain = live.client.entity(Courier, live.name())
+    async with asyncio.timeout(30):
+        for id in live.names(10):
+            assert await traced.relayed(id) == (TRACE, {})
+        assert await plain.relayed(live.name()) == (None, {})
