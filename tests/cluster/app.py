@@ -145,10 +145,11 @@ async def snowflakes(place: Place, command: dict[str, Any]) -> object:
 
 async def register(place: Place, command: dict[str, Any]) -> None:
     """Serve a newcomer, unless it is served here already."""
-    if command["name"] not in place.registered:
-        assert place.stage is not None
-        place.registered.add(command["name"])
-        place.runner.register(made(place.stage, **command["newcomer"]))
+    assert place.stage is not None
+    for each in made(place.stage, **command["newcomer"]):
+        if each.name not in place.registered:
+            place.registered.add(each.name)
+            place.runner.register(each)
 
 
 COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {

@@ -153,7 +153,7 @@ class Live:
         """Give a newcomer to all runners that do not serve it yet."""
         newcomer = {"kind": kind, "name": name, **options}
         for runner in self.runners:
-            await runner.ask("register", name=name, newcomer=newcomer)
+            await runner.ask("register", newcomer=newcomer)
 
     async def owner(self, shard: ShardId) -> Process:
         """The process that owns a shard, as soon as a live one does."""

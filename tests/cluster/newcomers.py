@@ -5,12 +5,12 @@ noted under their names, as the cast's is.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from types import new_class
 from typing import Any
 
-from engine import Cron, Overlap, Singleton, SingletonContext, Workflow, WorkflowCron
+from engine import Cron, Overlap, SingletonContext, Workflow, WorkflowCron
 from tests.cluster.cast import Clerk, Stage
 
 FAILURES = 5
@@ -75,8 +75,8 @@ class Reporting(WorkflowCron[datetime, datetime]):
         return at
 
 
-Newcomer = Singleton | Cron | WorkflowCron[Any, Any]
-KINDS: dict[str, type[Clerk | Noting | Reporting]] = {
+Newcomer = Clerk | Noting | Reporting
+KINDS: dict[str, type[Newcomer]] = {
     kind.__name__: kind for kind in (Clerk, Stubborn, Weak, Noting, Held, Reporting)
 }
 READ: dict[str, Callable[[Any], object]] = {
@@ -85,10 +85,9 @@ READ: dict[str, Callable[[Any], object]] = {
 }
 
 
-def made(stage: Stage, *, kind: str, name: str, **options: object) -> Newcomer:
-    """One of the kinds, with class attributes as plain values."""
+def made(stage: Stage, *, kind: str, name: str, **options: object) -> Sequence[Newcomer | Report]:
+    """One of the kinds, with class attributes as plain values, and what it needs beside it."""
     attributes = {key: READ.get(key, lambda value: value)(each) for key, each in options.items()}
     body = {"name": name, **attributes}
-    return new_class(name, (KINDS[kind],), exec_body=lambda namespace: namespace.update(body))(
-        stage
-    )
+    newcomer = new_class(name, (KINDS[kind],), exec_body=lambda namespace: namespace.update(body))
+    return [newcomer(stage), *([Report()] if kind == Reporting.__name__ else [])]
