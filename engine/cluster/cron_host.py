@@ -63,7 +63,7 @@ class CronHost:
             )
         self._definitions[definition.name] = definition
         owned = self._shards.get(definition.shard)
-        if owned is not None:
+        if owned is not None and owned.accepting:  # what is given away is the next owner's
             self._keep(definition, owned)
 
     async def ask(self, name: str, order: Order) -> Fire | None:

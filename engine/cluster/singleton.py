@@ -98,7 +98,7 @@ class SingletonHost:
             raise ConfigurationError(f"two singletons are registered as {name!r}; rename one")
         self._runs[name] = (shard, run)
         owned = self._shards.get(shard)
-        if owned is not None:
+        if owned is not None and owned.accepting:  # what is given away is the next owner's
             self._start(name, owned, run)
 
     def acquired(self, shard: OwnedShard) -> None:

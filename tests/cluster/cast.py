@@ -147,8 +147,8 @@ class Clerk(Singleton):
         self.stage = stage
 
     async def run(self, context: SingletonContext) -> None:
-        await self.stage.note(self.name, "begins")
         try:
+            await self.stage.note(self.name, "begins")
             await context.cancelled.wait()
             await self.stage.note(self.name, "is asked")
         finally:

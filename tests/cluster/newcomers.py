@@ -21,8 +21,8 @@ class Stubborn(Clerk):
     """Ends only when it is cancelled."""
 
     async def run(self, context: SingletonContext) -> None:
-        await self.stage.note(self.name, "begins")
         try:
+            await self.stage.note(self.name, "begins")
             await asyncio.Event().wait()
         finally:
             await self.stage.note(self.name, "ends")

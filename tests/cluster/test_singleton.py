@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from engine import ConfigurationError, Runner, Settings, Singleton, SingletonContext
+from engine.cluster import singleton
 from engine.node import postgres
 from engine.testing import TestCluster
 from tests.eventually import eventually
@@ -93,6 +94,52 @@ async def test_two_runners_run_it_once_and_hand_it_over_within_a_second(dsn: str
                 await eventually(lambda: log[before:][-1:] == ["first begins"])
     assert alone(log)
     assert log[-1] == "first ends"
+
+
+async def test_one_that_is_registered_while_its_shard_is_given_away_is_the_next_owners(
+    dsn: str,
+) -> None:
+    log: list[str] = []
+    late: list[str] = []
+    light = Settings(dsn=dsn, shards_per_group=1, handover_limit=timedelta(minutes=1), weight=0.001)
+    heavy = light.model_copy(update={"weight": 1000.0})
+    ending = asyncio.Event()
+
+    class Slow(Clerk):
+        async def run(self, context: SingletonContext) -> None:
+            await super().run(context)
+            await ending.wait()
+
+    class Late(Clerk):
+        pass
+
+    first = Runner(light, open_storage=postgres(light)).register(Slow(log, "first"))
+    second = Runner(heavy, open_storage=postgres(heavy)).register(
+        Slow(log, "second"), Late(late, "second")
+    )
+    async with asyncio.timeout(40), first:
+        await eventually(lambda: log == ["first begins"])
+        async with second:
+            await eventually(lambda: "first ends" in log)
+            first.register(Late(late, "first"))
+            ending.set()
+            await eventually(lambda: "second begins" in log and late)
+            assert late == ["second begins"]
+
+
+async def test_one_that_did_well_for_a_while_begins_to_count_its_failures_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(singleton, "_HEALTHY_AFTER", timedelta(0))
+
+    class Fails(Singleton):
+        async def run(self, context: SingletonContext) -> None:
+            seen.append(context.failures)
+            raise ConnectionError("once in a while")
+
+    async with TestCluster(Fails()):
+        await eventually(lambda: seen[:4] == [0, 1, 1, 1])
 
 
 def test_two_of_one_name_are_refused() -> None:
