@@ -4,6 +4,7 @@ It says READY when it owns its share, which is every shard if it is the only run
 """
 
 import asyncio
+import gc
 import sys
 
 from bench.workflows import Counter, Feed, Steps
@@ -34,4 +35,6 @@ async def main(dsn: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.collect()  # as ``outlast run`` does
+    gc.freeze()
     asyncio.run(main(sys.argv[1]))

@@ -1,6 +1,7 @@
 """Run an app: ``run`` serves until it is told to stop, then drains."""
 
 import asyncio
+import gc
 import importlib
 import os
 import signal
@@ -65,6 +66,10 @@ def run(
     log_to_stderr(level)
     if while_stdin_is_open:
         threading.Thread(target=_stop_after_stdin, name="lifeline", daemon=True).start()
+    # What was imported stays. A full collection that looks at it too stops everything for 60 ms
+    # of computing, which took up to 390 ms on a busy machine.
+    gc.collect()
+    gc.freeze()
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
             loop.run(runner.run())
