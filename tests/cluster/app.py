@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,14 +18,18 @@ from engine import (
     Defect,
     EntityAddress,
     EntityId,
+    EntityRegistered,
     EntityType,
     EnvelopeRequest,
     Exit,
     Failure,
     Interrupt,
+    ReplyWithExit,
     Runner,
     Settings,
     ShardId,
+    ShardingRegistrationEvent,
+    SingletonRegistered,
     Snowflake,
     Success,
 )
@@ -47,6 +51,7 @@ class Place:
     own: Runner | None = None
     stage: Stage | None = None
     registered: set[str] = field(default_factory=set[str])
+    events: list[list[str]] = field(default_factory=list[list[str]])
 
     @property
     def runner(self) -> Runner:
@@ -99,6 +104,19 @@ def told(exit: Exit) -> object:
             return [ended.__class__.__name__, ended.reason]
 
 
+async def send_by_name(place: Place, command: dict[str, Any]) -> object:
+    """Send with a client that does not know the class; how it ends."""
+    client = place.runner.sharding.make_client(EntityType(command["type"]))
+    client = client.options(**command.get("options", {}))
+    return told(await (await client.send(command["id_of"], command["tag"], command["arguments"])))
+
+
+async def replies_for(place: Place, command: dict[str, Any]) -> object:
+    """The exits that are stored for a request, which is no stream."""
+    replies = await place.runner.sharding.replies_for(Snowflake(command["request_id"]))
+    return [told(each.exit) for each in replies if isinstance(each, ReplyWithExit)]
+
+
 async def exit_of(place: Place, command: dict[str, Any]) -> object:
     """How a request has ended, once it has."""
     return told(await (await place.runner.sharding.await_reply(Snowflake(command["request_id"]))))
@@ -124,6 +142,12 @@ ENVELOPE = {"tag", "headers", "trace", "key", "persisted"}
 async def shards(place: Place, _: dict[str, Any]) -> object:
     """The shards it owns, with the epochs it owns them under."""
     return [[id.group, id.number, epoch] for id, epoch in place.runner.epochs.items()]
+
+
+async def shard_of(place: Place, command: dict[str, Any]) -> object:
+    entity, id = EntityType(command["type"]), EntityId(command["entity_id"])
+    shard = place.runner.sharding.get_shard_id(entity, id)
+    return [shard.group, shard.number]
 
 
 async def has_shard(place: Place, command: dict[str, Any]) -> object:
@@ -152,35 +176,57 @@ async def register(place: Place, command: dict[str, Any]) -> None:
             place.runner.register(each)
 
 
+async def registrations(place: Place, _: dict[str, Any]) -> object:
+    """What it was told of registrations since it began."""
+    return place.events
+
+
 COMMANDS: dict[str, Callable[[Place, dict[str, Any]], Awaitable[object]]] = {
     "call": call,
     "calls": calls,
     "send": send,
+    "send_by_name": send_by_name,
+    "replies_for": replies_for,
     "exit_of": exit_of,
     "interrupt": interrupt,
     "serve": serve,
     "shards": shards,
+    "shard_of": shard_of,
     "has_shard": has_shard,
     "active": active,
     "poll_storage": poll_storage,
     "snowflakes": snowflakes,
     "register": register,
+    "registrations": registrations,
 }
 
 
 async def run() -> None:
     statements = Statements()
     stage = Stage()
-    runner = Runner(Settings()).register(*(each(stage) for each in (*SERVED, *SINGLETONS)))
+    runner = Runner(Settings())
+    place = Place(client=runner.client, own=runner, stage=stage)
+    events = runner.sharding.registration_events()
+    runner.register(*(each(stage) for each in (*SERVED, *SINGLETONS)))
     stage.client = runner.client
     async with asyncio.TaskGroup() as group:
         beside = [
             group.create_task(tell(runner, statements)),
-            group.create_task(obey(Place(client=runner.client, own=runner, stage=stage))),
+            group.create_task(hear(place, events)),
+            group.create_task(obey(place)),
         ]
         await runner.run()
         for task in beside:
             task.cancel()
+
+
+async def hear(place: Place, events: AsyncIterator[ShardingRegistrationEvent]) -> None:
+    async for event in events:
+        match event:
+            case EntityRegistered(name, group):
+                place.events.append(["entity", name, group])
+            case SingletonRegistered(name, group):
+                place.events.append(["singleton", name, group])
 
 
 async def obey(place: Place) -> None:

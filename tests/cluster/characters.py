@@ -11,7 +11,7 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from engine import EntityDefect, State, Uninterruptible, rpc
-from tests.cluster.cast import PID, Actor, Stage
+from tests.cluster.cast import PID, Actor, Annexed, Stage
 
 
 class Lingering(Actor):
@@ -38,6 +38,46 @@ class Lingering(Actor):
     @rpc(uninterruptible=Uninterruptible.BOTH)
     async def ignore_all(self, gate: str) -> int:
         return await self.linger(gate)
+
+
+class Clinging(Actor):
+    """Asks nobody for leave when it is interrupted: one of a group that no runner serves."""
+
+    @rpc
+    async def cling(self, gate: str) -> int:
+        try:
+            return await self.wait_at(gate)
+        except asyncio.CancelledError:
+            await self.stage.note(self.entity_id, "asks nobody")
+            await self.stage.client.entity(Annexed, self.entity_id).echo("")
+            raise
+
+
+class Adding:
+    """Handlers for whoever wants them."""
+
+    @rpc
+    async def add(self, numbers: list[int]) -> int:
+        return sum(numbers)
+
+
+class Signing:
+    """These need a stage."""
+
+    stage: Stage
+
+    @rpc(name="sign-off")
+    async def sign(self, who: str) -> None:
+        await self.stage.note(who, "signed")
+
+
+class Desk(Adding, Signing, Actor):
+    """Has handlers of its own and of two groups, and one that goes on with a group's."""
+
+    @rpc
+    async def add(self, numbers: list[int]) -> int:
+        await self.stage.note(self.entity_id, f"adds {numbers}")
+        return await super().add(numbers)
 
 
 class Sum(BaseModel):
@@ -155,4 +195,6 @@ def latecomer(name: str) -> type[Actor]:
     return type(name, (Actor,), {"name": name})
 
 
-CHARACTERS: list[type[Actor]] = [Lingering, Account, Booth, Courier, Fleeting, Adrift]
+CHARACTERS: list[type[Actor]] = [
+    *(Lingering, Clinging, Desk, Account, Booth, Courier, Fleeting, Adrift),
+]
