@@ -39,7 +39,7 @@ class Scale:
 SCALES = {
     each.name: each
     for each in (
-        Scale(name="small", entities=300, messages=20, kills=3, limit=60, pace=0.1),
+        Scale(name="small", entities=300, messages=20, kills=3, limit=120, pace=0.1),
         Scale(name="medium", entities=1000, messages=100, kills=9, limit=600),
         Scale(name="full", entities=10_000, messages=100, kills=30, limit=5400),
     )
