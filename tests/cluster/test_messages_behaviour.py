@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import timedelta
+from functools import partial
 from statistics import median
 
 import pytest
@@ -11,6 +12,7 @@ from engine import PayloadConflict, RequestFailed
 from tests.cluster.cast import Single
 from tests.cluster.characters import Courier
 from tests.cluster.live import Live
+from tests.eventually import eventually
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -125,7 +127,7 @@ async def test_a_request_has_one_exit_whatever_is_killed_while_it_is_handled(liv
     gate = live.name("gate")
     async with asyncio.timeout(50), asyncio.TaskGroup() as group:
         calls = [group.create_task(live.client.entity(Single, id).wait_at(gate)) for id in ids]
-        await live.noted(ids[0], 1)
+        await eventually(partial(live.database.fetchval, BEGUN, ids), timeout=30)
         await live.kill(live.runners[0])
         await live.restore()
         await live.open(gate)
@@ -134,6 +136,7 @@ async def test_a_request_has_one_exit_whatever_is_killed_while_it_is_handled(liv
     assert [row["exits"] for row in exits] == [1] * len(ids)
 
 
+BEGUN = "select exists (select from notes where who = any($1))"
 EXITS = """
     select e.entity_id, count(r.*) as exits
     from engine.envelopes e left join engine.replies r using (request_id)
