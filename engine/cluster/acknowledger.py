@@ -140,17 +140,18 @@ class Acknowledger:
         here = self.producers or ()
         waiting = {id: ack for id, ack in acks.items() if ack.more and id not in here}
         others = {id: ack for id, ack in acks.items() if id not in waiting}
+        taken: dict[Snowflake, int] = {}
         for some in (waiting, others):
             if some:
                 chunks = [
                     AckChunk(request_id=id, id=await self._next_id(), sequence=ack.sequence)
                     for id, ack in some.items()
                 ]
-                await self._storage.acknowledge(chunks, wait=some is waiting)
+                taken |= await self._storage.acknowledge(chunks, wait=some is waiting)
         elsewhere: list[tuple[ShardId, Snowflake]] = []
         for request_id, ack in acks.items():
             producers = self.producers
-            if producers is None or not producers.acknowledged(request_id, ack.sequence):
+            if producers is None or not producers.acknowledged(request_id, taken[request_id]):
                 elsewhere.append((ack.shard, request_id))
             for durable in ack.told:
                 if not durable.done():

@@ -136,13 +136,18 @@ class MemoryStorage(MemoryInspection):
         await self._travel()
         self._doorbell.watch(requests)
 
-    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
+    async def acknowledge(
+        self, acks: Sequence[AckChunk], *, wait: bool = False
+    ) -> Mapping[Snowflake, int]:
         await self._travel()
+        replies = self._database.rows.replies
         for ack in acks:
-            self._database.rows.replies.acknowledge(ack)
+            replies.acknowledge(ack)
+        acked = {ack.request_id: replies.position(ack.request_id).acked for ack in acks}
         if wait:
             self._doorbell.watch(ack.request_id for ack in acks)
         await self._travel()
+        return acked
 
     async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         await self._travel()

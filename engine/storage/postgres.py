@@ -5,7 +5,7 @@ the pool and needs SELECT only; everything else is opened when it is first asked
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -192,8 +192,10 @@ class PostgresStorage(Inspection):
     async def watch(self, requests: Sequence[Snowflake]) -> None:
         await self._requests.watch(requests)
 
-    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
-        await self._requests.acknowledge(acks, wait=wait)
+    async def acknowledge(
+        self, acks: Sequence[AckChunk], *, wait: bool = False
+    ) -> Mapping[Snowflake, int]:
+        return await self._requests.acknowledge(acks, wait=wait)
 
     async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         return await self._requests.interrupt(interrupts)

@@ -605,9 +605,12 @@ class Storage(Protocol):
         """How far these streams have come; every request asked for is in the answer."""
         ...
 
-    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool = False) -> None:
-        """Chunks up to and with these sequences were taken: they are deleted, and the position is
-        kept (it never goes back). ``wait`` registers this process as a waiter again, in the same
+    async def acknowledge(
+        self, acks: Sequence[AckChunk], *, wait: bool = False
+    ) -> Mapping[Snowflake, int]:
+        """Chunks up to and with these sequences were taken, as far as they are stored: they are
+        deleted, and the position is kept (it never goes back). How far each stream is taken now
+        (-1: not at all). ``wait`` registers this process as a waiter again, in the same
         transaction. Ring the doorbell afterwards."""
         ...
 

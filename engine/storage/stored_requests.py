@@ -4,7 +4,7 @@ chunks, interrupts them, and has dead letters delivered again.
 From ``postgres``; on the pool. Everything here may be done twice.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import asyncpg
 
@@ -38,17 +38,18 @@ class StoredRequests:
             await self._listening()
             await self._pool.fetch("watch", requests, self._channel)
 
-    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool) -> None:
+    async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool) -> Mapping[Snowflake, int]:
         furthest: dict[Snowflake, int] = {}
         for ack in acks:
             furthest[ack.request_id] = max(ack.sequence, furthest.get(ack.request_id, -1))
         if not furthest:
-            return
+            return {}
         channel = self._channel if wait else None
         if channel is not None:
             await self._listening()
         sequences = [min(sequence, _LAST_SEQUENCE) for sequence in furthest.values()]
-        await self._pool.fetch("acknowledge", list(furthest), sequences, channel)
+        rows = await self._pool.fetch("acknowledge", list(furthest), sequences, channel)
+        return {row["request_id"]: row["acked"] for row in rows}
 
     async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         ids = [interrupt.request_id for interrupt in interrupts]

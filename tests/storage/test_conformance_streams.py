@@ -215,8 +215,9 @@ async def test_a_long_stream_is_read_in_pages(process: Process, lane: LaneSessio
 async def test_acknowledged_chunks_are_deleted_and_the_position_stays(
     process: Process, stream: SaveRequest
 ) -> None:
-    await process.storage.acknowledge([ack(stream, 2)])
+    taken = await process.storage.acknowledge([ack(stream, 2)])
 
+    assert taken == {stream.envelope.request_id: 2}
     assert await stored(process, stream) == [3, 4]
     assert await position_of(process, stream) == StreamPosition(next_sequence=5, acked=2)
 
@@ -237,7 +238,8 @@ async def test_the_position_never_goes_back(process: Process, stream: SaveReques
     await process.storage.acknowledge([ack(stream, 3)])
 
     for below in (3, 1, 0, -1):
-        await process.storage.acknowledge([ack(stream, below)])
+        taken = await process.storage.acknowledge([ack(stream, below)])
+        assert taken == {stream.envelope.request_id: 3}
 
     assert await stored(process, stream) == [4]
     assert await position_of(process, stream) == StreamPosition(next_sequence=5, acked=3)
@@ -246,8 +248,9 @@ async def test_the_position_never_goes_back(process: Process, stream: SaveReques
 async def test_chunks_that_were_never_stored_cannot_be_acknowledged(
     process: Process, lane: LaneSession, stream: SaveRequest
 ) -> None:
-    await process.storage.acknowledge([ack(stream, 1000)])
+    taken = await process.storage.acknowledge([ack(stream, 1000)])
 
+    assert taken == {stream.envelope.request_id: 4}
     assert await position_of(process, stream) == StreamPosition(next_sequence=5, acked=4)
     await process.storage.acknowledge([ack(stream, 1000)])
     await produce(lane, stream, 2, first=5)
@@ -283,9 +286,10 @@ async def test_acknowledging_what_nobody_produces_is_harmless(process: Process) 
     silent = await save_one(process, message())
     unknown = AckChunk(request_id=next_id(), id=next_id(), sequence=3)
 
-    await process.storage.acknowledge([ack(silent, 3), unknown])
-    await process.storage.acknowledge([])
+    taken = await process.storage.acknowledge([ack(silent, 3), unknown])
 
+    assert taken == {silent.envelope.request_id: -1, unknown.request_id: -1}
+    assert await process.storage.acknowledge([]) == {}
     assert await position_of(process, silent) == START
     assert await process.storage.streams([unknown.request_id]) == {unknown.request_id: START}
 

@@ -323,9 +323,12 @@ class StorageMachine(RuleBasedStateMachine):
         streams = list(self.model.streams)
         chosen = self.model.requests[streams[stream[0] % len(streams)]]
         asked.append(ack(chosen, stream[1]))
-        self.run(self.client.storage.acknowledge(asked, wait=wait))
+        taken = self.run(self.client.storage.acknowledge(asked, wait=wait))
         for each in asked:
             self.model.acknowledge(each.request_id, each.sequence)
+        assert taken == {
+            each.request_id: self.model.position(each.request_id).acked for each in asked
+        }
 
     @owning
     @rule(shard=shards, place=places)

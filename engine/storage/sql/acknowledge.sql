@@ -1,7 +1,8 @@
 -- name: acknowledge
--- Note how far streams were taken, each once, and delete the chunks up to there. Of chunks that were
--- never stored nothing is taken. With a channel its process waits for what follows. What was taken
--- before is not looked at: its rows may be long in going when something old is still being read.
+-- Note how far streams were taken, each once, delete the chunks up to there, and say where that is.
+-- Of chunks that were never stored nothing is taken. With a channel its process waits for what
+-- follows. What was taken before is not looked at: its rows may be long in going when something old
+-- is still being read.
 with asked as (
     select u.request_id, u.sequence, coalesce(k.sequence, -1) as before
     from unnest($1::bigint[], $2::int[]) as u (request_id, sequence)
@@ -39,9 +40,14 @@ deleted as (
             offset 0
         ) r
     ))
+),
+registered as (
+    insert into engine.waiters (request_id, channel)
+    select a.request_id, $3::text from asked a
+    where $3::text is not null
+    order by a.request_id
+    on conflict do nothing
 )
-insert into engine.waiters (request_id, channel)
-select a.request_id, $3::text from asked a
-where $3::text is not null
-order by a.request_id
-on conflict do nothing;
+select a.request_id, coalesce(t.sequence, a.before) as acked
+from asked a
+left join taken t on t.request_id = a.request_id;
