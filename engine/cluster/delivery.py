@@ -85,8 +85,8 @@ class Delivery:
     """The shards this runner owns, over all its lanes.
 
     ``grace`` is how long running work of a shard may go on when it is given away. ``replied`` is
-    told of every reply committed here, and says whether anybody here waits for it; ``moved`` when a
-    lane came or went, so that shards may be acquired. ``streams`` is the storage's.
+    told of every reply committed here, and says whether its stream's consumer is here; ``moved``
+    when a lane came or went, so that shards may be acquired. ``streams`` is the storage's.
 
     A request that was delivered in vain ``max_deliveries`` times is a dead letter, and so is one
     whose type nobody has registered here for ``unregistered_timeout``.
@@ -356,7 +356,7 @@ class Delivery:
         for reply in commit.replies:
             here = self._replied(reply)
             if reply.kind is ReplyKind.CHUNK and here:
-                continue  # the one consumer of the stream has it
+                continue
             awaited.add(reply.request_id)
             seq = flushed.replies.get(reply.request_id)
             if reply.reply_to is not None and seq is not None:

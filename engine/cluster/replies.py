@@ -27,12 +27,15 @@ _CLOSED = "this client is closed; open a new one"
 
 class Waiter(Protocol):
     """Somebody who waits for replies of one request. ``after``: the last sequence that has come to
-    it; None if it waits for the exit alone. ``ended``: nothing more can come to it."""
+    it; None if it waits for the exit alone. ``ended``: nothing more can come to it. ``consumes``:
+    chunks that it has been given are taken."""
 
     @property
     def after(self) -> int | None: ...
     @property
     def ended(self) -> bool: ...
+    @property
+    def consumes(self) -> bool: ...
     def replied(self, reply: StoredReply | NewReply, *, pushed: bool) -> None: ...
     def fail(self, error: Exception) -> None: ...
 
@@ -141,13 +144,12 @@ class ReplyBoard:
             self._wake.set()
 
     def replied(self, reply: StoredReply | NewReply) -> bool:
-        """A reply that was committed by this very process; whether anybody here waits for it."""
-        waiters = self._waiting.get(reply.request_id)
-        if not waiters:
-            return False
+        """A reply that was committed by this very process; whether it has come to the one consumer
+        of the stream."""
+        waiters = self._waiting.get(reply.request_id, ())
         for waiter in waiters:
             waiter.replied(reply, pushed=True)
-        return reply.kind is not ReplyKind.CHUNK or any(w.after is not None for w in waiters)
+        return any(waiter.consumes for waiter in waiters)
 
     # --- volatile requests, whose replies are brought here and never stored -----------------------
 
@@ -307,6 +309,10 @@ class _ExitWaiter:
     @property
     def ended(self) -> bool:
         return self.exit.done()
+
+    @property
+    def consumes(self) -> bool:
+        return False
 
     def replied(self, reply: StoredReply | NewReply, *, pushed: bool) -> None:
         if reply.kind is not ReplyKind.CHUNK and not self.exit.done():

@@ -36,6 +36,7 @@ class StreamReader:
 
     __slots__ = (
         "_acknowledge",
+        "_acknowledged",
         "_behind",
         "_buffer",
         "_exit",
@@ -63,6 +64,7 @@ class StreamReader:
         self._found = first is not None
         self._watch = watch
         self._acknowledge = acknowledge
+        self._acknowledged = False
         self._fresh = registered
         self._behind = False
         self._buffer: deque[bytes] = deque()
@@ -81,10 +83,16 @@ class StreamReader:
         """Whether nothing more will come."""
         return self._exit is not None or self._failure is not None
 
+    @property
+    def consumes(self) -> bool:
+        """Whether it takes the stream's chunks, so that nobody else needs to hear of them. One that
+        has not acknowledged any yet may be looking on while somebody else does."""
+        return self._acknowledged and not self.ended
+
     async def take(self) -> ReplyChunk | ReplyWithExit:
         """The next chunk, or the exit after the last. ``StreamTaken`` when somebody else has
         acknowledged a chunk that this one has not seen."""
-        fed = self._acknowledged() or self._fresh
+        fed = self._acknowledge_taken() or self._fresh
         self._fresh = False
         if self._next % _TURN == 0:
             await asyncio.sleep(0)  # a full buffer is no reason to keep acknowledgements waiting
@@ -130,12 +138,13 @@ class StreamReader:
         self._failure = error
         self._resume()
 
-    def _acknowledged(self) -> bool:
+    def _acknowledge_taken(self) -> bool:
         """Acknowledge the last chunk that was taken; whether what follows is read for that."""
         if self._taken is None or self._acknowledge is None:
             return False
         more = self._exit is None and not self._buffer
         self._acknowledge(self._taken, more=more)
+        self._acknowledged = True
         self._taken = None
         return more
 
