@@ -26,31 +26,34 @@ async def consume(node: Node, call: EntityCall, save: Save) -> AsyncGenerator[An
 
     With a key that was used before it goes on behind what has been taken of that stream.
     ``RequestFailed`` after the elements when the handler failed. Closing it early interrupts the
-    stream; ``StreamTaken`` when somebody else iterates over it.
+    stream, unless somebody else has begun it and this one took nothing of it; ``StreamTaken`` when
+    somebody else iterates over it.
     """
     await node.know(call.entity.shard_group)
     address = call.address(node.storage.shards_in)
-    request_id = await node.outbox.next_id()
-    ended = False
+    own_id = request_id = await node.outbox.next_id()
+    mine = True
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(_open(node, request_id, address, new=True))
+            reader = stack.enter_context(_open(node, call, request_id, address, new=True))
             saved = await save(call, request_id)
+            request_id = saved.request_id
+            mine = request_id == own_id  # else whoever has sent it may be taking its elements
             if saved.outcome is not SaveOutcome.CREATED:
                 stack.close()
-                request_id = saved.request_id
-                reader = stack.enter_context(_open(node, request_id, address))
+                reader = stack.enter_context(_open(node, call, request_id, address))
             while isinstance(reply := await reader.take(), ReplyChunk):
                 yield call.rpc.signature.result.decode(reply.value)
-            ended = True
+                mine = True  # who asks for more acknowledges what came before
+            mine = False
             if not isinstance(reply.exit, Success):
                 raise request_failed(call, reply.exit)
         except StreamTaken:
-            ended = True  # for this consumer alone
+            mine = False
             raise
         finally:
-            if not ended:
-                node.acknowledger.abandon(Interrupt(request_id=request_id, address=address))
+            if mine:
+                _abandon(node, call, request_id, address)
 
 
 def request_failed(
@@ -69,12 +72,26 @@ def request_failed(
 
 
 def _open(
-    node: Node, request_id: Snowflake, address: EntityAddress, *, new: bool = False
+    node: Node,
+    call: EntityCall,
+    request_id: Snowflake,
+    address: EntityAddress,
+    *,
+    new: bool = False,
 ) -> AbstractContextManager[StreamReader]:
     """A reader; with ``new``, of a request that is about to be saved with ``wait``."""
+    stored = partial(node.acknowledger.acknowledge, request_id, address.shard)
+    sent = partial(node.mail.volatile.acknowledge, request_id)
     return node.replies.stream(
         request_id,
         first=0 if new else None,
         registered=new,
-        acknowledge=partial(node.acknowledger.acknowledge, request_id, address.shard),
+        acknowledge=stored if call.rpc.persisted else sent,
     )
+
+
+def _abandon(node: Node, call: EntityCall, request_id: Snowflake, address: EntityAddress) -> None:
+    if call.rpc.persisted:
+        node.acknowledger.abandon(Interrupt(request_id=request_id, address=address))
+    else:
+        node.mail.volatile.interrupt(request_id)

@@ -72,7 +72,7 @@ class Node:
             next_id=self.outbox.next_id,
             registered=self.replies.read,
             ring=self.ring_shards,
-            volatile=self.mail.volatile,
+            settled=self.outbox.settled,
         )
         self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
         self.entered: bool = False
@@ -84,8 +84,8 @@ class Node:
             stack.push_async_callback(self.storage.close)
             await self.storage.open()
             self.storage.doorbell.listen(self)
+            await stack.enter_async_context(self.acknowledger)  # until what is stored is known
             await stack.enter_async_context(self.outbox)
-            await stack.enter_async_context(self.acknowledger)
             await stack.enter_async_context(self.replies)
             await stack.enter_async_context(self.mail)
             self._stack = stack.pop_all()

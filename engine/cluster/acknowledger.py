@@ -1,4 +1,4 @@
-"""What the consumers of a process have to say to their streams: chunks were taken, or no more will.
+"""What the consumers of a process say to stored streams: chunks were taken, or no more will be.
 
 From ``stream_reader`` and ``sharding``; batched as it comes, on to the storage and, after the
 commit, to the producer: directly if it is in this process, else by the doorbell.
@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, Self
 
 from engine.core.envelope import AckChunk, Interrupt
@@ -26,19 +27,12 @@ class Producers(Protocol):
     def acknowledged(self, request_id: Snowflake, sequence: int, /) -> bool: ...
 
 
-class VolatileStreams(Protocol):
-    """Requests of this process that are not stored: what is said of them is not stored either."""
-
-    def __contains__(self, request_id: Snowflake, /) -> bool: ...
-    def acknowledge(self, request_id: Snowflake, sequence: int, /) -> None: ...
-    def interrupt(self, request_id: Snowflake, /) -> None: ...
-
-
 class Acknowledger:
     """Sends acknowledgements and interrupts; what comes while a batch is sent is the next one.
 
     ``registered`` is told of requests that this process has just been registered for as a waiter,
-    ``ring`` of the shards that have an interrupt to deliver.
+    ``ring`` of the shards that have an interrupt to deliver. ``settled`` calls back when a request
+    is no longer being stored.
     """
 
     def __init__(
@@ -48,10 +42,10 @@ class Acknowledger:
         next_id: Callable[[], Awaitable[Snowflake]],
         registered: Callable[[Snowflake], None],
         ring: Callable[[Collection[ShardId]], None],
-        volatile: VolatileStreams,
+        settled: Callable[[Snowflake, Callable[[], None]], None],
     ) -> None:
         self.producers: Producers | None = None
-        self._volatile = volatile
+        self._settled = settled
         self._storage = storage
         self._next_id = next_id
         self._registered = registered
@@ -78,9 +72,6 @@ class Acknowledger:
     ) -> None:
         """The chunks up to and with ``sequence`` were taken. With ``more`` this process is
         registered for what follows, unless it is produced here."""
-        if request_id in self._volatile:
-            self._volatile.acknowledge(request_id, sequence)
-            return
         self._merge(request_id, _Ack(shard=shard, sequence=sequence, more=more))
         self._wake.set()
 
@@ -95,9 +86,11 @@ class Acknowledger:
 
     def abandon(self, interrupt: Interrupt) -> None:
         """Nobody takes chunks of this stream any more."""
-        if interrupt.request_id in self._volatile:
-            self._volatile.interrupt(interrupt.request_id)
-            return
+        # INVARIANT interrupt-behind: an interrupt finds what is stored only, so that one of a
+        # request that is on its way, on a connection of its own, must not overtake it.
+        self._settled(interrupt.request_id, partial(self._interrupt_soon, interrupt))
+
+    def _interrupt_soon(self, interrupt: Interrupt) -> None:
         self._interrupts[interrupt.request_id] = interrupt
         self._wake.set()
 

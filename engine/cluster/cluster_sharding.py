@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-from engine.cluster.acknowledger import Acknowledger, VolatileStreams
+from engine.cluster.acknowledger import Acknowledger
 from engine.cluster.call import IN_HAND
 from engine.cluster.delivery import Delivery
 from engine.cluster.entity import Entity
@@ -22,6 +22,7 @@ from engine.cluster.rpc_group import rpcs_of
 from engine.cluster.sender import Sender
 from engine.cluster.served import served
 from engine.cluster.singleton import Singleton, SingletonContext, singleton_of
+from engine.cluster.volatile import Volatile
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.errors import ConfigurationError, NotFound, ShuttingDown
 from engine.core.ids import (
@@ -71,7 +72,7 @@ class ClusterSharding:
         sender: Sender,
         replies: ReplyBoard,
         acknowledger: Acknowledger,
-        volatile: VolatileStreams,
+        volatile: Volatile,
         ids: SnowflakeGenerator,
     ) -> None:
         self._place = place
@@ -159,7 +160,7 @@ class ClusterSharding:
 
     async def ack_chunk(self, ack: AckChunk) -> None:
         self._check_entered()
-        if ack.request_id in self._volatile or self._replies.keeps(ack.request_id):
+        if self._is_volatile(ack.request_id):
             self._volatile.acknowledge(ack.request_id, ack.sequence)
             return
         request = await self._storage.request(ack.request_id)
@@ -169,12 +170,16 @@ class ClusterSharding:
 
     async def interrupt(self, interrupt: Interrupt) -> None:
         self._check_entered()
-        if interrupt.request_id in self._volatile:
+        if self._is_volatile(interrupt.request_id):
             self._volatile.interrupt(interrupt.request_id)
             return
         (stored,) = await self._storage.interrupt([interrupt])
         if stored:
             self._place.ring((interrupt.address.shard,))
+
+    def _is_volatile(self, request_id: Snowflake) -> bool:
+        """Also when it has ended, as long as somebody has what was kept of it."""
+        return request_id in self._volatile or self._replies.keeps(request_id)
 
     async def _save(self, envelope: EnvelopeRequest, *, wait: bool = False) -> Snowflake:
         self._check_entered()

@@ -39,6 +39,7 @@ class Outbox:
         self._group = asyncio.TaskGroup()
         self._sender: asyncio.Task[None] | None = None
         self._patient: set[asyncio.Task[None]] = set()
+        self._left: dict[Snowflake, asyncio.Future[Saved]] = {}
         self._leasing = asyncio.Lock()
         self._closing = False
 
@@ -80,13 +81,28 @@ class Outbox:
 
     async def save(self, request: SaveRequest) -> Saved:
         """Store one request; returns after its commit. A caller that is cancelled meanwhile does
-        not know whether it was stored."""
+        not know whether it was stored; see ``settled``."""
         if self._closing:
             raise StorageUnavailable("this client is closed; open a new one")
         answer: asyncio.Future[Saved] = asyncio.get_running_loop().create_future()
         self._queue.append((request, answer))
         self._wake.set()
-        return await answer
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            request_id = request.envelope.request_id
+            self._left[request_id] = answer
+            answer.add_done_callback(lambda _: self._left.pop(request_id, None))
+            raise
+
+    def settled(self, request_id: Snowflake, then: Callable[[], None]) -> None:
+        """Call ``then`` when the request is stored, or never will be: at once, unless its caller
+        was cancelled while it was being stored."""
+        left = self._left.get(request_id)
+        if left is None:
+            then()
+        else:
+            left.add_done_callback(lambda _: then())
 
     async def _run(self) -> None:
         while True:
@@ -97,7 +113,12 @@ class Outbox:
                 await self._wake.wait()
                 continue
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
-            await self._save(batch)
+            if wanted := [each for each in batch if not self._was_left(*each)]:
+                await self._save(wanted)
+
+    def _was_left(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> bool:
+        """Whether nobody waits for it any more; then it is not sent."""
+        return self._left.get(request.envelope.request_id) is answer and answer.cancel()
 
     async def _save(self, batch: list[tuple[SaveRequest, asyncio.Future[Saved]]]) -> None:
         try:

@@ -168,7 +168,7 @@ class Postbox:
             message = self._queue.popleft()
             held = self._held.get(message.to) if isinstance(message.to, ShardId) else None
             if not message.wanted:
-                self._done(message)
+                self._fail(message, NotWanted("its sender was cancelled before it was sent"))
             elif held is not None:
                 insort(held.messages, message, key=_order)
             elif self._overtaken(message):
@@ -308,6 +308,10 @@ class Postbox:
 
 
 _Item = tuple[Outgoing, Post]
+
+
+class NotWanted(Exception):
+    """Nothing was sent."""
 
 
 class Overtaken(Exception):

@@ -107,7 +107,9 @@ class Volatile:
         try:
             if self._postbox.busy(envelope.address.shard) or not self._is_here(sent):
                 await self._post(sent)
-        except BaseException:
+        except (
+            Exception
+        ):  # one whose caller was cancelled may be on its way, and is interrupted then
             self.forget(sent)
             raise
 
@@ -159,8 +161,8 @@ class Volatile:
         """End a request early, as far as its handler lets itself be interrupted."""
         self._order(PostKind.INTERRUPT, request_id)
 
-    def acknowledge(self, request_id: Snowflake, sequence: int) -> None:
-        """The chunks up to and with this one were taken."""
+    def acknowledge(self, request_id: Snowflake, sequence: int, *, more: bool = False) -> None:
+        """The chunks up to and with this one were taken; ``more`` of them comes by itself."""
         self._order(PostKind.ACK, request_id, sequence)
 
     def _order(self, kind: PostKind, request_id: Snowflake, sequence: int = 0) -> None:

@@ -1,7 +1,7 @@
 """Streams as their callers see them, on memory and on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -35,6 +35,7 @@ from engine import (
 )
 from engine.core.reply import Interrupted
 from engine.node import Node
+from engine.storage.protocol import Saved, SaveRequest
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -317,6 +318,16 @@ async def test_a_stream_is_never_more_than_the_window_ahead(
     assert most == WINDOW
 
 
+async def test_an_acknowledgement_of_what_was_never_given_does_not_open_the_window(
+    cluster: TestCluster,
+) -> None:
+    receiver = await ask(cluster, "items", count=WINDOW * 40)
+    async with asyncio.timeout(20):
+        for _ in range(30):
+            await acknowledge(cluster, receiver.request_id, 10**6)
+            assert len(await stored(cluster, receiver.request_id)) <= WINDOW
+
+
 async def test_a_stream_that_nobody_takes_stops_at_the_window_and_ends_when_it_is_abandoned(
     feed: Feed,
 ) -> None:
@@ -373,6 +384,118 @@ async def test_a_caller_that_is_cancelled_interrupts_the_handler(
         await eventually(lambda: "begun" in feed.log)
         task.cancel()
         await eventually(lambda: feed.log == ["begun", "closed"])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_caller_that_is_cancelled_while_its_call_is_being_stored_leaves_no_stream(
+    cluster: TestCluster, feed: Feed, closes: bool
+) -> None:
+    async with asyncio.timeout(20):
+        async with another(cluster) as client, slow_to_store(client) as (storing, go):
+            call = asyncio.create_task(take(client.entity(Feed, "a", key="k").items(1000), []))
+            await storing.wait()
+            call.cancel()
+            await asyncio.wait([call])
+            await take(cluster.client.entity(Feed, "b").items(1), [])  # time to say too much
+            go.set()
+            if not closes:
+                await eventually(lambda: not client._node.outbox._left)
+                await ended_by_its_caller(cluster)
+        await ended_by_its_caller(cluster)
+        await eventually(lambda: feed.log.count("begun") == feed.log.count("closed"))
+
+
+async def test_a_call_that_is_cancelled_before_it_is_sent_is_never_stored(
+    cluster: TestCluster,
+) -> None:
+    async with asyncio.timeout(20), another(cluster) as client:
+        async with slow_to_store(client) as (storing, go):
+            before = asyncio.create_task(take(client.entity(Feed, "b").items(1), []))
+            await storing.wait()
+            call = asyncio.create_task(take(client.entity(Feed, "a", key="k").items(3), []))
+            await eventually(lambda: len(client._node.outbox._queue) == 1)
+            call.cancel()
+            go.set()
+            await asyncio.wait([before, call])
+        # With the same key, which takes no other arguments once it is used.
+        assert [item async for item in client.entity(Feed, "a", key="k").items(2)] == [0, 1]
+
+
+@asynccontextmanager
+async def slow_to_store(client: Client) -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Says when the client begins to store something, and does so when it is told to go."""
+    storage, storing, go = client._node.storage, asyncio.Event(), asyncio.Event()
+    save = storage.save
+
+    async def slowly(requests: Sequence[SaveRequest], *, patient: bool = False) -> Sequence[Saved]:
+        storing.set()
+        await go.wait()
+        return await save(requests, patient=patient)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "save", slowly)
+        yield storing, go
+
+
+async def ended_by_its_caller(cluster: TestCluster) -> None:
+    with pytest.raises(RequestFailed) as ended:
+        await take(cluster.client.entity(Feed, "a", key="k").items(1000), [])
+    assert ended.value.error.type == "Interrupted"
+
+
+async def test_a_second_caller_that_gives_up_does_not_end_the_stream_of_the_first(
+    cluster: TestCluster, feed: Feed
+) -> None:
+    async with asyncio.timeout(20), another(cluster) as client:
+        first = aiter(cluster.client.entity(Feed, "a", key="k").waits(2, 2))
+        assert await anext(first) == 0
+        second = client.entity(Feed, "a", key="k").waits(2, 2)
+        assert await anext(aiter(second)) == 0
+        await second.aclose()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        await take(client.entity(Feed, "b").items(1), [])  # behind what it may have said
+        feed.go.set()
+        assert [item async for item in first] == [1, 2, 3]
+
+
+async def test_a_second_caller_that_has_taken_elements_ends_the_stream_by_giving_up(
+    cluster: TestCluster, feed: Feed
+) -> None:
+    async with asyncio.timeout(20), another(cluster) as client:
+        receiver = (
+            await cluster.runner.sharding.make_client(FEED)
+            .options(key="k")
+            .send("a", "waits", {"before": 2, "after": 2})
+        )
+        async for item in client.entity(Feed, "a", key="k").waits(2, 2):
+            if item == 1:
+                break
+        assert isinstance(await receiver, Interrupted)
+    assert feed.log == ["begun", "closed"]
+
+
+async def test_who_looks_on_in_the_producers_process_takes_nothing_from_the_consumer_elsewhere(
+    feed: Feed, where: dict[str, Any]
+) -> None:
+    if not where.get("notifications", True):
+        pytest.skip("without them every element comes with a poll")
+    async with (
+        TestCluster(feed, **where, poll_interval=timedelta(seconds=30)) as cluster,
+        another(cluster) as client,
+        asyncio.timeout(20),
+    ):
+        stream = aiter(client.entity(Feed, "a", key="k").waits(1, WINDOW * 2))
+        assert await anext(stream) == 0
+        key = cluster.runner.sharding.make_client(FEED).options(key="k")
+        receiver = await key.send("a", "waits", {"before": 1, "after": WINDOW * 2})
+        onlooker = aiter(receiver.replies(first=10))
+        looking = asyncio.ensure_future(anext(onlooker))
+        await eventually(lambda: receiver.request_id in cluster.client._node.replies._waiting)
+        following = asyncio.ensure_future(anext(stream))
+        await eventually(lambda: stored_is(cluster, receiver, range(0)))
+        await take(client.entity(Feed, "b").items(1), [])  # it waits for what follows by now
+        feed.go.set()
+        assert await following == 1
+        looking.cancel()
 
 
 async def test_another_caller_with_the_same_key_goes_on_behind_what_was_taken(

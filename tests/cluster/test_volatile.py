@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +29,7 @@ from engine import (
     rpc,
 )
 from engine.core.reply import Defect, Interrupted
+from engine.storage.protocol import Post, Posted
 from engine.testing import TestCluster
 from tests.cluster.post import (
     Relay,
@@ -294,6 +295,50 @@ async def test_a_consumer_that_goes_away_ends_the_producer(
             break
     await eventually(lambda: relay.log[-1:] == ["closed"])
     await eventually(lambda: left_of(sender, cluster) == [0] * 6)
+
+
+async def test_a_consumer_that_is_cancelled_while_its_call_is_sent_ends_the_producer(
+    cluster: TestCluster, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sender_elsewhere(cluster) as sender:
+        storage, posting, go = sender.node.storage, asyncio.Event(), asyncio.Event()
+        post = storage.post
+
+        async def slowly(messages: Sequence[Post]) -> Sequence[Posted]:
+            posting.set()
+            await go.wait()
+            return await post(messages)
+
+        monkeypatch.setattr(storage, "post", slowly)
+        call = asyncio.create_task(take(sender.client.entity(Relay, "a").items(100), []))
+        await posting.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        go.set()
+        async with asyncio.timeout(20):
+            assert await sender.client.entity(Relay, "a").echo(-1) == -1
+        assert relay.log.count("begun") == relay.log.count("closed")
+        await eventually(lambda: left_of(sender, cluster) == [0] * 6)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_nothing_is_stored_of_a_stream_that_is_made_more_quickly_than_it_is_taken(
+    sender: Sender, relay: Relay, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def stores(*_: object, **__: object) -> None:
+        asked.append("stored")
+
+    for statement in ("acknowledge", "interrupt"):
+        monkeypatch.setattr(sender.node.storage, statement, stores)
+    async with aclosing(sender.client.entity(Relay, "a").items(5)) as items:  # type: ignore[type-var]
+        async for item in items:
+            await eventually(lambda: relay.log[-1] == "closed")
+            if leaves and item == 1:
+                break
+    assert await sender.client.entity(Relay, "b").store(1) == 1
+    assert asked == []
 
 
 async def test_a_stream_that_was_sent_by_hand_goes_on_as_it_is_acknowledged(
