@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli import act, cluster, dead, dev, entities, look, schedules, schema, serve
-from cli.exits import Complaint, ExitCode, explain
+from cli.exits import Complaint, ExitCode, UsageError, explain
 from cli.output import printable
 
 app = typer.Typer(
@@ -51,12 +51,22 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; its exit code. What went wrong is one message on standard error."""
     try:
+        _check_text(arguments)
         code: object = app(arguments, standalone_mode=False, prog_name="outlast")
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             raise
         return _complain(error, arguments)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Bytes that are no text are nowhere in the database, which refuses to look for them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!r} is not UTF-8: nothing has a name like that") from None
 
 
 def _complain(error: BaseException, arguments: list[str]) -> int:

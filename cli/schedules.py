@@ -30,6 +30,7 @@ Timeout = Annotated[
         "--timeout", "-t", help="How long to wait for the cron's runner (30s).", metavar="SPAN"
     ),
 ]
+_MOST = (1 << 63) - 1
 _STATE_STYLES = {"paused": "yellow", "unowned": "red", "running": "cyan"}
 _FIRE_STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "missed": "red"}
 
@@ -61,7 +62,10 @@ async def show(
     session: Session,
     name: Name,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", help="So many of the latest instants at most.", min=1)
+        int,
+        typer.Option(
+            "--limit", "-n", help="So many of the latest instants at most.", min=1, max=_MOST
+        ),
     ] = 20,
 ) -> None:
     """Show a cron: its rules, where it stands, and what became of its latest instants."""

@@ -1,5 +1,7 @@
 """What cannot work gets one clear message that names the thing and the fix, and its exit code."""
 
+import os
+
 import psycopg
 import pytest
 
@@ -116,6 +118,16 @@ def test_a_deferred_of_an_execution_that_is_not_there_is_exit_code_3(dsn: str) -
 
 
 @pytest.mark.parametrize(
+    "command", ["dead --type", "entities", "schedules show", "state", "start W 1 --key", "show"]
+)
+def test_what_is_no_text_is_exit_code_2(command: str, dsn: str) -> None:
+    ended = outlast(*command.split(), os.fsdecode(b"E/\xff"), dsn=dsn)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "'E/\\udcff' is not UTF-8" in ended.err
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("{id: 1}", "Expecting property name enclosed in double quotes at character 2"),
@@ -147,6 +159,7 @@ def test_a_payload_that_is_not_json_says_where(text: str, reason: str) -> None:
         ("ls --status done", "there is no status 'done': use scheduled, running"),
         ("ls --limit 0", "Invalid value for '--limit'"),
         ("ls --limit many", "Invalid value for '--limit'"),
+        (f"schedules show Nightly --limit {1 << 63}", "Invalid value for '--limit'"),
         ("resolve x 1d true", "cannot be named '1d'"),
         ("show", "Missing argument 'ID'"),
         ("shwo x", "No such command 'shwo'. Did you mean 'show'?"),
