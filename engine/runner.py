@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from engine.client import Client
 from engine.cluster.call import IN_HAND
+from engine.cluster.callers import Callers
 from engine.cluster.cluster_sharding import ClusterSharding, Place
 from engine.cluster.cron import Cron, cron_type
 from engine.cluster.cron_desk import CronDesk, method_cron
@@ -360,11 +361,17 @@ class _Incarnation:
             shards=self.delivery.shards,
             shards_in=self.storage.shards_in,
             postbox=node.mail.postbox,
-            acknowledged=self.streams.acknowledged,
+            producers=self.streams,
             arrived=node.mail.volatile.arrived,
         )
         self._postman = Postman(
             storage=self.storage, receive=self.reception.receive, poll=self._poll
+        )
+        self._callers = Callers(
+            storage=self.storage,
+            reception=self.reception,
+            postman=self._postman,
+            ttl=settings.time_to_live,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = copy_context()
@@ -440,6 +447,7 @@ class _Incarnation:
             )
             stack.callback(self.reception.close)
             await stack.enter_async_context(self._postman)
+            await stack.enter_async_context(self._callers)
             await stack.enter_async_context(self._membership)
             for index in range(settings.lanes):
                 lane = Lane(

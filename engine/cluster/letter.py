@@ -152,7 +152,7 @@ def read_reply(received: Received) -> Answered:
 
 
 def order_body(sender: UUID, sequence: int = 0) -> bytes:
-    """An acknowledgement of chunks up to and with ``sequence``, or an interrupt."""
+    """An acknowledgement of chunks up to and with ``sequence``, an interrupt or a sign of life."""
     return _ORDER.pack(_VERSION, sender.bytes, sequence)
 
 

@@ -1,7 +1,8 @@
 """Finds out whether those who owe this process an answer to a volatile request are still there.
 
 Looks at the shards now and then, while such requests are under way; tells ``cluster.volatile``
-which are lost. It fetches the post as well, so that nothing depends on the doorbell.
+which are lost, and their owners that this process is still there. It fetches the post as well, so
+that nothing depends on the doorbell.
 """
 
 import asyncio
@@ -106,6 +107,7 @@ class Lookout:
         already, and not answered at the next look either, never will be."""
         now = self._looked = asyncio.get_running_loop().time()
         sent = {each.id: (each, (each.runner, each.epoch)) for each in under_way if each.runner}
+        self._volatile.sign({each.runner for each, _ in sent.values() if each.runner})
         owners: dict[ShardId, Owner] = {
             row.shard: (row.runner, row.epoch) for row in await self._storage.shards()
         }

@@ -6,12 +6,13 @@ of the entity type. Replies leave by the process's ``postbox``.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
 
+from engine.cluster.acknowledger import Producers
 from engine.cluster.answering import Answers, Chunks
 from engine.cluster.letter import (
     LARGEST,
@@ -49,7 +50,7 @@ class VolatileHost(Protocol):
 class Reception:
     """The volatile requests that this runner has in hand (a ``LocalOwner`` and ``ShardFollower``).
 
-    ``shards`` are those it owns now; ``acknowledged`` is told of chunks that were taken. ``home``
+    ``shards`` are those it owns now; ``producers`` are told of chunks that were taken. ``home``
     is the channel that this process gets its own replies by, ``arrived`` told of each request from
     there that came by post.
     """
@@ -62,7 +63,7 @@ class Reception:
         shards: Mapping[ShardId, OwnedShard],
         shards_in: Callable[[str], int],
         postbox: Postbox,
-        acknowledged: Callable[[Snowflake, int], object],
+        producers: Producers,
         arrived: Callable[[EnvelopeRequest], None],
     ) -> None:
         self.id: UUID = id
@@ -71,9 +72,10 @@ class Reception:
         self._shards = shards
         self._shards_in = shards_in
         self._postbox = postbox
-        self._acknowledged = acknowledged
+        self._producers = producers
         self._hosts: dict[str, VolatileHost] = {}
         self._in_hand: dict[Snowflake, _InHand] = {}
+        self._heard: dict[UUID, float] = {}
         self._early: dict[ShardId, list[_Early]] = {}
         self._had: dict[ShardId, int] = {}
 
@@ -141,7 +143,7 @@ class Reception:
     ) -> None:
         found = self._in_hand.get(request_id)
         if found is not None and found.sender == sender:
-            self._acknowledged(request_id, sequence)
+            self._producers.acknowledged(request_id, sequence)
 
     def forget(self, request_id: Snowflake) -> None:
         self._in_hand.pop(request_id, None)
@@ -167,15 +169,41 @@ class Reception:
     def _receive(self, received: Received) -> None:
         match received.kind:
             case PostKind.REQUEST:
-                self._asked(read_request(received, self._shards_in), received.epoch)
-            case PostKind.ACK:
+                asked = read_request(received, self._shards_in)
+                self._hear(asked.sender)
+                self._asked(asked, received.epoch)
+            case PostKind.ACK | PostKind.INTERRUPT | PostKind.SIGN as kind:
                 sender, sequence = read_order(received)
-                self.acknowledged(received.request_id, sequence, sender=sender)
-            case PostKind.INTERRUPT:
-                sender, _ = read_order(received)
-                self.interrupt(received.request_id, sender=sender)
+                self._hear(sender)
+                if kind is PostKind.ACK:
+                    self.acknowledged(received.request_id, sequence, sender=sender)
+                elif kind is PostKind.INTERRUPT:
+                    self.interrupt(received.request_id, sender=sender)
             case PostKind.CHUNK | PostKind.EXIT:
                 raise Malformed("a reply to somebody who has asked nothing")
+
+    def _hear(self, sender: UUID) -> None:
+        self._heard[sender] = asyncio.get_running_loop().time()
+
+    def silent(self, seconds: float) -> Set[UUID]:
+        """The processes that take streams from here and have said nothing for so long."""
+        now = asyncio.get_running_loop().time()
+        senders = {each.sender for each in self._in_hand.values() if each.sender is not None}
+        self._heard = {sender: self._heard.get(sender, now) for sender in senders}
+        return {s for s in self._taking().values() if now - self._heard[s] > seconds}
+
+    def end_streams(self, sender: UUID) -> None:
+        """Nobody takes what this process has asked for. (What is no stream ends by itself.)"""
+        for request_id in [id for id, each in self._taking().items() if each == sender]:
+            self.interrupt(request_id, sender=sender)
+
+    def _taking(self) -> Mapping[Snowflake, UUID]:
+        """The streams in hand that another process takes, and which."""
+        return {
+            id: each.sender
+            for id, each in self._in_hand.items()
+            if each.sender is not None and id in self._producers
+        }
 
     def _asked(self, asked: Asked, epoch: int | None) -> None:
         id = asked.envelope.address.shard

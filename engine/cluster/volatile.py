@@ -170,11 +170,18 @@ class Volatile:
         if sent is None:
             return
         if sent.remote:
-            self._postbox.put(_Order(sent, kind, order_body(self._storage.identity, sequence)))
+            body = order_body(self._storage.identity, sequence)
+            self._postbox.put(_Order(sent.to, kind, request_id, body))
         elif self._local is not None and kind is PostKind.ACK:
             self._local.acknowledged(request_id, sequence)
         elif self._local is not None:
             self._local.interrupt(request_id)
+
+    def sign(self, runners: Iterable[UUID]) -> None:
+        """Tell runners, which have requests in hand, that this process still waits for replies."""
+        for runner in runners:
+            body = order_body(self._storage.identity)
+            self._postbox.put(_Order(runner, PostKind.SIGN, Snowflake(0), body))
 
     # --- what becomes of them ---------------------------------------------------------------------
 
@@ -376,14 +383,16 @@ def ended() -> "asyncio.Future[None]":
 
 
 class _Order(Outgoing):
-    """An acknowledgement or an interrupt, on its way to the owner of a request."""
+    """An acknowledgement, an interrupt or a sign of life, on its way to the owner of a request."""
 
     __slots__ = ("_body", "_kind", "_request_id")
 
-    def __init__(self, sent: SentRequest, kind: PostKind, body: bytes) -> None:
-        super().__init__(sent.to, again=True)
+    def __init__(
+        self, to: ShardId | UUID, kind: PostKind, request_id: Snowflake, body: bytes
+    ) -> None:
+        super().__init__(to, again=True)
         self._kind = kind
-        self._request_id = sent.id
+        self._request_id = request_id
         self._body = body
 
     def post(self) -> Post:

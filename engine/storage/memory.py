@@ -5,7 +5,7 @@ it. It means what PostgreSQL means, as the conformance suite says, except for SQ
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -76,11 +76,13 @@ class MemoryStorage(MemoryInspection):
         await asyncio.sleep(0)
         self._database.check_available()
         self._opened = True
+        self._database.processes.add(self._identity)
         self._doorbell.open()
 
     async def close(self) -> None:
         await asyncio.sleep(0)
         self._opened = False
+        self._database.processes.discard(self._identity)
         self._doorbell.close()
 
     @property
@@ -182,6 +184,10 @@ class MemoryStorage(MemoryInspection):
     async def take_post(self) -> Sequence[Received]:
         await self._travel()
         return self._database.post.take(self._identity)
+
+    async def present(self, processes: Collection[UUID]) -> Set[UUID]:
+        await self._travel()
+        return self._database.processes & set(processes)
 
     async def sweep_post(self, older_than: timedelta) -> int:
         await self._travel()

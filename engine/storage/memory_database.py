@@ -72,6 +72,7 @@ class MemoryDatabase:
         self.unburied: set[RunnerId] = set()
         self.sessions: dict[Session, None] = {}
         self.hearers: dict[Hearer, None] = {}
+        self.processes: set[UUID] = set()
         self._waiters: dict[Snowflake, dict[Hearer, None]] = {}
         self._machines: dict[int, tuple[UUID, datetime]] = {}
         self._faults: deque[Fault] = deque()

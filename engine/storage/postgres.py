@@ -5,7 +5,7 @@ the pool and needs SELECT only; everything else is opened when it is first asked
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -215,6 +215,10 @@ class PostgresStorage(Inspection):
 
     async def take_post(self) -> Sequence[Received]:
         return await self._post.take()
+
+    async def present(self, processes: Collection[UUID]) -> Set[UUID]:
+        rows = await self._pool.fetch("present", [str(each) for each in processes])
+        return {UUID(row["id"]) for row in rows}
 
     async def sweep_post(self, older_than: timedelta) -> int:
         return await self._post.sweep(older_than)

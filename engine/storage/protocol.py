@@ -5,7 +5,7 @@ A runner also opens lanes: each ``LaneSession`` is one session that holds the ad
 shards, and every durable write of their owner goes through it. ``storage.lane`` batches on top.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, IntEnum
@@ -456,6 +456,8 @@ class PostKind(IntEnum):
     EXIT = 2
     ACK = 3
     INTERRUPT = 4
+    SIGN = 5
+    """Of life: its sender still waits for replies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -627,6 +629,11 @@ class Storage(Protocol):
     async def take_post(self) -> Sequence[Received]:
         """Take what has come for this process, in the order it was sent, each message once. There
         may be more than one answer holds: ask again until nothing comes."""
+        ...
+
+    async def present(self, processes: Collection[UUID]) -> Set[UUID]:
+        """Which of these have a session, by ``identity``. Behind a transaction pooler one that is
+        there may have none."""
         ...
 
     async def sweep_post(self, older_than: timedelta) -> int:

@@ -18,10 +18,11 @@ from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 WINDOW = 64
+TTL = timedelta(seconds=2)
 SETTINGS = {
     "shards_per_group": 16,
     "heartbeat_interval": 0.3,
-    "time_to_live": 2,
+    "time_to_live": TTL.total_seconds(),
     "stream_window": WINDOW,
 }
 
@@ -136,7 +137,7 @@ def settings(dsn: str) -> Settings:
         dsn=dsn,
         shards_per_group=16,
         heartbeat_interval=timedelta(seconds=0.3),
-        time_to_live=timedelta(seconds=2),
+        time_to_live=TTL,
     )
 
 
@@ -191,6 +192,29 @@ async def test_a_consumer_that_is_killed_is_followed_by_one_that_goes_on_where_i
     assert first == list(range(len(first)))
     assert second == list(range(second[0], count))
     assert len(first) - WINDOW <= second[0] <= len(first)
+
+
+@pytest.mark.timeout(120)
+async def test_a_volatile_stream_whose_consumer_is_killed_ends_within_about_the_time_to_live(
+    dsn: str,
+) -> None:
+    async with processes(dsn) as group, Client(settings(dsn)) as client:
+        await group.runners(1)
+        killed = await group.start("listener", str(10**9), "1000")
+        await eventually(lambda: killed.lines, timeout=30)
+        await killed.kill()
+        async with asyncio.timeout(3 * TTL.total_seconds() + 5):
+            assert [n async for n in client.entity(Numbers, "n").told(3)] == [0, 1, 2]
+
+
+@pytest.mark.timeout(120)
+async def test_a_volatile_stream_waits_for_a_consumer_that_blocks_its_event_loop(dsn: str) -> None:
+    count = WINDOW * 3
+    async with processes(dsn) as group:
+        await group.runners(1)
+        busy = await group.start("listener", str(count), str(3 * TTL.total_seconds()))
+        await eventually(lambda: len(busy.lines) == count, timeout=60)
+    assert busy.lines == [str(number) for number in range(count)]
 
 
 @pytest.mark.timeout(120)

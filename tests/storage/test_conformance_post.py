@@ -52,6 +52,22 @@ async def test_each_process_has_a_name_of_its_own(world: World) -> None:
     assert one.storage.identity == one.runner
 
 
+async def test_a_process_is_present_until_it_closes(world: World) -> None:
+    asks, other = await world.process(), await world.process()
+    both = {asks.storage.identity, other.storage.identity}
+    await other.storage.take_post()
+
+    assert await asks.storage.present([*both, uuid4()]) == both
+    assert await asks.storage.present([]) == set()
+    await other.registry.close()
+    await other.storage.close()
+
+    async def gone() -> bool:
+        return await asks.storage.present(both) == {asks.storage.identity}
+
+    await eventually(gone)
+
+
 # --- to a process ---------------------------------------------------------------------------------
 
 
