@@ -7,7 +7,7 @@ the shard comes and goes.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from datetime import timedelta
 from types import new_class
 from typing import Any, ClassVar
@@ -90,7 +90,7 @@ class SingletonHost:
         self._runs: dict[str, tuple[ShardId, Run]] = {}
         self._shards: dict[ShardId, OwnedShard] = {}
         self._running: dict[str, _Running] = {}
-        self._last: dict[str, asyncio.Task[None]] = {}
+        self._unended: dict[str, set[asyncio.Task[None]]] = {}
 
     def register(self, name: str, shard: ShardId, run: Run) -> None:
         """Serve a singleton, at once if its shard is owned already."""
@@ -108,24 +108,22 @@ class SingletonHost:
                 self._start(name, shard, run)
 
     def drop(self, shard: OwnedShard) -> None:
-        for running in self._on(shard):
-            running.task.cancel()
+        tasks = {running.stop() for running in self._on(shard)}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._spawn(_insist(tasks))
         self._forget(shard)
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
-        running = self._on(shard)
-        for each in running:
-            each.stopping = True
-            each.context.cancelled.set()
-        tasks = [each.task for each in running]
+        # INVARIANT one-singleton: the lock is given up only after it has stopped here, its runs of
+        # earlier epochs too.
+        tasks = {task for each in self._on(shard) for task in (each.stop(), *self._all(each.name))}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-            while late:
-                # INVARIANT one-singleton: the lock is given up only after it has stopped. What it
-                # awaits in its cleanup may never come, so it is told again.
-                for task in late:
-                    task.cancel()
-                _, late = await asyncio.wait(late, timeout=_CLEANUP.total_seconds())
+            for task in late:
+                task.cancel()
+            await _insist(late)
         self._forget(shard)
 
     def _on(self, shard: OwnedShard) -> list["_Running"]:
@@ -140,8 +138,24 @@ class SingletonHost:
     def _start(self, name: str, shard: OwnedShard, run: Run) -> None:
         running = _Running(name, shard)
         self._running[name] = running
-        running.task = self._spawn(running.run(run, after=self._last.get(name)))
-        self._last[name] = running.task
+        # INVARIANT one-singleton: after all its runs of earlier epochs in this process, which may
+        # not have heeded their cancellation yet. One that waits for others may end before they do.
+        running.task = self._spawn(running.run(run, after=frozenset(self._all(name))))
+        self._all(name).add(running.task)
+        running.task.add_done_callback(self._all(name).discard)
+
+    def _all(self, name: str) -> set[asyncio.Task[None]]:
+        """Its runs in this process that have not ended, whatever their epoch."""
+        return self._unended.setdefault(name, set())
+
+
+async def _insist(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait for tasks that were cancelled. What they await in their cleanup may never come, and some
+    code swallows a cancellation, so they are told again."""
+    while tasks:
+        _, tasks = await asyncio.wait(tasks, timeout=_CLEANUP.total_seconds())
+        for task in tasks:
+            task.cancel()
 
 
 class _Running:
@@ -156,19 +170,25 @@ class _Running:
         self.stopping = False
         self.context = SingletonContext()
 
-    async def run(self, run: Run, *, after: asyncio.Task[None] | None) -> None:
-        """Run it, again with back-off for as long as it fails one time after the other.
+    def stop(self) -> asyncio.Task[None]:
+        """Ask it to end by itself, and not to begin again; gives its task."""
+        self.stopping = True
+        self.context.cancelled.set()
+        return self.task
 
-        ``after``: its last run in this process, which may not have heeded its cancellation yet.
-        """
-        if after is not None:
-            await asyncio.wait([after])
+    async def run(self, run: Run, *, after: Collection[asyncio.Task[None]]) -> None:
+        """Run it when the others have ended, again with back-off for as long as it fails one time
+        after the other."""
+        if after:
+            await asyncio.wait(after)
         failures = 0
         while not self.stopping:
             began = monotonic()
             try:
                 await run(self.context)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 if monotonic() - began >= _HEALTHY_AFTER.total_seconds():
                     failures = 0
                 failures += 1
@@ -187,3 +207,9 @@ class _Running:
                     await self.context.cancelled.wait()
             except TimeoutError:
                 continue
+
+
+def _is_cancelled() -> bool:
+    """Whether this task was told to end; else a ``CancelledError`` is of its code's own making."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

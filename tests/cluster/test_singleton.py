@@ -1,6 +1,7 @@
 """A singleton runs on exactly one live runner of its group."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from engine import ConfigurationError, Runner, Settings, Singleton, SingletonContext
 from engine.cluster import singleton
 from engine.node import postgres
-from engine.testing import TestCluster
+from engine.storage.memory import MemoryDatabase
+from engine.testing import TestCluster, VirtualClock
 from tests.eventually import eventually
+
+NONE = timedelta(0)
 
 
 class Clerk(Singleton):
@@ -63,6 +67,93 @@ async def test_it_begins_again_on_the_next_owner_when_the_shard_is_lost() -> Non
         await eventually(lambda: log == ["a begins"])
         await cluster.crash()
         await eventually(lambda: log == ["a begins", "a ends", "a begins"])
+
+
+class Crowd(Singleton):
+    """Counts how many of it have begun, run, and ran at once. ``leave`` is its cleanup."""
+
+    name = "Crowd"
+
+    def __init__(self) -> None:
+        self.begun = self.inside = self.most = 0
+        self.leave = asyncio.Event()
+
+    async def run(self, context: SingletonContext) -> None:
+        self.begun += 1
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self.work(context)
+        finally:
+            self.inside -= 1
+
+    async def work(self, context: SingletonContext) -> None:
+        while not self.leave.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.leave.wait()
+
+
+async def test_however_often_its_shard_is_lost_it_waits_for_a_run_that_still_cleans_up() -> None:
+    async with TestCluster(crowd := Crowd(), grace_period=NONE, handover_limit=NONE) as cluster:
+        await eventually(lambda: crowd.begun == 1)
+        for _ in range(3):
+            await cluster.crash()
+        assert crowd.begun == 1
+        crowd.leave.set()
+        await eventually(lambda: crowd.begun == 2)
+
+    assert crowd.most == 1
+
+
+async def test_its_shard_is_handed_over_when_no_run_is_left_of_earlier_epochs_either() -> None:
+    crowd, database = Crowd(), MemoryDatabase(VirtualClock())
+    first = TestCluster(crowd, database=database, grace_period=NONE, handover_limit=NONE)
+    second = TestCluster(crowd, database=database)
+    await first.__aenter__()
+    await eventually(lambda: crowd.begun == 1)
+    await first.crash()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(first.__aexit__(None, None, None))
+        group.create_task(second.__aenter__())
+        await eventually(lambda: len(second.runner.epochs) >= 7)
+        await second.settle()
+        assert crowd.begun == 1
+        crowd.leave.set()
+    await eventually(lambda: crowd.begun == 2)
+    await second.__aexit__(None, None, None)
+
+    assert crowd.most == 1
+
+
+async def test_one_whose_shard_is_lost_is_told_so_until_it_ends() -> None:
+    class Deaf(Crowd):
+        async def work(self, context: SingletonContext) -> None:
+            while not context.cancelled.is_set():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()  # cancelled once more
+
+    async with TestCluster(crowd := Deaf(), grace_period=NONE, handover_limit=NONE) as cluster:
+        await eventually(lambda: crowd.begun == 1)
+        await cluster.crash()
+        await eventually(lambda: crowd.begun == 2)
+
+    assert crowd.most == 1
+
+
+async def test_a_cancellation_of_its_own_making_is_a_failure() -> None:
+    seen: list[int] = []
+
+    class Misled(Singleton):
+        async def run(self, context: SingletonContext) -> None:
+            seen.append(context.failures)
+            helper = asyncio.create_task(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(helper.cancel)
+            await helper
+
+    async with TestCluster(Misled()):
+        await eventually(lambda: seen[:3] == [0, 1, 2])
 
 
 async def test_one_that_fails_is_started_again_and_counts_its_failures() -> None:
