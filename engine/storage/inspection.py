@@ -3,7 +3,7 @@
 The reading part of ``postgres``; every query runs on the pool and needs SELECT only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import asyncpg
@@ -112,6 +112,9 @@ class Inspection:
             LoadedExecution(execution=state, envelope=envelope, journal=journals[state.request_id])
             for state, envelope in found
         ]
+
+    async def known(self, keys: Collection[str]) -> Collection[str]:
+        return {row["key"] for row in await self._pool.fetch("known", list(keys))}
 
     async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
         rows = await self._pool.fetch("find", dedup_key("run", workflow, execution_id))

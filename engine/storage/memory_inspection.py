@@ -4,7 +4,7 @@ The reading part of ``memory``; each call takes a turn of the event loop, as one
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from engine.core.envelope import EnvelopeRequest
@@ -68,6 +68,10 @@ class MemoryInspection:
                     LoadedExecution(execution=execution, envelope=envelope, journal=journal)
                 )
         return loaded
+
+    async def known(self, keys: Collection[str]) -> Collection[str]:
+        await self._travel()
+        return self._database.rows.known(keys)
 
     async def find(self, workflow: str, execution_id: str) -> StoredExecution | None:
         await self._travel()

@@ -274,6 +274,9 @@ class MemoryRows:
     def envelope(self, request_id: Snowflake) -> EnvelopeRequest | None:
         return self._envelopes.get(request_id)
 
+    def known(self, keys: Collection[str]) -> Collection[str]:
+        return self._dedup.keys() & set(keys)
+
     def ended(self, request_id: Snowflake) -> bool:
         return self.replies.exit(request_id) is not None
 

@@ -641,6 +641,9 @@ class Storage(Protocol):
         ...
 
     async def request(self, request_id: Snowflake) -> EnvelopeRequest | None: ...
+    async def known(self, keys: Collection[str]) -> Collection[str]:
+        """Those of the deduplication keys that a request was stored with."""
+        ...
 
     async def load(self, executions: Sequence[Snowflake]) -> Sequence[LoadedExecution]:
         """Executions with envelope and journal, for the owner to replay."""

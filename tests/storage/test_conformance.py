@@ -169,6 +169,17 @@ async def test_of_many_processes_that_save_one_key_one_creates_it(
     assert len((await sweep_of(lane)).rows) == 21
 
 
+async def test_keys_that_were_stored_are_known(process: Process, lane: LaneSession) -> None:
+    await process.storage.save([message(key="tell/a/1")])
+    await lane.flush([Commit(shard=ONE, requests=[message(key="tell/b/1"), message()])])
+
+    assert set(await process.storage.known(["tell/b/1", "tell/c/1", "tell/a/1"])) == {
+        "tell/a/1",
+        "tell/b/1",
+    }
+    assert not await process.storage.known([])
+
+
 async def test_keys_that_differ_only_in_case_or_accent_are_different(process: Process) -> None:
     saved = await process.storage.save([message(key=key) for key in ("k", "K", "ḱ", "k ")])
 

@@ -49,6 +49,7 @@ HOT = {
     "revive": ([], []),
     "fires": ("nightly", 100),
     "request": (1,),
+    "known": ([],),
     "load": ([],),
     "load_journal": ([], []),
     "history": (1,),
