@@ -89,7 +89,8 @@ class Schedule:
         return await fires(self._node.storage, self.name, limit=limit)
 
     async def pause(self, reason: str = "") -> None:
-        """Fire nothing until ``resume``. What runs goes on."""
+        """Fire nothing until ``resume``, but what is asked for. What runs goes on; an instant that
+        waits for its end is left out."""
         await self._call(CronDesk.pause, reason=reason)
 
     async def resume(self) -> None:

@@ -47,7 +47,7 @@ class Cron(Timetable):
 class StartOfRun(Protocol):
     """Makes the request that runs an instant. Whatever a user's code raises comes out of it."""
 
-    def __call__(self, request_id: Snowflake, at: datetime, *, manual: bool) -> SaveRequest: ...
+    def __call__(self, request_id: Snowflake, at: datetime) -> SaveRequest: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

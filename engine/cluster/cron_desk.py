@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Literal
 
 from engine.cluster.cron import Cron, CronDefinition, cron_address, cron_type
 from engine.cluster.cron_host import CronHost
@@ -27,7 +26,7 @@ from engine.storage.schedules import FireOutcome
 
 log: logging.Logger = logging.getLogger(__name__)
 BACKFILL_LIMIT = 10_000
-_SEQUENCES = 1 << 12
+_PER_MILLISECOND = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +51,19 @@ class CronDesk(Entity):
         self._crons = crons
 
     @rpc
-    async def run(self, at: datetime, manual: bool = False) -> Literal["ran", "too late"]:
-        """Run the cron's method for an instant, unless it is too late for that."""
+    async def run(self, at: datetime) -> None:
+        """Run the cron's method for an instant."""
         if not isinstance(self._table, Cron):
             raise ConfigurationError(f"{self._table.name} has no run(); it starts a workflow")
-        limit = self._rules.skip_if_older_than
-        if not manual and limit is not None and self._crons.now() - at > limit:
-            log.warning("an instant's run comes too late", extra=self._named(at))
-            return "too late"
         try:
             await self._table.run(at)
         except Exception:
             log.exception("a cron's run failed", extra=self._named(at))
             raise
-        return "ran"
 
     @rpc
     async def pause(self, reason: str = "") -> None:
-        """Fire nothing until ``resume``."""
+        """Fire nothing until ``resume``; an instant that waits is left out."""
 
         def change(standing: Standing, now: datetime) -> Standing:
             return replace(standing, paused=True, reason=reason)
@@ -92,12 +86,11 @@ class CronDesk(Entity):
     async def trigger(self) -> Triggered:
         """Run now, as far as the overlap policy lets it. The instant is the message's own."""
         id = self._call().envelope.request_id
-        # No schedule has instants within a second.
-        instant = snowflake_time(id) + timedelta(microseconds=1 + id % _SEQUENCES % 999)
-        fire = await self._crons.started(self._table.name, instant)
-        if fire is None:
-            order = Order(change=lambda standing, now: standing, asked=instant)
-            fire = await self._crons.ask(self._table.name, order)
+        # No schedule has instants within a second. Of one millisecond, those of two machines, or of
+        # one, differ.
+        instant = snowflake_time(id) + timedelta(microseconds=1 + id % _PER_MILLISECOND % 999)
+        order = Order(change=lambda standing, now: standing, asked=instant)
+        fire = await self._crons.ask(self._table.name, order)
         return Triggered(
             instant=instant,
             outcome=None if fire is None else fire.outcome,
@@ -138,12 +131,12 @@ def method_cron(cron: Cron, *, shards_in: Callable[[str], int]) -> CronDefinitio
     """The definition of a cron whose method runs."""
     address, run = cron_address(cron, shards_in(cron.shard_group)), _rpc(CronDesk.run)
 
-    def start(request_id: Snowflake, at: datetime, *, manual: bool) -> SaveRequest:
+    def start(request_id: Snowflake, at: datetime) -> SaveRequest:
         envelope = EnvelopeRequest(
             request_id=request_id,
             address=address,
             tag=run.name,
-            payload=run.signature.encode((), {"at": at, "manual": manual}),
+            payload=run.signature.encode((), {"at": at}),
             key=dedup_key("cron", cron.name, instant_text(at)),
         )
         return SaveRequest(envelope=envelope)

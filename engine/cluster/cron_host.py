@@ -12,15 +12,15 @@ from engine.cluster.cron_keeper import CronKeeper, CronTools, Order
 from engine.cluster.delivery import Delivery
 from engine.cluster.replies import ReplyBoard
 from engine.cluster.shard import OwnedShard
+from engine.cluster.stream import Moved
 from engine.core.clock import Clock
 from engine.core.envelope import Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
 from engine.storage.protocol import Storage
-from engine.storage.schedules import Fire, FireOutcome
+from engine.storage.schedules import Fire
 
 log: logging.Logger = logging.getLogger(__name__)
-_RECENT = 100
 
 
 class CronHost:
@@ -47,6 +47,7 @@ class CronHost:
             replies=replies,
             spawn=spawn,
             interrupt=self._interrupt,
+            known=storage.known,
         )
         self._spawn = spawn
         self._definitions: dict[str, CronDefinition] = {}
@@ -68,15 +69,11 @@ class CronHost:
 
     async def ask(self, name: str, order: Order) -> Fire | None:
         """Have an order carried out; returns once that is durable. Only for a message that was
-        delivered here: its shard is owned, and it is cancelled when the shard is lost."""
-        return await self._keepers[name].ask(order)
-
-    async def started(self, name: str, instant: datetime) -> Fire | None:
-        """The note of a recent instant, if it was started."""
-        for fire in await self._storage.fires(name, limit=_RECENT):
-            if fire.instant == instant and fire.outcome is FireOutcome.STARTED:
-                return fire
-        return None
+        delivered here: ``Moved`` when its shard has gone or goes, so the next owner handles it."""
+        keeper = self._keepers.get(name)
+        if keeper is None:
+            raise Moved
+        return await keeper.ask(order)
 
     def now(self) -> datetime:
         return self._tools.clock.now()

@@ -6,19 +6,20 @@ Made by ``cluster.cron_host``; plans by ``cluster.cron_plan``; writes through th
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from engine.cluster.backoff import Backoff
 from engine.cluster.cron import CronDefinition
-from engine.cluster.cron_plan import Decision, Plan, Standing, plan
+from engine.cluster.cron_plan import Plan, Standing, plan
 from engine.cluster.cron_row import row_of, same_row, standing_of
 from engine.cluster.delivery import Delivery
 from engine.cluster.instants import Instants
 from engine.cluster.replies import ReplyBoard
 from engine.cluster.shard import OwnedShard
+from engine.cluster.stream import Moved
 from engine.cluster.timetable import Overlap, Rules
 from engine.cluster.write import Write
 from engine.core.clock import Alarm, Clock
@@ -35,7 +36,7 @@ _RETRY_LIMIT = timedelta(minutes=1)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronTools:
     """What the crons of a runner stand on. ``interrupt`` ends requests early; it tries until it
-    could say so."""
+    could say so. ``known`` gives those deduplication keys that a request was stored with."""
 
     delivery: Delivery
     clock: Clock
@@ -44,14 +45,15 @@ class CronTools:
     replies: ReplyBoard
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     interrupt: Callable[[Sequence[Snowflake]], Awaitable[None]]
+    known: Callable[[Collection[str]], Awaitable[Collection[str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
     """What somebody asked of a cron: to ``change`` its standing, or to run an instant (``asked``).
 
-    ``done`` ends when it is durable: with the fire of that instant, None if the instant waits. It
-    never ends when the shard is lost first, so await it only in work that is cancelled then.
+    ``done`` ends when it is durable: with the fire of that instant, None if the instant waits; or
+    with ``Moved`` when the shard goes first.
     """
 
     change: Callable[[Standing, datetime], Standing]
@@ -66,14 +68,16 @@ class CronKeeper:
 
     INVARIANT fire-once: the key of a request is the cron's name and the instant. An owner that
     decides an instant which another had decided before it was lost, and had not noted, starts
-    nothing again: it finds the request that is there.
+    nothing again: it finds the request that is there. Before it leaves out what may have been
+    decided so, it looks.
     """
 
     def __init__(self, definition: CronDefinition, shard: OwnedShard, tools: CronTools) -> None:
         self.definition = definition
         self.shard: OwnedShard = shard
         self._tools = tools
-        self._standing = Standing(done_until=tools.clock.now())
+        self._since = tools.clock.now()
+        self._standing = Standing(done_until=self._since)
         self._former: Rules | None = None
         self._orders: deque[Order] = deque()
         self._carried_out: list[Order] = []
@@ -90,23 +94,31 @@ class CronKeeper:
 
     def begin(self, row: ScheduleRow | None) -> None:
         """Go on from where the row says that the former owner was; without one, begin now."""
+        if self._leaving:
+            return
         if row is not None:
             self._standing = standing_of(row)
-            self._former = self._rules_until_now(row)
             for request in row.running:
                 self._follow(request, stored=True)
             self._noted = same_row(row, self._row())
+            self._former = self._rules_until_now(row)
         self._task = self._tools.spawn(self._serve())
 
     def ask(self, order: Order) -> "asyncio.Future[Fire | None]":
         """Carry out an order as soon as what is under way has been noted."""
+        if self._leaving:
+            raise Moved
         self._orders.append(order)
         self._wake.set()
         return order.done
 
     def drop(self) -> None:
         """The shard is lost: nothing more is written."""
+        self._leaving = True
         self._silence()
+        for order in (*self._orders, *self._carried_out):
+            if not order.done.done():
+                order.done.set_exception(Moved())
         for task in (self._task, *self._runs.values()):
             if task is not None:
                 task.cancel()
@@ -149,6 +161,9 @@ class CronKeeper:
         now = self._tools.clock.now()
         standing = replace(self._standing, running=tuple(self._runs))
         made = self._plan(standing, now, order)
+        begun = await self._begun(made, standing, order)
+        if begun:
+            made = self._plan(standing, now, order, begun)
         if order is not None or made.decisions or made.standing != standing or not self._noted:
             await self._carry_out(made, order, now)
             return True
@@ -157,16 +172,38 @@ class CronKeeper:
             self._call_at(made.next_at)
         return False
 
-    def _plan(self, standing: Standing, now: datetime, order: Order | None) -> Plan:
+    def _plan(
+        self,
+        standing: Standing,
+        now: datetime,
+        order: Order | None,
+        begun: Collection[datetime] = (),
+    ) -> Plan:
         asked = () if order is None or order.asked is None else (order.asked,)
         changed = standing if order is None else order.change(standing, now)
-        if self._former is None:
-            return plan(self.definition.rules, changed, now, asked=asked)
-        made = plan(self._former, changed, now, asked=asked)
-        if not made.more:
-            self._former = None
+        made = plan(self._rules, changed, now, asked=asked, begun=begun)
+        if self._former is not None and not made.more:
             made = replace(made, standing=replace(made.standing, done_until=now))
         return made
+
+    async def _begun(
+        self, made: Plan, standing: Standing, order: Order | None
+    ) -> Collection[datetime]:
+        """Of the instants that a plan leaves out, or lets wait, those that were started before: by
+        a former owner that was lost before it noted them, or for a message that comes again."""
+        left = {each.instant for each in made.decisions if each.outcome is not FireOutcome.STARTED}
+        waits = made.standing.buffered
+        if waits is not None and waits != standing.buffered:
+            left.add(waits)
+        asked = None if order is None else order.asked
+        requests = await self._requests(at for at in left if at <= self._since or at == asked)
+        keys = {at: each.envelope.key for at, each in requests.items()}
+        known = await self._tools.known({key for key in keys.values() if key}) if keys else ()
+        return {at for at, key in keys.items() if key in known}
+
+    @property
+    def _rules(self) -> Rules:
+        return self._former or self.definition.rules
 
     def _rules_until_now(self, row: ScheduleRow) -> Rules | None:
         """Where the definition has changed, the former one holds for the time before."""
@@ -181,15 +218,18 @@ class CronKeeper:
                 "a schedule's former definition is not understood; what it left is not made up for",
                 extra=self._named() | {"error": str(error)},
             )
-            return replace(rules, catch_up=timedelta(0))
+            self._standing = replace(self._standing, done_until=self._since)
+            return None
 
     # --- carrying out -----------------------------------------------------------------------------
 
     async def _carry_out(self, made: Plan, order: Order | None, now: datetime) -> None:
-        requests = await self._requests(made.starts)
+        requests = await self._requests(each.instant for each in made.starts)
         ids = await self._send(requests) if requests else {}
         # INVARIANT decided: the requests are durable, so this is what happened, come what may.
         self._standing = made.standing
+        if not made.more:
+            self._former = None
         for each in made.decisions:
             lost = each.outcome is FireOutcome.STARTED and each.instant not in ids
             self._fires.append(
@@ -208,17 +248,17 @@ class CronKeeper:
         await self._note()
         self._cancel_running(made)
 
-    async def _requests(self, starts: Sequence[Decision]) -> dict[datetime, SaveRequest]:
-        """The requests to send by their instants, but for those that cannot be made."""
+    async def _requests(self, instants: Iterable[datetime]) -> dict[datetime, SaveRequest]:
+        """The requests of instants, but for those that cannot be made."""
         requests: dict[datetime, SaveRequest] = {}
-        for each in starts:
+        for instant in instants:
             id = await self._next_id()
             try:
-                requests[each.instant] = self.definition.start(id, each.instant, manual=each.manual)
+                requests[instant] = self.definition.start(id, instant)
             except Exception:
                 log.exception(
                     "an instant's request cannot be made; it is left out",
-                    extra=self._named() | {"instant": str(each.instant)},
+                    extra=self._named() | {"instant": str(instant)},
                 )
         return requests
 
@@ -269,7 +309,8 @@ class CronKeeper:
         return source.flushed
 
     def _row(self) -> ScheduleRow:
-        return row_of(self.definition, replace(self._standing, running=tuple(self._runs)))
+        definition = replace(self.definition, rules=self._rules)
+        return row_of(definition, replace(self._standing, running=tuple(self._runs)))
 
     # --- what runs --------------------------------------------------------------------------------
 

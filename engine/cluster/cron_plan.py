@@ -3,7 +3,7 @@
 Pure. ``cluster.cron_keeper`` asks with what it knows of the cron and writes down the answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
@@ -14,6 +14,9 @@ from engine.storage.schedules import FireOutcome
 
 LIMIT = 500
 """So many instants are decided at a time."""
+ON_TIME = timedelta(seconds=10)
+"""What is noticed within this time of its instant was not missed: no clock, busy machine or
+hand-over is more exact."""
 _TICK = timedelta(microseconds=1)
 
 
@@ -75,11 +78,13 @@ def plan(
     now: datetime,
     *,
     asked: Iterable[datetime] = (),
+    begun: Collection[datetime] = (),
     limit: int = LIMIT,
 ) -> Plan:
     """Deal with all that is due by now: the buffered instant, the scheduled ones in order, those
-    ``asked`` for, and then the backlog."""
-    making = _Making(rules, standing, now)
+    ``asked`` for, and then the backlog. What has ``begun`` is started, whatever speaks against it.
+    """
+    making = _Making(rules, standing, now, begun)
     making.take_buffered()
     more = False if standing.paused else making.take_due(limit)
     for instant in asked:
@@ -92,9 +97,12 @@ def plan(
 class _Making:
     """A plan in the making."""
 
-    def __init__(self, rules: Rules, standing: Standing, now: datetime) -> None:
+    def __init__(
+        self, rules: Rules, standing: Standing, now: datetime, begun: Collection[datetime]
+    ) -> None:
         self.rules = rules
         self.now = now
+        self._begun = begun
         self._standing = standing
         self._done = standing.done_until
         self._buffered = standing.buffered
@@ -106,19 +114,23 @@ class _Making:
     # --- what there is to decide ------------------------------------------------------------------
 
     def take_buffered(self) -> None:
-        """The instant that waited runs first, once it can."""
-        overlap = self.rules.overlap
-        if overlap is Overlap.ALLOW or (overlap is not Overlap.CANCEL and not self._busy):
+        """The instant that waited runs first, once it can. Under a pause nothing waits but what
+        somebody asked for."""
+        overlap, waits = self.rules.overlap, self._buffered
+        if self._standing.paused and waits is not None and waits in self.rules.instants:
+            self._buffered = None
+            self._leave_out(waits, FireOutcome.OVERLAPPED)
+        elif overlap is Overlap.ALLOW or (overlap is not Overlap.CANCEL and not self._busy):
             self._begin_buffered()
 
     def take_due(self, limit: int) -> bool:
         """The scheduled instants that have come, in order; whether there are more of them."""
-        instants, oldest = self.rules.instants, self.now - self.rules.catch_up
+        instants, oldest = self.rules.instants, self.now - max(self.rules.catch_up, ON_TIME)
         # Of those too late to be caught up with only so many are noted one by one, so that a long
         # sleep does not cost as long an awakening.
         missed = list(islice(instants.between(self._done + _TICK, oldest - _TICK), limit))
         for instant in missed:
-            self._note(instant, FireOutcome.MISSED)
+            self._leave_out(instant, FireOutcome.MISSED)
         if missed:
             self._done = oldest - _TICK
         due = takewhile(lambda at: at <= self.now, instants.after(self._done))
@@ -153,14 +165,16 @@ class _Making:
     def decide(self, instant: datetime, *, manual: bool = False) -> None:
         """An instant has come (or was asked for); what of it, given what runs and waits."""
         match self.rules.overlap:
+            case _ if instant in self._begun:
+                self._start(instant, manual=manual)
             case Overlap.CANCEL:
                 if self._buffered is not None:
-                    self._note(self._buffered, FireOutcome.OVERLAPPED)
+                    self._leave_out(self._buffered, FireOutcome.OVERLAPPED)
                 self._buffered = instant
             case Overlap.BUFFER_ONE if self._busy and self._buffered is None:
                 self._buffered = instant
             case Overlap.SKIP | Overlap.BUFFER_ONE if self._busy:
-                self._note(instant, FireOutcome.OVERLAPPED, manual=manual)
+                self._leave_out(instant, FireOutcome.OVERLAPPED, manual=manual)
             case _:
                 self._begin(instant, manual=manual)
 
@@ -177,9 +191,15 @@ class _Making:
     def _begin(self, instant: datetime, *, manual: bool) -> None:
         limit = self.rules.skip_if_older_than
         if not manual and limit is not None and self.now - instant > limit:
-            self._note(instant, FireOutcome.TOO_OLD)
+            self._leave_out(instant, FireOutcome.TOO_OLD)
         else:
             self._start(instant, manual=manual)
+
+    def _leave_out(self, instant: datetime, outcome: FireOutcome, *, manual: bool = False) -> None:
+        if instant in self._begun:
+            self._start(instant, manual=manual)
+        else:
+            self._note(instant, outcome, manual=manual)
 
     def _start(self, instant: datetime, *, manual: bool) -> None:
         self._busy = True
@@ -204,9 +224,3 @@ class _Making:
             next_at=None if paused else self.rules.instants.next(self._done),
             more=more,
         )
-
-
-def outcome_of(plan: Plan, instant: datetime) -> FireOutcome | None:
-    """What a plan made of an instant; None if it waits."""
-    found = [each.outcome for each in plan.decisions if each.instant == instant]
-    return found[-1] if found else None

@@ -31,7 +31,7 @@ class ChunkSink(Protocol):
 
 
 class Moved(BaseException):
-    """The run of a stream has ended here and goes on at the next owner of its shard."""
+    """A handler has ended here without an answer; the next owner of its shard handles it again."""
 
 
 class StreamProducer:

@@ -33,8 +33,10 @@ class Timetable:
 
     ``schedule`` is a cron expression of five fields, or of six with the seconds first, in
     ``timezone``. ``catch_up``: an instant that nobody was there for runs late if it is noticed
-    within this time, else it is left out. ``skip_if_older_than``: a run that could only begin later
-    than this after its instant (it had to wait for another, or for a runner) is left out.
+    within this time, else it is left out; what is noticed within ten seconds always runs.
+    ``skip_if_older_than`` (a second or more): a run that could only begin later than this after its
+    instant (it had to wait for another, or for a runner) is left out. What has begun is not: a run
+    whose runner dies is run again, however late.
     """
 
     name: ClassVar[str]
@@ -86,13 +88,18 @@ class Rules:
             catch_up=_span(table.catch_up, what=f"catch_up of {what}"),
             skip_if_older_than=None
             if table.skip_if_older_than is None
-            else _span(table.skip_if_older_than, what=f"skip_if_older_than of {what}"),
+            else _span(
+                table.skip_if_older_than,
+                what=f"skip_if_older_than of {what}",
+                least=timedelta(seconds=1),  # nothing begins at its very instant
+            ),
         )
 
 
-def _span(value: object, *, what: str) -> timedelta:
-    if not isinstance(value, timedelta) or value < timedelta(0):
+def _span(value: object, *, what: str, least: timedelta = timedelta(0)) -> timedelta:
+    if not isinstance(value, timedelta) or value < least:
         raise ConfigurationError(
-            f"{what} is {value!r}; use a timedelta of 0 or more, as in timedelta(hours=1)"
+            f"{what} is {value!r}; use a timedelta of {least.total_seconds():g} seconds or more,"
+            " as in timedelta(hours=1)"
         )
     return value

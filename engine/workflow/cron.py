@@ -86,7 +86,7 @@ def workflow_cron(
     """The definition of a cron that starts a workflow."""
     definition = workflow_of(cron)
 
-    def start(request_id: Snowflake, at: datetime, *, manual: bool) -> SaveRequest:
+    def start(request_id: Snowflake, at: datetime) -> SaveRequest:
         request = definition.request.validate(cron.request(at))
         id = entity_id(cron.key(at, request), what=f"the key of {cron.name}")
         shard = shard_of(definition.group, shards_in(definition.group), definition.name, id)

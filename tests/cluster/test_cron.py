@@ -3,90 +3,39 @@
 import asyncio
 import logging
 import random
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from engine import Cron, FireInfo, FireOutcome, NotFound, Overlap, RequestFailed, ScheduleInfo
-from engine.core.reply import Failure, Interrupted, Success
-from engine.storage.memory import MemoryDatabase
+from engine import Cron, FireInfo, NotFound, Overlap, RequestFailed
+from engine.core.reply import Failure, Interrupted
 from engine.storage.memory_database import Fault
-from engine.testing import TestCluster, VirtualClock
+from engine.testing import TestCluster
 from tests.cluster.cron_cases import enumerated
+from tests.cluster.hourly import (
+    HOUR,
+    MINUTE,
+    MISSED,
+    NONE,
+    OVERLAPPED,
+    RAN,
+    SECOND,
+    START,
+    STARTED,
+    TOO_OLD,
+    Allowing,
+    Buffering,
+    Cancelling,
+    Hourly,
+    Skipping,
+    database_at,
+    hours,
+    outcomes,
+    registered,
+    sleep_through,
+)
 from tests.eventually import eventually
-
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
-START = datetime(2026, 1, 1, tzinfo=UTC)
-STARTED, OVERLAPPED = FireOutcome.STARTED, FireOutcome.OVERLAPPED
-MISSED, TOO_OLD = FireOutcome.MISSED, FireOutcome.TOO_OLD
-RAN, TOO_LATE = Success(b'"ran"'), Success(b'"too late"')
-
-
-class Hourly(Cron):
-    """Keeps what it ran; while ``gate`` is shut its runs wait for it."""
-
-    schedule = "0 * * * *"
-
-    def __init__(self) -> None:
-        self.begun: list[datetime] = []
-        self.ended: list[datetime] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def run(self, at: datetime) -> None:
-        self.begun.append(at)
-        await self.gate.wait()
-        self.ended.append(at)
-
-
-class Skipping(Hourly):
-    overlap = Overlap.SKIP
-
-
-class Buffering(Hourly):
-    overlap = Overlap.BUFFER_ONE
-
-
-class Allowing(Hourly):
-    overlap = Overlap.ALLOW
-
-
-class Cancelling(Hourly):
-    overlap = Overlap.CANCEL
-
-
-def database_at(begin: datetime = START) -> MemoryDatabase:
-    return MemoryDatabase(VirtualClock(begin))
-
-
-def hours(*numbers: float) -> list[datetime]:
-    return [START + number * HOUR for number in numbers]
-
-
-async def outcomes(cluster: TestCluster, cron: type[Cron]) -> list[tuple[float, FireOutcome]]:
-    """What became of each instant, by hours since the start, oldest first."""
-    fires = await cluster.client.schedule(cron).fires(1000)
-    return [
-        ((f.instant - START) / HOUR, f.outcome) for f in reversed(fires) if f.outcome is not None
-    ]
-
-
-async def registered(cluster: TestCluster, name: str) -> ScheduleInfo:
-    """The cron, as soon as a runner keeps it."""
-
-    async def found() -> ScheduleInfo | None:
-        return next((i for i in await cluster.client.schedules() if i.name == name), None)
-
-    info = await eventually(found)
-    assert info is not None
-    return info
-
-
-async def sleep_through(database: MemoryDatabase, duration: timedelta) -> None:
-    """Time goes by while no runner is there."""
-    assert isinstance(database.clock, VirtualClock)
-    await database.clock.advance(duration)
-
 
 # --- the instants of a day ------------------------------------------------------------------------
 
@@ -317,25 +266,37 @@ async def test_a_run_that_could_only_begin_too_late_is_left_out() -> None:
         assert (2, TOO_OLD) in await outcomes(cluster, Punctual)
 
 
-async def test_a_stored_run_that_no_runner_was_there_for_in_time_is_left_out(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("dies", [True, False])
+async def test_a_run_that_has_begun_runs_again_however_late_its_next_owner_comes(
+    dies: bool,
 ) -> None:
     class Punctual(Skipping):
-        skip_if_older_than = HOUR / 2
+        skip_if_older_than = MINUTE
 
     cron, database = Punctual(), database_at()
-    async with TestCluster(cron, database=database, grace_period=timedelta(0)) as cluster:
-        cron.gate.clear()
-        await cluster.advance(HOUR)
-    await sleep_through(database, 0.75 * HOUR)
+    cron.gate.clear()
+    async with TestCluster(cron, database=database, grace_period=NONE) as cluster:
+        await cluster.advance(1.25 * HOUR)
+        if dies:
+            await cluster.crash()
     cron.gate.set()
     async with TestCluster(cron, database=database) as cluster:
-        await cluster.advance(HOUR)
-        fires = await cluster.client.schedule(Punctual).fires()
+        await eventually(lambda: cron.ended == hours(1))
+        (fire,) = await cluster.client.schedule(Punctual).fires()
 
-    assert cron.ended == hours(2)
-    assert [fire.exit for fire in reversed(fires)] == [TOO_LATE, RAN]
-    assert "an instant's run comes too late" in caplog.text
+    assert (fire.outcome, fire.exit) == (STARTED, RAN)
+
+
+async def test_without_a_catch_up_window_what_comes_while_it_is_kept_runs(dsn: str) -> None:
+    class Prompt(Hourly):
+        schedule = "* * * * * *"
+        catch_up = NONE
+
+    async with TestCluster(cron := Prompt(), dsn=dsn) as cluster:
+        await eventually(lambda: len(cron.begun) >= 2, timeout=20)
+        fires = await cluster.client.schedule(Prompt).fires()
+
+    assert {fire.outcome for fire in fires} == {STARTED}
 
 
 # --- definitions that change ----------------------------------------------------------------------
@@ -402,6 +363,34 @@ async def test_paused_it_fires_nothing_and_what_came_meanwhile_is_left_out() -> 
         assert await outcomes(cluster, Hourly) == [(1, STARTED), (5, STARTED)]
 
 
+@pytest.mark.parametrize("kind", [Buffering, Cancelling])
+async def test_paused_it_does_not_begin_what_waits_but_for_what_was_asked_for(
+    kind: type[Hourly],
+) -> None:
+    class Slow(kind):
+        async def run(self, at: datetime) -> None:
+            self.begun.append(at)
+            while not self.gate.is_set():
+                with suppress(asyncio.CancelledError):
+                    await self.gate.wait()
+            self.ended.append(at)
+
+    async with TestCluster(cron := Slow()) as cluster:
+        schedule = cluster.client.schedule(Slow)
+        cron.gate.clear()
+        await cluster.advance(2 * HOUR)
+        assert (await schedule.describe()).buffered == hours(2)[0]
+        await schedule.pause()
+        fire = await schedule.trigger()
+        cron.gate.set()
+        await eventually(lambda: cron.ended == [*hours(1), fire.instant])
+        await schedule.resume()
+        await cluster.settle()
+
+        assert cron.begun == [*hours(1), fire.instant]
+        assert (2, OVERLAPPED) in await outcomes(cluster, Slow)
+
+
 async def test_what_is_paused_while_nobody_keeps_it_does_not_catch_up() -> None:
     hourly, database = Hourly(), database_at()
     async with TestCluster(hourly, database=database) as cluster:
@@ -451,6 +440,23 @@ async def test_two_triggers_are_two_runs_and_two_with_one_id_are_one() -> None:
 
         assert again == first
         assert len(await schedule.fires()) == 3
+
+
+async def test_triggers_of_one_millisecond_from_several_processes_are_as_many_runs() -> None:
+    async with TestCluster(cron := Allowing()) as cluster, AsyncExitStack() as stack:
+        others = [
+            await stack.enter_async_context(
+                TestCluster(Skipping(), database=cluster.database, groups=[f"group-{number}"])
+            )
+            for number in range(3)
+        ]
+        await cluster.advance(SECOND)
+        schedules = [each.client.schedule(Allowing) for each in (cluster, *others)]
+        fires = await asyncio.gather(*(schedule.trigger() for schedule in schedules * 2))
+        await eventually(lambda: len(cron.ended) == 8)
+
+    assert set(cron.ended) == {fire.instant for fire in fires}
+    assert len({fire.request_id for fire in fires}) == 8
 
 
 async def test_a_trigger_says_what_the_overlap_policy_made_of_it() -> None:

@@ -62,8 +62,12 @@ def test_six_fields_are_a_schedule_too() -> None:
         ({"timezone": "Berlin"}, r"timezone of cron Nightly .*such as 'Europe/Berlin'"),
         ({"overlap": "skip"}, r"overlap of cron Nightly is 'skip'; use one of Overlap\.SKIP"),
         ({"catch_up": 60}, r"catch_up of cron Nightly is 60; use a timedelta"),
-        ({"catch_up": timedelta(-1)}, r"catch_up of cron Nightly .* use a timedelta of 0 or more"),
+        (
+            {"catch_up": timedelta(-1)},
+            r"catch_up of cron Nightly .* timedelta of 0 seconds or more",
+        ),
         ({"skip_if_older_than": 5}, r"skip_if_older_than of cron Nightly is 5; use a timedelta"),
+        ({"skip_if_older_than": timedelta(0)}, r"skip_if_older_than of .* of 1 seconds or more"),
         ({"name": "every night"}, r"cannot be named 'every night'"),
         ({"schedule": lambda: "x"}, r"hides Timetable\.schedule"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import FireOutcome, Overlap
-from engine.cluster.cron_plan import Decision, Plan, Span, Standing, plan
+from engine.cluster.cron_plan import ON_TIME, Decision, Plan, Span, Standing, plan
 from engine.cluster.instants import Instants
 from engine.cluster.timetable import Rules
 from engine.core.ids import Snowflake
@@ -95,7 +95,7 @@ def test_what_is_noticed_after_the_catch_up_window_is_missed_and_all_else_is_sta
 ) -> None:
     every = Rules(instants=Instants(schedule, zone), overlap=Overlap.ALLOW, catch_up=window)
 
-    expected, now = list[Decision](), begin
+    expected, now, window = list[Decision](), begin, max(window, ON_TIME)
     for span in spans:
         seen = [at for at in enumerated(schedule, zone, now, now + span) if at > now]
         now += span
@@ -166,9 +166,46 @@ def test_an_instant_just_within_the_catch_up_window_runs() -> None:
     ]
 
 
-def test_without_a_catch_up_window_only_what_is_on_time_runs() -> None:
-    assert told(plan(rules(catch_up=timedelta(0)), standing(), at(1))) == [(1, STARTED)]
-    assert told(plan(rules(catch_up=timedelta(0)), standing(), at(1.1))) == [(1, MISSED)]
+def test_without_a_catch_up_window_only_what_is_noticed_within_seconds_runs() -> None:
+    on_time = at(1) + ON_TIME
+    assert told(plan(rules(catch_up=timedelta(0)), standing(), on_time)) == [(1, STARTED)]
+    late = on_time + timedelta(milliseconds=1)
+    assert told(plan(rules(catch_up=timedelta(0)), standing(), late)) == [(1, MISSED)]
+
+
+# --- what was begun before ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlap", Overlap)
+@pytest.mark.parametrize(
+    "windows", [{"catch_up": MINUTE / 2}, {"skip_if_older_than": MINUTE / 2}], ids=["missed", "old"]
+)
+def test_what_has_begun_is_started_however_late_it_is_noticed(
+    overlap: Overlap, windows: dict[str, timedelta]
+) -> None:
+    made = plan(rules(overlap, **windows), standing(), at(1.75), begun={at(1)})
+
+    assert told(made) == [(1, STARTED)]
+
+
+def test_what_has_begun_counts_as_a_run_for_what_comes_after_it() -> None:
+    def after_it(overlap: Overlap) -> tuple[list[tuple[int, FireOutcome]], datetime | None, bool]:
+        made = plan(rules(overlap), standing(running=True), at(2), begun={at(1)})
+        return told(made), made.standing.buffered, made.interrupt
+
+    assert after_it(Overlap.SKIP) == ([(1, STARTED), (2, OVERLAPPED)], None, False)
+    assert after_it(Overlap.BUFFER_ONE) == ([(1, STARTED)], at(2), False)
+    assert after_it(Overlap.CANCEL) == ([(1, STARTED)], at(2), True)
+    assert after_it(Overlap.ALLOW) == ([(1, STARTED), (2, STARTED)], None, False)
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_what_waited_and_has_begun_is_started_when_it_would_be_left_out(paused: bool) -> None:
+    waits = replace(standing(running=True, buffered=at(0)), paused=paused)
+
+    made = plan(rules(Overlap.CANCEL), waits, at(1), begun={at(0)})
+
+    assert told(made) == [(0, STARTED)]
 
 
 # --- overlaps -------------------------------------------------------------------------------------
@@ -256,6 +293,22 @@ def test_while_it_is_paused_nothing_is_due() -> None:
     made = plan(rules(), replace(standing(), paused=True), at(3))
 
     assert (told(made), made.next_at, made.standing.done_until) == ([], None, NOON)
+
+
+@pytest.mark.parametrize("overlap", [Overlap.BUFFER_ONE, Overlap.CANCEL])
+@pytest.mark.parametrize("running", [True, False])
+def test_a_pause_leaves_out_what_waits_but_for_what_was_asked_for(
+    overlap: Overlap, running: bool
+) -> None:
+    def paused(buffered: datetime) -> Plan:
+        stands = replace(standing(running=running, buffered=buffered), paused=True)
+        return plan(rules(overlap), stands, at(2.5))
+
+    scheduled, asked = paused(at(2)), paused(at(2.25))
+    assert (told(scheduled), scheduled.standing.buffered) == ([(2, OVERLAPPED)], None)
+    assert not scheduled.interrupt
+    assert [each.outcome for each in asked.decisions] == ([] if running else [STARTED])
+    assert asked.standing.buffered == (at(2.25) if running else None)
 
 
 @pytest.mark.parametrize("paused", [True, False])

@@ -16,6 +16,7 @@ from engine import (
 )
 from engine.core.reply import Interrupted, Success
 from engine.storage.memory import MemoryDatabase
+from engine.storage.memory_database import Fault
 from engine.testing import TestCluster, VirtualClock
 from tests.eventually import eventually
 
@@ -107,6 +108,32 @@ async def test_a_crash_at_any_time_starts_none_twice_and_loses_none() -> None:
 async def _all_there(cluster: TestCluster, count: int) -> bool:
     ended = [info async for info in cluster.client.executions(Report, status=Status.SUCCEEDED)]
     return len(ended) == count
+
+
+class Punctual(Hourly):
+    skip_if_older_than = timedelta(minutes=1)
+
+
+class Hasty(Hourly):
+    catch_up = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("kind", [Punctual, Hasty])
+async def test_what_was_started_before_its_owner_was_lost_is_noted_and_followed_by_the_next_one(
+    kind: type[Hourly],
+) -> None:
+    """The owner is lost between the request of an instant and its note."""
+    database = MemoryDatabase(VirtualClock(START))
+    async with TestCluster(Report(waits=True), kind(), database=database) as cluster:
+        database.fail_next_flush(Fault.AFTER_COMMIT)
+        await cluster.advance(1.25 * HOUR)
+        schedule = cluster.client.schedule(kind)
+        await eventually(schedule.fires)
+        await cluster.advance(HOUR)
+
+        fires = await schedule.fires()
+        assert [fire.outcome for fire in reversed(fires)] == [STARTED, OVERLAPPED]
+        assert await ids(cluster) == [id_of(kind, 1)]
 
 
 async def test_a_run_lasts_until_its_execution_ends() -> None:
