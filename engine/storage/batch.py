@@ -7,9 +7,10 @@ with what the commits promise; the others are notes that may be lost.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.core.ids import ShardId, Snowflake
+from engine.core.ids import Snowflake
 from engine.storage.columns import (
     NO_REQUESTS,
+    State,
     execution_columns,
     fire_columns,
     inbox_columns,
@@ -19,7 +20,6 @@ from engine.storage.columns import (
     schedule_columns,
     state_columns,
 )
-from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
 from engine.storage.protocol import Commit, NewReply, SaveRequest
 from engine.storage.schedules import ScheduleRow
@@ -34,11 +34,15 @@ class Statement:
 
 
 class Batch:
-    """Commits of one session's shards. ``UnknownGroup`` when one speaks of a group nobody knows."""
+    """Commits of one session's shards. ``UnknownGroup`` when one speaks of a group nobody knows.
+
+    ``overtaken`` are requests that one of them ends before another, whose states are left out.
+    """
 
     def __init__(self, commits: Sequence[Commit], groups: Groups) -> None:
         self._commits = commits
         self._groups = groups
+        self._states, self.overtaken = _states(commits)
 
     def requests(self) -> list[SaveRequest]:
         """Each request once, by its id."""
@@ -65,7 +69,7 @@ class Batch:
             *reply_columns(replies, groups),
             *inbox_columns(((c.shard, c.settled) for c in commits), groups),
             *execution_columns(updates.values()),
-            *state_columns(_latest_states(commits), groups),
+            *state_columns(self._states, groups),
         ]
         return Statement(name="flush", arguments=arguments)
 
@@ -110,15 +114,21 @@ def _first_exits(replies: Iterable[NewReply]) -> list[NewReply]:
     return list(kept.values())
 
 
-def _latest_states(commits: Iterable[Commit]) -> Iterable[tuple[ShardId, StateWrite]]:
-    """Each entity once: an upsert takes no row twice."""
-    latest: dict[tuple[str, str], tuple[ShardId, StateWrite]] = {}
-    for commit in commits:
-        for state in commit.states:
-            name = state.entity_type, state.entity_id
-            if name not in latest or latest[name][1].version < state.version:
-                latest[name] = commit.shard, state
-    return latest.values()
+def _states(commits: Sequence[Commit]) -> tuple[list[State], set[Snowflake]]:
+    """The states to write; and the requests that one commit ends before another that has states."""
+    states: list[State] = []
+    exits: set[Snowflake] = set()
+    overtaken: set[Snowflake] = set()
+    if any(commit.states for commit in commits):
+        for commit in commits:
+            exit = commit.exit
+            if exit is not None and exit in exits:
+                overtaken.update([exit] if commit.states else ())
+                continue
+            states.extend((commit.shard, state, exit) for state in commit.states)
+            if exit is not None:
+                exits.add(exit)
+    return states, overtaken
 
 
 def _last_schedules(commits: Iterable[Commit]) -> Iterable[ScheduleRow]:

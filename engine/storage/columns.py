@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from engine.core.envelope import EnvelopeRequest
-from engine.core.ids import ShardId, entity_key
+from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
 from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
@@ -48,8 +48,12 @@ def execution_columns(updates: Iterable[ExecutionUpdate]) -> Columns:
     return _columns([_execution(update) for update in updates], 8)
 
 
-def state_columns(states: Iterable[tuple[ShardId, StateWrite]], groups: Groups) -> Columns:
-    """Parameters 54 to 59 of ``flush``."""
+State = tuple[ShardId, StateWrite, Snowflake | None]
+"""A state to write, and the request whose exit it comes with."""
+
+
+def state_columns(states: Iterable[State], groups: Groups) -> Columns:
+    """Parameters 54 to 60 of ``flush``."""
     rows = [
         (
             groups.id(shard.group),
@@ -58,10 +62,11 @@ def state_columns(states: Iterable[tuple[ShardId, StateWrite]], groups: Groups) 
             state.entity_id,
             state.version,
             state.payload,
+            request_id,
         )
-        for shard, state in states
+        for shard, state, request_id in states
     ]
-    return _columns(rows, 6)
+    return _columns(rows, 7)
 
 
 def schedule_columns(schedules: Iterable[ScheduleRow], groups: Groups) -> Columns:

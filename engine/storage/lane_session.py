@@ -6,7 +6,7 @@ takes too long, the connection ends, and the locks with it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -175,7 +175,7 @@ class PostgresLaneSession:
         flushed = Flushed(requests={}, replies={})
         if statement is not None:
             rows = await self._write(statement.name, *statement.arguments)
-            flushed = await self._flushed(requests, rows)
+            flushed = await self._flushed(requests, rows, batch.overtaken)
         committed = statement is not None
         for note in notes:
             try:
@@ -189,9 +189,14 @@ class PostgresLaneSession:
         return flushed
 
     async def _flushed(
-        self, requests: Sequence[SaveRequest], rows: Sequence[asyncpg.Record]
+        self,
+        requests: Sequence[SaveRequest],
+        rows: Sequence[asyncpg.Record],
+        overtaken: Collection[Snowflake],
     ) -> Flushed:
-        returned = {row["asked"]: row["seq"] for row in rows if row["outcome"] is None}
+        others = [row for row in rows if row["outcome"] is None]
+        returned = {row["asked"]: row["seq"] for row in others if row["seq"] is not None}
+        late = {row["asked"] for row in others if row["seq"] is None}
         answers = saved_from(row for row in rows if row["outcome"] is not None)
         raced = [r for r in requests if r.envelope.request_id not in answers]
         for _ in range(_RACES):
@@ -201,7 +206,7 @@ class PostgresLaneSession:
             columns = request_columns(raced, self._groups)
             answers |= saved_from(await self._ask("save", *columns, self._channel))
             raced = [r for r in raced if r.envelope.request_id not in answers]
-        return Flushed(requests=answers, replies=returned)
+        return Flushed(requests=answers, replies=returned, overtaken=late.union(overtaken))
 
     async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
         sent = monotonic()

@@ -74,16 +74,17 @@ class MemoryRows:
         self._check_commits(commits)
         requests: dict[Snowflake, Saved] = {}
         replies: dict[Snowflake, int] = {}
+        overtaken: set[Snowflake] = set()
         # As in one SQL statement, requests see what executions were before it.
         for commit in commits:
             asked = [each.envelope.request_id for each in commit.requests]
             for request_id, saved in zip(asked, self.save(commit.requests), strict=True):
                 requests.setdefault(request_id, saved)
         for commit in commits:
-            self._write(commit, replies)
+            self._write(commit, replies, overtaken)
         for commit in commits:
             self._note(commit)
-        return Flushed(requests=requests, replies=replies)
+        return Flushed(requests=requests, replies=replies, overtaken=overtaken)
 
     def interrupt(self, interrupts: Sequence[Interrupt]) -> list[bool]:
         """Put a row for each into its request's inbox, unless that is unknown or has its exit."""
@@ -110,16 +111,20 @@ class MemoryRows:
         else:
             end_trials(shard, self.executions)
 
-    def _write(self, commit: Commit, replies: dict[Snowflake, int]) -> None:
+    def _write(
+        self, commit: Commit, replies: dict[Snowflake, int], overtaken: set[Snowflake]
+    ) -> None:
         self.executions.add_journal(commit.journal)
-        for reply in commit.replies:
-            self._reply(reply, replies)
+        ended = {reply.request_id for reply in commit.replies if self._reply(reply, replies)}
         for seq in commit.settled:
             self._settle(commit.shard, seq)
         if commit.execution is not None:
             self.executions.update(commit.execution)
-        for state in commit.states:
-            self.entities.write(commit.shard, state)
+        if commit.exit is None or commit.exit in ended:
+            for state in commit.states:
+                self.entities.write(commit.shard, state)
+        elif commit.states:
+            overtaken.add(commit.exit)
 
     def _note(self, commit: Commit) -> None:
         """What PostgreSQL writes in statements of their own, after all the rest of a batch."""
@@ -203,13 +208,15 @@ class MemoryRows:
             self._waiting[execution] += 1
         return self._seq
 
-    def _reply(self, reply: NewReply, rows: dict[Snowflake, int]) -> None:
+    def _reply(self, reply: NewReply, rows: dict[Snowflake, int]) -> bool:
+        """Whether it became its request's exit."""
         became_exit = self.replies.add(reply)
         envelope = self._envelopes.get(reply.request_id)
         if became_exit and reply.reply_to is not None and envelope is not None:
             rows[reply.request_id] = self._deliver(
                 reply.reply_to.shard, InboxKind.REPLY, envelope, reply.reply_to.execution
             )
+        return became_exit
 
     def _settle(self, shard: ShardId, seq: int) -> None:
         row = self._known(shard).remove(seq)

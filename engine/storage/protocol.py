@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo
-from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
+from engine.core.ids import EntityAddress, MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
 from engine.core.reply import ReplyKind
 from engine.core.status import Status
@@ -179,6 +179,10 @@ SUSPECT: Final = 3
 is delivered on trial, and blamed for nothing else."""
 
 
+Recipient = EntityAddress | Snowflake
+"""An entity, or an execution."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboxRow:
     """Something to deliver. ``seq`` orders a shard's rows and names the row.
@@ -203,6 +207,11 @@ class InboxRow:
     target: int | None = None
     failures: int = 0
     trial: bool = False
+
+    @property
+    def recipient(self) -> Recipient:
+        """Who has to take it."""
+        return self.envelope.address if self.execution is None else self.execution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +248,9 @@ class Commit:
     """What one owner writes for one shard, all of it or nothing.
 
     ``settled`` are the inbox rows (``seq``) this deletes. Executions appear at most once a batch,
-    an entity's state too (of two writes of one entity the later version is kept).
+    an entity's state too (of two writes of one entity the later version is kept). States that come
+    with the exit of a request are written only if it becomes that: a request has one exit, and
+    changes nothing besides.
 
     ``failed`` are inbox rows to count a failed delivery of, ``tried`` such as are about to be
     delivered on trial; ``schedules`` and ``fires`` are written as they are. These four go out in
@@ -258,14 +269,22 @@ class Commit:
     schedules: Sequence[ScheduleRow] = ()
     fires: Sequence[Fire] = ()
 
+    @property
+    def exit(self) -> Snowflake | None:
+        """The request that this ends, if any."""
+        ends = (each for each in self.replies if each.kind is not ReplyKind.CHUNK)
+        return next((each.request_id for each in ends), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flushed:
     """What a flush made. ``requests``: by the request id that was asked for, what became of it.
-    ``replies``: the seq of the REPLY inbox row, by the answered request id."""
+    ``replies``: the seq of the REPLY inbox row, by the answered request id. ``overtaken``: requests
+    that had an exit before the one that came with states."""
 
     requests: Mapping[Snowflake, Saved]
     replies: Mapping[Snowflake, int]
+    overtaken: Collection[Snowflake] = ()
 
 
 class LaneSession(Protocol):

@@ -153,6 +153,45 @@ async def test_a_state_and_the_reply_are_written_together(
     assert await seqs_of(lane) == []
 
 
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_state_whose_exit_comes_second_is_not_saved(
+    process: Process, lane: LaneSession, together: bool
+) -> None:
+    request = await save_one(process, message())
+    other = await save_one(process, message(entity="sku-2"))
+    first = Commit(shard=ONE, replies=[success(request, b"first")])
+    second = Commit(shard=ONE, replies=[success(request, b"second")], states=[state(1, b"2")])
+    beside = Commit(shard=ONE, replies=[success(other)], states=[state(1, entity="sku-2")])
+
+    if together:
+        flushed = await lane.flush([first, second, beside])
+    else:
+        assert (await lane.flush([first])).overtaken == set()
+        flushed = await lane.flush([second, beside])
+
+    assert flushed.overtaken == {request.envelope.request_id}
+    assert await stored(process) is None
+    assert await stored(process, ("Stock", "sku-2")) == (1, b"{}")
+    await lane.flush([Commit(shard=ONE, states=[state(1, b"3")])])
+    assert await stored(process) == (1, b"3")
+
+
+async def test_of_two_states_the_later_is_not_kept_when_its_exit_comes_second(
+    process: Process, lane: LaneSession
+) -> None:
+    request = await save_one(process, message())
+    await lane.flush([Commit(shard=ONE, replies=[success(request)])])
+
+    await lane.flush(
+        [
+            Commit(shard=ONE, states=[state(1, b"1")]),
+            Commit(shard=ONE, states=[state(2, b"2")], replies=[success(request)]),
+        ]
+    )
+
+    assert await stored(process) == (1, b"1")
+
+
 async def test_a_state_outlives_its_owner(
     world: World, process: Process, lane: LaneSession
 ) -> None:

@@ -29,7 +29,7 @@ HOT_TABLES = {
 }
 HOT = {
     "save": (*[[]] * 20, None),
-    "flush": (*[[]] * 20, None, *[[]] * 38),
+    "flush": (*[[]] * 20, None, *[[]] * 39),
     "flush_journal": [[]] * 14,
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),

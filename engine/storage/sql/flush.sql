@@ -4,7 +4,8 @@
 -- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
 -- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
 -- empty when a plan was made would be read from end to end by a join. An exit has the last sequence
--- of its request; it is looked for behind what was acknowledged, where no deleted chunks are.
+-- of its request; it is looked for behind what was acknowledged, where no deleted chunks are. A state
+-- that came with an exit is saved if that was; an answer without a seq says that it was not.
 with asked as (
     select
         a.*, k.request_id as known, k.payload as known_payload,
@@ -170,14 +171,26 @@ moved as (
     ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting, verdict)
     where x.request_id = m.request_id
 ),
+offered as (
+    select
+        u.*, u.request_id is null
+            or (u.request_id in (select r.request_id from replied r where r.kind <> 0)) is true
+            as accepted
+    from unnest(
+        $54::int[], $55::smallint[], $56::text[], $57::text[], $58::bigint[], $59::bytea[],
+        $60::bigint[]
+    ) with ordinality
+        as u (group_id, shard, entity_type, entity_id, version, payload, request_id, nth)
+),
 saved as (
     insert into engine.entity_states as s (
         group_id, shard, entity_type, entity_id, version, payload
     )
-    select * from unnest(
-        $54::int[], $55::smallint[], $56::text[], $57::text[], $58::bigint[], $59::bytea[]
-    ) as u (group_id, shard, entity_type, entity_id, version, payload)
-    order by u.entity_type, u.entity_id
+    select distinct on (o.entity_type, o.entity_id)
+        o.group_id, o.shard, o.entity_type, o.entity_id, o.version, o.payload
+    from offered o
+    where o.accepted
+    order by o.entity_type, o.entity_id, o.version desc, o.nth
     on conflict (entity_type, entity_id) do update
     set
         group_id = excluded.group_id,
@@ -189,4 +202,6 @@ saved as (
 )
 select a.outcome, a.asked, a.found, a.seq, a.payload from answers a
 union all
-select null, b.request_id, null, b.seq, null from returned b;
+select null, b.request_id, null, b.seq, null from returned b
+union all
+select null, o.request_id, null, null, null from offered o where not o.accepted;
