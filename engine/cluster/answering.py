@@ -39,7 +39,7 @@ class Answers(Protocol):
         """Send the exit, after the last chunks and together with them and with a new state.
 
         The future ends when that is done; ``BadBatch`` when the state was not saved (and a
-        ``Defect`` was sent instead).
+        ``Defect`` was sent instead), ``Overtaken`` when the request had its exit before.
         """
         ...
 

@@ -15,7 +15,7 @@ from engine.cluster.message import Message
 from engine.cluster.rpc import RpcDefinition
 from engine.cluster.state import Working
 from engine.cluster.stream import Moved
-from engine.cluster.write import write
+from engine.cluster.write import Overtaken, write
 from engine.core.errors import EntityDefect, ErrorDetails, InvalidPayload, OwnershipLost
 from engine.core.reply import Defect, Exit, Failure, Interrupted, Success
 from engine.storage.entities import StateWrite
@@ -50,9 +50,10 @@ class Handling:
         """Handle the message and send its exit. Cancelled from outside, it sends nothing: the
         message is delivered again, here or to the shard's next owner."""
         message, instance = self._message, self._instance
-        message.begun = message.tried = True
         try:
-            exit = await self._exit()
+            position = await self._position()
+            message.begun = message.tried = True
+            exit = await self._exit(position)
             change = self._change()
         except EntityDefect as error:
             instance.broke(message, error)
@@ -66,6 +67,8 @@ class Handling:
         if change is None and instance.cell is not None and not message.readonly:
             instance.cell.roll_back()
         instance.worked()
+        if message.answered:
+            return  # it has not heeded the loss of its shard, and its caller was told of that
         try:
             await self._answer(exit, change)
         except OwnershipLost:
@@ -75,48 +78,54 @@ class Handling:
             )
 
     async def _answer(self, exit: Exit, change: StateWrite | None) -> None:
-        message, instance = self._message, self._instance
-        message.answered = True
+        message, cell = self._message, self._instance.cell
+        message.handled = True
         if change is None:
-            instance.host.ended(message, self._send(exit))
+            self._send(exit)
             return
         assert self._working is not None
-        assert instance.cell is not None
+        assert cell is not None
         try:
             if message.row is None:  # nothing of it is stored but what it changed
                 commit = Commit(shard=message.shard.id, states=[change])
-                await write(instance.host.delivery, message.shard, commit)
-                instance.host.ended(message, self._send(exit))
+                await write(self._instance.host.delivery, message.shard, commit)
+                self._send(exit)
             else:
-                done = self._send(exit, change)
-                instance.host.ended(message, done)
-                await done
+                await self._send(exit, change)
+        except Overtaken:
+            cell.roll_back()
         except BadBatch as error:
-            instance.cell.roll_back()
+            cell.roll_back()
             if message.row is None:
-                refused = Defect(ErrorDetails("BadBatch", f"the state was refused: {error}"))
-                instance.host.ended(message, self._send(refused))
+                self._send(Defect(ErrorDetails("BadBatch", f"the state was refused: {error}")))
         else:
-            instance.cell.saved(change, self._working)
+            cell.saved(change, self._working)
 
     def _send(self, exit: Exit, change: StateWrite | None = None) -> "asyncio.Future[None]":
-        return self._message.answers.end(
-            exit, chunks=self._chunks, sequence=self._sequence, state=change
-        )
+        message = self._message
+        message.answered = True
+        done = message.answers.end(exit, chunks=self._chunks, sequence=self._sequence, state=change)
+        self._instance.host.ended(message, done)
+        return done
 
-    async def _exit(self) -> Exit:
+    async def _position(self) -> StreamPosition:
+        """Behind which chunks its answer begins; before that is known nothing of it has begun."""
+        tag = self._message.envelope.tag
+        rpc = self._rpcs.get(tag)
+        if tag == REPLACE_STATE or (rpc is not None and not rpc.stream):
+            return StreamPosition()
+        return await self._instance.host.streams.position(self._message)
+
+    async def _exit(self, position: StreamPosition) -> Exit:
         """Run the handler. Raises what is a defect of the entity, and its own cancellation."""
         envelope = self._message.envelope
         if envelope.tag == REPLACE_STATE:
             return self._replace_state()
+        self._sequence = position.next_sequence
+        rpc = self._rpcs.get(envelope.tag)
+        if rpc is None:
+            return _no_handler(self._instance.host.name, envelope.tag, self._rpcs)
         try:
-            rpc = self._rpcs.get(envelope.tag)
-            position = StreamPosition()
-            if rpc is None or rpc.stream:
-                position = await self._instance.host.streams.position(self._message)
-                self._sequence = position.next_sequence
-            if rpc is None:
-                return _no_handler(self._instance.host.name, envelope.tag, self._rpcs)
             args, kwargs = rpc.signature.decode(envelope.payload)
         except InvalidPayload as error:
             return Defect(ErrorDetails.of(error))

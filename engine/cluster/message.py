@@ -15,9 +15,9 @@ from engine.storage.protocol import InboxRow
 class Message:
     """``row`` is its inbox row, None for a volatile one. ``failures`` counts its failed deliveries.
 
-    ``readonly``: its handler cannot write. ``begun``: its task runs. ``tried``: one has run, so
+    ``readonly``: its handler cannot write. ``begun``: its handler runs. ``tried``: one has run, so
     that a volatile message must not go to another owner. ``interrupted``: an interrupt has reached
-    its handler. ``answered``: its exit is on its way.
+    its handler. ``handled``: that has come to its end. ``answered``: its exit is on its way.
     """
 
     __slots__ = (
@@ -26,6 +26,7 @@ class Message:
         "begun",
         "envelope",
         "failures",
+        "handled",
         "interrupted",
         "readonly",
         "row",
@@ -52,6 +53,7 @@ class Message:
         self.begun: bool = False
         self.tried: bool = False
         self.interrupted: bool = False
+        self.handled: bool = False
         self.answered: bool = False
         self.task: asyncio.Task[None] | None = None
 
@@ -61,8 +63,9 @@ class Message:
 
     @property
     def interruptible(self) -> bool:
-        """Whether its sender may interrupt it."""
-        return not self.envelope.uninterruptible & Uninterruptible.CLIENT
+        """Whether an interrupt by its sender still means anything."""
+        over = self.handled or self.answered
+        return not (over or self.envelope.uninterruptible & Uninterruptible.CLIENT)
 
     @property
     def stays(self) -> bool:

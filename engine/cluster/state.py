@@ -92,33 +92,56 @@ class StateCell:
 
     INVARIANT saved-only: ``version`` and ``payload`` are those of a committed row; a writer's
     change counts from its commit on, and the next writer begins after it.
+
+    What is stored need not fit the model, which may be a later one: that is found by who works on
+    it, and does not keep it from being replaced.
     """
 
-    __slots__ = ("_live", "_payload", "_state", "version")
+    __slots__ = ("_live", "_payload", "_read", "_state", "version")
 
     def __init__(self, state: State[Any], stored: StoredState | None) -> None:
-        """``InvalidPayload`` when what is stored does not fit the model."""
         self._state = state
-        self._live: Any = state.begin() if stored is None else state.codec.decode(stored.payload)
+        self._live: Any = state.begin() if stored is None else None
         self._payload = state.codec.encode(self._live) if stored is None else stored.payload
+        self._read = stored is None
         self.version: int = 0 if stored is None else stored.version
 
     def working(self, *, readonly: bool) -> Working:
-        """For one handler: the live object for a writer, a copy of its own for a reader."""
+        """For one handler: the live object for a writer, a copy of its own for a reader.
+
+        ``InvalidPayload`` when what is stored does not fit the model.
+        """
         if not readonly and self._live is not None:
             return Working(self._live)
-        value = self._state.codec.decode(self._payload)
+        value = self._saved()
         if not readonly:
             self._live = value
         return Working(value)
 
+    def _saved(self) -> Any:
+        codec = self._state.codec
+        if self._read:
+            return codec.decode(self._payload)
+        try:
+            value = codec.decode(self._payload)
+        except InvalidPayload as error:
+            raise InvalidPayload(
+                f"version {self.version} of {error}; have the model accept what is stored, or"
+                f" replace it: outlast state TYPE/ID --set JSON --version {self.version}"
+            ) from error
+        self._payload = codec.encode(value)  # an earlier model may have put it in other words
+        self._read = True
+        return value
+
     def change(self, working: Working, entity_type: str, entity_id: str) -> StateWrite | None:
         """What is to be saved of a handler's work, if anything; ``InvalidPayload`` when it does
-        not fit the model."""
+        not fit the model, or would not when it is read again."""
         codec = self._state.codec
         payload = codec.encode(codec.validate(working.value))
         if payload == self._payload:
             return None
+        # A model's instance passes for valid, whatever was assigned to its fields.
+        working.value = codec.decode(payload)
         return StateWrite(
             entity_type=entity_type,
             entity_id=entity_id,
@@ -139,6 +162,7 @@ class StateCell:
 
     def saved(self, write: StateWrite, working: Working) -> None:
         self.version, self._payload, self._live = write.version, write.payload, working.value
+        self._read = True
 
     def roll_back(self) -> None:
         """Forget what a handler did to the live object."""

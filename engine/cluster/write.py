@@ -12,10 +12,14 @@ from engine.core.errors import OwnershipLost
 from engine.storage.protocol import BadBatch, Commit, Flushed
 
 
+class Overtaken(Exception):
+    """The request had its exit already, so that the state that came with another was not saved."""
+
+
 class Write:
-    """A ``CommitSource``. ``done`` gives None once the commit is durable, or ``BadBatch`` when it
-    was refused for good; it never ends when the shard is lost first, so await it only in work that
-    is cancelled then."""
+    """A ``CommitSource``. ``done`` gives None once the commit is durable, ``BadBatch`` when it was
+    refused for good, ``Overtaken`` when its exit was, and its states with that; it never ends when
+    the shard is lost first, so await it only in work that is cancelled then."""
 
     __slots__ = ("_commit", "_delivery", "_shard", "done")
 
@@ -30,10 +34,15 @@ class Write:
 
     def committed(self, flushed: Flushed) -> None:
         self._delivery.committed(self._shard, self._commit, flushed)
-        if not self.done.done():
+        if self._commit.states and self._commit.exit in flushed.overtaken:
+            self._fail(Overtaken(f"request {self._commit.exit} has its exit already"))
+        elif not self.done.done():
             self.done.set_result(None)
 
     def refused(self, error: BadBatch) -> None:
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # not everybody looks

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
+import asyncpg
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from engine import ConfigurationError, Entity, EntityDefect, RequestFailed, State, rpc
+from engine.entities import ask_to_replace_state, replaced
+from engine.storage.memory_database import Fault
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -176,6 +181,136 @@ async def test_a_handler_that_changes_nothing_writes_no_state() -> None:
         account = cluster.client.entity(Account, "a")
         await account.nothing()
         assert await cluster.client._node.storage.states([("Account", "a")]) == {}
+
+
+class Till(Account):
+    @rpc(persisted=False)
+    async def take(self, n: int) -> int:
+        self.state.total += n
+        return self.state.total
+
+
+async def test_a_volatile_call_is_told_when_its_shard_is_lost_before_its_change_was_saved(
+    where: dict[str, Any],
+) -> None:
+    async with asyncio.timeout(40), TestCluster(Till(), **where) as cluster:
+        till = cluster.client.entity(Till, "t")
+        assert await till.take(1) == 1
+        async with _next_write_lost(cluster):
+            with pytest.raises(RequestFailed, match="RunnerLost"):
+                await till.take(10)
+        assert [await till.total(), await till.add(1)] == [1, 2]
+
+
+@asynccontextmanager
+async def _next_write_lost(cluster: TestCluster) -> AsyncGenerator[None]:
+    """The runner loses its shards while it saves the next change."""
+    if cluster.database is not None:
+        cluster.database.fail_next_flush(Fault.BEFORE_COMMIT)
+        yield
+        return
+    connection = await asyncpg.connect(cluster.settings.dsn)
+    try:
+        async with connection.transaction(), asyncio.TaskGroup() as group:
+            await connection.execute("lock engine.entity_states in share row exclusive mode")
+            group.create_task(_crash_at_write(cluster, connection))
+            yield
+    finally:
+        await connection.close()
+
+
+async def _crash_at_write(cluster: TestCluster, connection: asyncpg.Connection) -> None:
+    waits = (
+        "select 1 from pg_locks where relation = 'engine.entity_states'::regclass and not granted"
+    )
+    await eventually(lambda: connection.fetchval(waits))
+    await cluster.crash()
+
+
+def _small(number: int) -> int:
+    if number > 5:
+        raise RuntimeError("too large")
+    return number
+
+
+class Strict(BaseModel):
+    number: Annotated[int, AfterValidator(_small)] = 0
+
+
+class Loose(BaseModel):
+    number: int = 0
+
+
+class Wider(Loose):
+    unit: str = "kg"
+
+
+class Scales(Entity):
+    state = State(Strict)
+
+    @rpc
+    async def put(self, number: int) -> int:
+        self.state.number = number
+        return number
+
+    @rpc
+    async def weigh(self) -> int:
+        return self.state.number
+
+    @rpc(readonly=True)
+    async def look(self) -> int:
+        return self.state.number
+
+
+class LooseScales(Scales):
+    name = "Scales"
+    state = State(Loose)  # type: ignore[assignment]
+
+
+class WiderScales(Scales):
+    name = "Scales"
+    state = State(Wider)  # type: ignore[assignment]
+
+
+async def test_what_would_not_validate_when_it_is_read_again_is_not_saved(
+    where: dict[str, Any],
+) -> None:
+    async with TestCluster(Scales(), **where) as cluster:
+        scales = cluster.client.entity(Scales, "s")
+        await scales.put(3)
+        with pytest.raises(RequestFailed, match="too large"):
+            await scales.put(9)
+        assert [await scales.look(), await scales.weigh()] == [3, 3]
+        await cluster.crash()
+        assert await scales.weigh() == 3
+
+
+async def test_a_state_that_a_later_model_refuses_is_its_callers_failure_until_it_is_replaced(
+    where: dict[str, Any],
+) -> None:
+    async with TestCluster(LooseScales(), **where) as before:
+        await before.client.entity(LooseScales, "s").put(9)
+    where = {**where, "database": before.database}
+    async with asyncio.timeout(20), TestCluster(Scales(), **where) as cluster:
+        scales = cluster.client.entity(Scales, "s")
+        for call in (scales.look, scales.weigh, scales.look):
+            with pytest.raises(RequestFailed, match="outlast state"):
+                await call()
+        node = cluster.client._node
+        request = await ask_to_replace_state(node, "Scales", "s", version=1, value=b'{"number":4}')
+        assert replaced("Scales", "s", await node.replies.wait(request)) == 2
+        assert [await scales.look(), await scales.weigh(), await scales.put(5)] == [4, 4, 5]
+
+
+async def test_a_reader_may_read_what_an_earlier_model_has_written(where: dict[str, Any]) -> None:
+    async with TestCluster(LooseScales(), **where) as before:
+        await before.client.entity(LooseScales, "s").put(2)
+    where = {**where, "database": before.database}
+    async with TestCluster(WiderScales(), **where) as cluster:
+        scales = cluster.client.entity(WiderScales, "s")
+        assert [await scales.look(), await scales.weigh(), await scales.look()] == [2, 2, 2]
+        states = await cluster.client._node.storage.states([("Scales", "s")])
+        assert states["Scales", "s"].version == 1
 
 
 async def test_the_state_is_out_of_reach_outside_the_handlers() -> None:
