@@ -150,8 +150,8 @@ class Delivery:
     def unpark(self, name: str) -> None:
         """Read again what waited for an entity type or workflow that is served from now on."""
         parked = self.parking.unpark(name)
-        for shard, seq in parked:
-            shard.give_back(seq)
+        for shard, row in parked:
+            shard.give_back(row.seq, row.recipient)
         self.ring({shard.id for shard, _ in parked})
 
     @property
@@ -275,6 +275,9 @@ class Delivery:
         shard = self.shards.get(row.shard)
         if shard is None or row.seq in shard.in_flight:
             return
+        passed_over = shard.passed_over
+        if passed_over and row.kind is InboxKind.REQUEST and row.recipient in passed_over:
+            return
         shard.in_flight.add(row.seq)
         if not shard.accepting:
             return  # it is the next owner's, and not to be read here again and again
@@ -293,7 +296,7 @@ class Delivery:
             if host is not None:
                 host.deliver(shard, row)
             elif row.kind is InboxKind.INTERRUPT and row.execution is None:
-                self.unhandled.interrupt(shard, row)
+                self.interrupt(shard, row)
             else:
                 forever = row.execution is not None
                 self.parking.park(row.envelope.address.entity_type, shard, row, forever=forever)
@@ -302,6 +305,14 @@ class Delivery:
                 "a message cannot be handled here; it waits for the shard's next owner",
                 extra={"request_id": row.envelope.request_id, "shard": str(shard.id)},
             )
+
+    def interrupt(self, shard: OwnedShard, row: InboxRow) -> None:
+        """Obey an interrupt of a request that no handler has in hand."""
+        if self.unhandled.interrupt(shard, row) and row.target is not None:
+            # INVARIANT interrupt-once: it is not delivered between this and its commit.
+            shard.in_flight.add(row.target)
+            self._suspects.settled([row.target])
+            self.parking.settled([row.target])
 
     def _host_of(self, row: InboxRow) -> MessageHost | None:
         if row.execution is not None:

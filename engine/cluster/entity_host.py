@@ -74,7 +74,7 @@ class EntityHost:
         instance = self._instances.get(shard, id)
         waits = self._waiting.get(shard, id) is not None
         if waits or (instance is not None and (instance.held or not instance.accepts)):
-            shard.give_back(row.seq)
+            shard.give_back(row.seq, row.recipient)
             return
         message = self._message(
             shard,
@@ -162,11 +162,8 @@ class EntityHost:
     def _interrupt(self, shard: OwnedShard, row: InboxRow) -> None:
         message = self._messages.get(shard, row.envelope.request_id)
         if message is None:
-            if row.target is not None:
-                # INVARIANT interrupt-once: it is not delivered between this and its commit.
-                shard.in_flight.add(row.target)
-            self.delivery.unhandled.interrupt(shard, row)
-        elif message.answered or not message.interruptible:
+            self.delivery.interrupt(shard, row)
+        elif not message.interruptible:
             settle(self.delivery, shard, [row.seq])
         else:
             message.interrupted_by(row.seq)

@@ -5,7 +5,7 @@ Put here by ``cluster.delivery`` and ``workflow.host``; taken out when the type 
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -44,12 +44,12 @@ class Parking:
         if until is not None and self._alarm is None:
             self._alarm = self._clock.call_at(until, self._look)
 
-    def unpark(self, name: str) -> Iterable[tuple[OwnedShard, int]]:
-        """Take out what waits for a type: the shards and ``seq`` of the rows."""
-        return [(each.shard, seq) for seq, each in self._rows.pop(name, {}).items()]
+    def unpark(self, name: str) -> Collection[tuple[OwnedShard, InboxRow]]:
+        """Take out what waits for a type."""
+        return [(each.shard, each.row) for each in self._rows.pop(name, {}).values()]
 
     def settled(self, seqs: Iterable[int]) -> None:
-        """These rows are answered."""
+        """These rows are answered, or about to be."""
         for rows in self._rows.values():
             for seq in seqs:
                 rows.pop(seq, None)

@@ -7,7 +7,7 @@ shard, which stops as soon as ``alive`` is false.
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
-from engine.storage.protocol import Fence
+from engine.storage.protocol import Fence, Recipient
 
 
 class OwnedShard:
@@ -16,6 +16,9 @@ class OwnedShard:
     ``in_flight`` are the inbox rows handed out here; a row leaves only after the flush that
     deleted it, or when it is given back. ``held`` are entities and executions whose requests are
     to stay in the inbox for now. ``accepting`` is false while the shard is being given away.
+
+    INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
+    began. What that sweep reads of them came later, so it is left for the next one as well.
 
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
@@ -33,6 +36,7 @@ class OwnedShard:
         "id",
         "in_flight",
         "lane",
+        "passed_over",
         "runner",
     )
 
@@ -44,6 +48,7 @@ class OwnedShard:
         self.generation: int = lane.generation
         self.in_flight: set[int] = set()
         self.held: set[int] = set()
+        self.passed_over: set[Recipient] = set()
         self.behind: bool = True
         self._missed: bool = True
         self.alive: bool = True
@@ -67,9 +72,11 @@ class OwnedShard:
         if self.alive:
             self.lane.ring((self.id,))
 
-    def give_back(self, seq: int) -> None:
-        """A row that cannot be taken now: it stays in the inbox and is read again later."""
+    def give_back(self, seq: int, recipient: Recipient) -> None:
+        """A row that cannot be taken now: it stays in the inbox and is read again later, and so is
+        what came for the same recipient after it."""
         self.in_flight.discard(seq)
+        self.passed_over.add(recipient)
         self.fall_behind()
 
     def fall_behind(self) -> None:
@@ -77,6 +84,7 @@ class OwnedShard:
         self.behind = self._missed = True
 
     def begin_sweep(self) -> None:
+        self.passed_over.clear()
         self._missed = bool(self.held)
 
     def end_sweep(self, *, more: bool) -> None:

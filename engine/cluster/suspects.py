@@ -111,7 +111,7 @@ class Suspects:
         """Leave a line in the inbox, as its entity takes nothing now: all of it is read again."""
         line = self._lines.pop(address)
         for row in line.rows:
-            line.shard.give_back(row.seq)
+            line.shard.give_back(row.seq, address)
         self.settled([row.seq for row in line.rows])
 
     def _thin_out(self, address: EntityAddress) -> None:

@@ -47,13 +47,14 @@ class Unhandled:
         self._ending: list[_Ending] = []
         self._task: asyncio.Task[None] | None = None
 
-    def interrupt(self, shard: OwnedShard, row: InboxRow) -> None:
-        """Obey an interrupt of a request that nobody can have begun here."""
+    def interrupt(self, shard: OwnedShard, row: InboxRow) -> bool:
+        """Obey an interrupt of a request that nobody can have begun here; whether that ends it."""
         refused = row.envelope.uninterruptible & Uninterruptible.CLIENT
         if row.reply is not None or refused:
             self._submit(shard, Commit(shard=shard.id, settled=[row.seq]))
-        else:
-            self.end(shard, row, Interrupted())
+            return False
+        self.end(shard, row, Interrupted())
+        return True
 
     def end(
         self, shard: OwnedShard, row: InboxRow, exit: Exit, *, settled: Sequence[int] = ()

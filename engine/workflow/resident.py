@@ -177,7 +177,7 @@ class ResidentExecution:
         self._stop_work()
         self._residents.forget(self)
         for seq in self._ledger.held:
-            self.shard.give_back(seq)
+            self.shard.give_back(seq, self.id)
         self.shard.lane.ring((self.shard.id,))
         self._free()
 

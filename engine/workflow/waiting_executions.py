@@ -41,7 +41,7 @@ class WaitingExecutions:
         if self._shards[id] is None:
             self._shards[id] = shard
             shard.hold(id)
-        shard.give_back(row.seq)
+        shard.give_back(row.seq, id)
 
     def forget(self, shard: OwnedShard) -> None:
         """The shard is another owner's now."""
