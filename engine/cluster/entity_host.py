@@ -73,7 +73,7 @@ class EntityHost:
         id = row.envelope.address.entity_id
         instance = self._instances.get(shard, id)
         waits = self._waiting.get(shard, id) is not None
-        if waits or (instance is not None and (instance.held or not instance.accepts)):
+        if waits or (instance is not None and instance.held):
             shard.give_back(row.seq, row.recipient)
             return
         message = self._message(
@@ -93,10 +93,15 @@ class EntityHost:
         """Handle a message that is not stored; ``MailboxFull`` when it would have to wait
         elsewhere than in a mailbox. The request's id must be new."""
         instance = self._instances.get(shard, envelope.address.entity_id)
-        if instance is not None and not instance.accepts:
+        if instance is not None and instance.mailbox.full:
             raise MailboxFull(
                 f"the mailbox of {envelope.address} holds {instance.mailbox.capacity} messages;"
                 " send again later, raise mailbox_capacity, or make the handler persisted"
+            )
+        if instance is not None and instance.yielding:
+            raise MailboxFull(
+                f"{envelope.address} leaves memory, where others wait for a place;"
+                " send again later, raise max_resident, or make the handler persisted"
             )
         if instance is None and not self.residency.room():
             raise MailboxFull(
@@ -221,10 +226,12 @@ class EntityHost:
         self, message: Message, error: BaseException, suspect: bool, running: Collection[Message]
     ) -> bool:
         """The entity broke with this message waiting or in hand; whether that is its end."""
-        if message.row is None:
+        if message.interrupted:
+            exit: Exit = Interrupted()
+        elif message.row is None:
             if message not in running:
                 return False
-            exit: Exit = Defect(ErrorDetails.of(error))
+            exit = Defect(ErrorDetails.of(error))
         elif suspect:
             message.failures += 1
             if message.failures < self.delivery.max_deliveries:

@@ -49,6 +49,7 @@ class Instance:
         self._gone = False
         self._held = False
         self._yielding = False
+        self._rebuilding = False
         self._defects = 0
         self._alarm: Alarm | None = None
         self._idle_until = host.clock.now()
@@ -57,30 +58,31 @@ class Instance:
     # --- messages ---------------------------------------------------------------------------------
 
     @property
-    def accepts(self) -> bool:
-        """Whether the mailbox has room for a message."""
-        return not self.mailbox.full
+    def held(self) -> bool:
+        """Whether its stored messages stay in the database for now: the mailbox is full, or was."""
+        return self._held
 
     @property
-    def held(self) -> bool:
-        """Whether its stored messages stay in the database for now."""
-        return self._held
+    def yielding(self) -> bool:
+        """Whether it takes nothing at all, since others wait for its place in memory."""
+        return self._yielding
 
     def put(self, message: Message) -> None:
         self.host.residency.enter(self)
         self.mailbox.put(message)
-        if self.mailbox.full:
-            self._hold()
+        self._gauge()
 
     def _start(self, message: Message) -> None:
         self.host.start(self, message)
-        if self._held and not self._yielding and len(self.mailbox) <= self.mailbox.capacity // 2:
-            self._release()
+        self._gauge()
 
     def ended(self, message: Message) -> None:
-        """A message's task has ended."""
+        """A message's task has ended, or it has ended in the mailbox."""
+        if self._gone or self._rebuilding:
+            return
         self.mailbox.ended(message)
-        if self._gone or not self.mailbox.empty:
+        self._gauge()
+        if not self.mailbox.empty:
             return
         if self.entity is not None and is_kept(self.entity):
             self.host.residency.leave(self)
@@ -117,6 +119,14 @@ class Instance:
     def _unyield(self) -> None:
         if self._yielding:
             self._yielding = False
+            self._gauge()
+
+    def _gauge(self) -> None:
+        """Whenever there are more or fewer messages: a full mailbox leaves those that are stored
+        where they are until it is half empty, one that gives way for as long as it does."""
+        if self.mailbox.full:
+            self._hold()
+        elif self._held and not self._yielding and len(self.mailbox) <= self.mailbox.capacity // 2:
             self._release()
 
     def _hold(self) -> None:
@@ -170,6 +180,9 @@ class Instance:
             extra={"entity": f"{self.host.name}/{self.id}", "defects": self._defects + 1},
             exc_info=error,
         )
+        if self._rebuilding:
+            return
+        self._rebuilding = True
         self._defects += 1
         self.mailbox.pause()
         running = list(self.mailbox.running)
@@ -178,13 +191,15 @@ class Instance:
     async def _rebuild(
         self, blamed: Message | None, error: BaseException, running: list[Message]
     ) -> None:
-        tasks = [each.task for each in running if each.task is not None and each is not blamed]
-        for task in tasks:
-            task.cancel()
+        tasks = [each.task for each in running if each.task is not None]
+        for each in running:
+            # What a handler changed may be on its way into storage: the next state is read after.
+            if each.task is not None and each is not blamed and not each.handled:
+                each.task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         if self._gone:
-            return
+            return  # with its shard, and so are its messages
         for each in running:
             self.mailbox.ended(each)
         self.mailbox.put_back([each for each in running if not each.answered])
@@ -199,5 +214,9 @@ class Instance:
         )
         delay = min(_BACKOFF * 2 ** min(self._defects - 1, 20), _BACKOFF_LIMIT)
         self.host.clock.call_at(self.host.clock.now() + delay, self._build)
+        self._rebuilding = False
         if self.mailbox.empty:
             self.evict()
+        else:
+            self.host.residency.enter(self)
+            self._gauge()

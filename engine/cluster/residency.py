@@ -78,9 +78,6 @@ class Residency:
                 resident.give_way()
                 return
 
-    def waiting(self, key: Hashable) -> bool:
-        return key in self._waiting
-
     def forget(self, key: Hashable) -> None:
         """It waits no more."""
         self._waiting.pop(key, None)

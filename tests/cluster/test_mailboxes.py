@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from engine import Entity, EntityDefect, RequestFailed, rpc
+from engine import Entity, EntityDefect, MailboxFull, RequestFailed, rpc
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -262,6 +264,122 @@ async def test_what_breaks_its_entity_too_often_is_a_dead_letter_and_the_next_is
                 await bad
             assert gate.built["b"] == 4
             assert await handle.step(0) == 1
+
+
+class Duo(Entity):
+    """The first to be ``bad`` breaks the entity while another is handled beside it."""
+
+    concurrency = 2
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    @rpc
+    async def slow(self) -> str:
+        with self.running("slow"):
+            await asyncio.sleep(0.01)
+            await self.gate.open.wait()
+        return "slow"
+
+    @rpc
+    async def bad(self) -> str:
+        with self.running("bad"):
+            await asyncio.sleep(0.01)
+            if self.gate.built["bad"] == 1:
+                raise EntityDefect("broken")
+        return "bad"
+
+    @contextmanager
+    def running(self, what: str) -> Generator[None]:
+        self.gate.built[what] += 1
+        self.gate.now[f"{id(self)}"] += 1
+        self.gate.most["instances"] = max(self.gate.most["instances"], len(+self.gate.now))
+        try:
+            yield
+        finally:
+            self.gate.now[f"{id(self)}"] -= 1
+
+
+@pytest.mark.parametrize("others", ["before", "after"])
+async def test_a_defect_with_two_messages_in_hand_loses_neither_and_there_is_one_entity(
+    where: dict[str, Any], others: str
+) -> None:
+    """``others`` ask for its place in memory while it breaks, or when it has been built anew."""
+    gate = Gate()
+    async with TestCluster(Duo(gate), Free(), max_resident=1, **where) as cluster:
+        duo, free = cluster.client.entity(Duo, "d"), cluster.client.entity(Free, "f")
+        calls = [asyncio.ensure_future(duo.slow()), asyncio.ensure_future(duo.bad())]
+        await eventually(lambda: gate.built == {"slow": 1, "bad": 1})
+        if others == "before":
+            calls.append(asyncio.ensure_future(free.add(1)))
+        await eventually(lambda: _rebuilt(cluster, gate))
+        if others == "after":
+            calls.append(asyncio.ensure_future(free.add(1)))
+        calls.append(asyncio.ensure_future(duo.bad()))
+        await eventually(lambda: _in_hand(cluster, "Duo"))
+        await cluster.runner.sharding.poll_storage()
+        gate.open.set()
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*calls) == ["slow", "bad", 1, "bad"]
+    assert gate.most["instances"] == 1
+
+
+async def _rebuilt(cluster: TestCluster, gate: Gate) -> bool:
+    if cluster.database is not None:
+        await cluster.advance(timedelta(seconds=1))
+    return gate.built["slow"] == 2
+
+
+def _in_hand(cluster: TestCluster, name: str) -> int:
+    return len(_host(cluster, name)._messages)
+
+
+class Hot(Entity):
+    """Handles volatile messages that overlap, so that it is never idle."""
+
+    concurrency = 2
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+
+    @rpc(persisted=False)
+    async def touch(self) -> None:
+        await asyncio.sleep(0.01)
+
+    @rpc
+    async def store(self, n: int) -> int:
+        return n
+
+    async def keep_busy(self, cluster: TestCluster) -> Counter[str]:
+        """Call it over and over; how often it took the call, and how often not."""
+        handle, seen = cluster.client.entity(Hot, "h"), Counter[str]()
+        while not self.stop.is_set():
+            try:
+                await handle.touch()
+                seen["touched"] += 1
+            except MailboxFull:
+                seen["refused"] += 1
+                await asyncio.sleep(0.001)
+        return seen
+
+
+async def test_volatile_messages_do_not_keep_out_those_that_are_stored_or_wait_for_a_place(
+    where: dict[str, Any],
+) -> None:
+    hot = Hot()
+    async with TestCluster(hot, Free(), max_resident=1, **where) as cluster:
+        callers = [asyncio.ensure_future(hot.keep_busy(cluster)) for _ in range(2)]
+        await eventually(lambda: _in_hand(cluster, "Hot") == 2)
+        async with asyncio.timeout(20):
+            for n in range(3):
+                answers = (
+                    cluster.client.entity(Free, "f").add(1),
+                    cluster.client.entity(Hot, "h").store(n),
+                )
+                assert await asyncio.gather(*answers) == [1, n]
+        hot.stop.set()
+        for seen in await asyncio.gather(*callers):
+            assert seen["touched"]
 
 
 async def test_an_exception_is_the_callers_failure_and_changes_nothing_else(
