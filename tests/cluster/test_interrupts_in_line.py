@@ -173,7 +173,9 @@ class Line:
 @asynccontextmanager
 async def line(*entities: Entity, **settings: Any) -> AsyncGenerator[Line]:
     async with TestCluster(*entities, **settings) as cluster:
-        yield Line(cluster)
+        inbox = Line(cluster)
+        await inbox.read()  # as the lane does at first, so that it does not do so in the middle
+        yield inbox
 
 
 # --- mailboxes --------------------------------------------------------------------------------
