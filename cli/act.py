@@ -1,5 +1,5 @@
 """Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``interrupt``,
-``retry``.
+``terminate``, ``retry``.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from cli.executions import ExecutionId, find, name_of
 from cli.exits import CommandError, ExitCode, UsageError
 from cli.output import printable, to_json
 from cli.session import Session, database_now
+from cli.telling import message_to, tell
 
 if TYPE_CHECKING:
+    from engine.core.outcome import ExecutionInfo
     from engine.core.reply import Exit
-    from engine.outcome import ExecutionInfo
     from engine.storage.protocol import StoredExecution
 
 PANEL = "Act"
@@ -32,7 +33,7 @@ DeferredName = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    for function in (start, poll, join, resolve, reject, interrupt, retry):
+    for function in (start, poll, join, resolve, reject, interrupt, terminate, retry):
         add_command(app, function, panel=PANEL)
 
 
@@ -169,21 +170,10 @@ async def interrupt(
     ] = "",
 ) -> None:
     """Ask an execution to end early: its cleanup and compensations run."""
-    from engine import by_name
     from engine.core.status import Status
     from engine.workflow.tags import INTERRUPT, encode_text
 
-    async with session.node() as node:
-        stored = await find(node.storage, id)
-        asked = await by_name.tell(
-            node,
-            workflow=stored.workflow,
-            group=stored.shard.group,
-            id=stored.execution_id,
-            tag=INTERRUPT,
-            payload=encode_text(reason),
-            once=None,
-        )
+    stored, asked = await tell(session, id, INTERRUPT, encode_text(reason))
     name = name_of(stored)
     if session.output.as_json:
         session.output.line({"id": name, "interrupted": asked})
@@ -195,26 +185,37 @@ async def interrupt(
         session.output.note(f"it is blocked, and ends once it is not: 'outlast why {name}'")
 
 
+async def terminate(
+    session: Session,
+    id: ExecutionId,
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", help="Why; stored with it.", metavar="TEXT")
+    ] = "",
+) -> None:
+    """End an execution here and now: no cleanup, no compensation. Blocked ones end too."""
+    from engine.workflow.tags import TERMINATE, encode_text
+
+    stored, asked = await tell(session, id, TERMINATE, encode_text(reason))
+    name = name_of(stored)
+    if session.output.as_json:
+        session.output.line({"id": name, "terminated": asked})
+    elif asked:
+        session.output.say(f"{name} is ended by its runner; 'outlast poll {name}' shows it")
+    else:
+        session.output.say(f"{name} had ended before")
+
+
 async def retry(session: Session, id: ExecutionId) -> None:
     """Let a blocked execution go on from where its journal ends."""
-    from engine import by_name
     from engine.core.status import Status
     from engine.workflow.tags import RETRY, encode_text
 
     async with session.node() as node:
         stored = await find(node.storage, id)
-        name = name_of(stored)
-        if stored.status is not Status.BLOCKED:
-            raise CommandError(f"{name} is not blocked: 'outlast why {name}' says where it stands")
-        await by_name.tell(
-            node,
-            workflow=stored.workflow,
-            group=stored.shard.group,
-            id=stored.execution_id,
-            tag=RETRY,
-            payload=encode_text(""),
-            once=None,
-        )
+    name = name_of(stored)
+    if stored.status is not Status.BLOCKED:
+        raise CommandError(f"{name} is not blocked: 'outlast why {name}' says where it stands")
+    await tell(session, id, RETRY, encode_text(""))
     if session.output.as_json:
         session.output.line({"id": name, "retried": True})
     else:
@@ -227,20 +228,14 @@ async def _settle(
     """Resolve or reject, whichever is first; a later one is exit code 1."""
     from engine import by_name
     from engine.core.names import definition_name
-    from engine.workflow.tags import reject_tag, resolve_tag
+    from engine.workflow.tags import deferred_key, reject_tag, resolve_tag
 
     definition_name(deferred, what="a deferred")
     async with session.node() as node:
         stored = await find(node.storage, id)
-        first = await by_name.tell(
-            node,
-            workflow=stored.workflow,
-            group=stored.shard.group,
-            id=stored.execution_id,
-            tag=reject_tag(deferred) if rejected else resolve_tag(deferred),
-            payload=payload,
-            once=deferred,
-        )
+        tag = reject_tag(deferred) if rejected else resolve_tag(deferred)
+        key = deferred_key(stored.workflow, stored.execution_id, deferred)
+        first = await by_name.tell(node, message_to(stored, tag, payload, key))
     name, done = name_of(stored), "rejected" if rejected else "resolved"
     if not first:
         raise CommandError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from engine.core.errors import ErrorDetails
     from engine.core.ids import Snowflake
-    from engine.outcome import DeadLetterInfo
+    from engine.core.outcome import DeadLetterInfo
     from engine.storage.entities import DeadFilter
 
 PANEL = "Operate"

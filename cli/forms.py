@@ -4,9 +4,9 @@ from cli.durations import iso
 from engine.admin import readable
 from engine.core.errors import ErrorDetails
 from engine.core.ids import snowflake_time
+from engine.core.outcome import DeadLetterInfo, ExecutionInfo, JournalEvent
 from engine.core.status import Status
 from engine.diagnosis import Finding
-from engine.outcome import DeadLetterInfo, ExecutionInfo, JournalEvent
 from engine.schedule import FireInfo, ScheduleInfo
 from engine.storage.entities import EntityRow, StoredState
 from engine.storage.protocol import RunnerRow, ShardRow

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engine.outcome import ExecutionInfo, JournalEvent
+    from engine.core.outcome import ExecutionInfo, JournalEvent
     from engine.storage.protocol import StoredExecution
 
 PANEL = "Look"

@@ -18,8 +18,8 @@ from engine import admin
 from engine.core.errors import ErrorDetails
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind
+from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.status import Status
-from engine.outcome import ExecutionInfo, JournalEvent
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, Storage, StoredExecution
 

@@ -13,7 +13,7 @@ from cli.durations import ago, brief, readable
 from cli.output import error_text, to_json
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, Outcome
-from engine.outcome import JournalEvent
+from engine.core.outcome import JournalEvent
 
 _WAITS = re.compile(r"waits for ")
 _BETWEEN = re.compile(r", (?=(?:deferred|the|attempt|step|child) )")
@@ -83,13 +83,8 @@ class Timeline:
                 self._step(event)
             case JournalKind.TIMER:
                 self._instant(event, "timer", "fired")
-            case JournalKind.RESOLVED if event.outcome is Outcome.OK:
-                self._instant(event, f"deferred {event.name}", f"resolved: {_value(event.payload)}")
-            case JournalKind.RESOLVED:
-                reason = _error(event.payload).partition(": ")[2]
-                self._instant(event, f"deferred {event.name}", f"rejected: {reason}")
-            case JournalKind.INTERRUPT:
-                self._instant(event, "interrupt", str(event.payload or ""))
+            case _:
+                self._message(event)
 
     def lines(self, *, waiting: str | None, run: int, since: datetime) -> list[Line]:
         """All lines, by when they began, those that have not ended last. ``waiting``: what the
@@ -136,6 +131,25 @@ class Timeline:
                 line.note = "cancelled by the body"
             case Mark.FAILED | Mark.PENDING:
                 line.note = _error(event.payload)
+
+    def _message(self, event: JournalEvent) -> None:
+        """What came from outside, and what was answered."""
+        failed, name = event.outcome is Outcome.FAILED, event.name
+        match event.kind:
+            case JournalKind.RESOLVED if failed:
+                reason = _error(event.payload).partition(": ")[2]
+                self._instant(event, f"deferred {name}", f"rejected: {reason}")
+            case JournalKind.RESOLVED:
+                self._instant(event, f"deferred {name}", f"resolved: {_value(event.payload)}")
+            case JournalKind.SIGNAL | JournalKind.UPDATE:
+                note = _error(event.payload) if failed else _value(event.payload)
+                self._instant(event, f"{event.kind.name.lower()} {name}", note)
+            case JournalKind.ANSWER:
+                self._instant(event, f"answer {name}", "sent")
+            case JournalKind.CONTINUED:
+                self._instant(event, "continued as new", _value(event.payload))
+            case _:
+                self._instant(event, name, str(event.payload or ""))
 
     def _instant(self, event: JournalEvent, name: str, note: str) -> None:
         """What has no duration."""
@@ -186,7 +200,7 @@ def _mark(outcome: Outcome) -> Mark:
             return Mark.OK
         case Outcome.CANCELLED:
             return Mark.CANCELLED
-        case Outcome.FAILED | Outcome.TIMED_OUT:
+        case Outcome.FAILED | Outcome.TIMED_OUT | Outcome.INTERRUPTED | Outcome.TERMINATED:
             return Mark.FAILED
 
 

@@ -49,11 +49,7 @@ from engine.core.errors import (
 )
 from engine.core.ids import EntityAddress, EntityId, EntityType, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, Outcome
-from engine.core.reply import Defect, Exit, Failure, Reply, ReplyChunk, ReplyWithExit, Success
-from engine.core.retry import RetryPolicy
-from engine.core.status import Status
-from engine.execution import Execution
-from engine.outcome import (
+from engine.core.outcome import (
     DeadLetterInfo,
     ExecutionInfo,
     Failed,
@@ -63,6 +59,9 @@ from engine.outcome import (
     Succeeded,
     Terminated,
 )
+from engine.core.reply import Defect, Exit, Failure, Reply, ReplyChunk, ReplyWithExit, Success
+from engine.core.retry import RetryPolicy
+from engine.core.status import Status
 from engine.runner import Runner
 from engine.schedule import FireInfo, Schedule, ScheduleInfo
 from engine.settings import Settings
@@ -72,6 +71,8 @@ from engine.workflow.activity import activity, transaction
 from engine.workflow.cron import WorkflowCron
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import Workflow
+from engine.workflow.execution import Execution
+from engine.workflow.handlers import query, signal, update
 
 __all__ = [
     "AckChunk",
@@ -153,6 +154,9 @@ __all__ = [
     "Workflow",
     "WorkflowCron",
     "activity",
+    "query",
     "rpc",
+    "signal",
     "transaction",
+    "update",
 ]

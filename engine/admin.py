@@ -13,9 +13,9 @@ from typing import Final
 from engine.core.errors import NotFound
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalRow
+from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
 from engine.core.status import Status
-from engine.outcome import ExecutionInfo, JournalEvent
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
 from engine.why import Situation, why
 

@@ -5,7 +5,7 @@ which does not.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from engine.cluster.call import current_trace
@@ -14,8 +14,9 @@ from engine.core.codec import same_json
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
 from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
+from engine.core.reply import Exit
 from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
-from engine.workflow.tags import RUN
+from engine.workflow.tags import DEADLINE, RUN
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -32,6 +33,8 @@ class Start:
     version: int = 1
     deliver_at: datetime | None = None
     attributes: bytes | None = None
+    timeout: timedelta | None = None
+    """From when it is to begin until its time is over."""
 
 
 async def start(
@@ -57,6 +60,7 @@ async def start(
         deliver_at=start.deliver_at,
         key=dedup_key(RUN, start.workflow, start.id),
         trace=current_trace(),
+        headers=_deadline(node, start),
     )
     execution = ExecutionStart(version=start.version, attributes=start.attributes)
     save = SaveRequest(envelope=envelope, execution=execution, wait=expected is not None)
@@ -68,29 +72,95 @@ async def start(
     return saved
 
 
-async def tell(
-    node: "Node", *, workflow: str, group: str, id: str, tag: str, payload: bytes, once: str | None
-) -> bool:
-    """Store a message to an execution, with ``once`` only the first of that name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Something for an execution. With ``key``, only the first of that key is taken."""
 
-    False when it came too late; ``NotFound`` when there is no such execution.
+    workflow: str
+    group: str
+    id: str
+    tag: str
+    payload: bytes
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.workflow}/{self.id}"
+
+    async def request(
+        self, node: "Node", request_id: Snowflake | None = None, *, wait: bool = False
+    ) -> SaveRequest:
+        """What is to be stored."""
+        envelope = await self.envelope(node, request_id)
+        target = dedup_key(RUN, self.workflow, self.id)
+        return SaveRequest(envelope=envelope, target=target, wait=wait)
+
+    async def envelope(
+        self, node: "Node", request_id: Snowflake | None, *, persisted: bool = True
+    ) -> EnvelopeRequest:
+        await node.know(self.group)
+        return EnvelopeRequest(
+            request_id=request_id or await node.outbox.next_id(),
+            address=address_of(node, workflow=self.workflow, group=self.group, id=self.id),
+            tag=self.tag,
+            payload=self.payload,
+            key=self.key,
+            trace=current_trace(),
+            persisted=persisted,
+        )
+
+
+async def tell(node: "Node", message: Message) -> bool:
+    """Store a message to an execution; False when it came too late, or is not the first.
+
+    ``NotFound`` when there is no such execution.
     """
-    await node.know(group)
-    key = None if once is None else dedup_key("deferred", workflow, f"{len(id)}.{id}/{once}")
-    envelope = EnvelopeRequest(
-        request_id=await node.outbox.next_id(),
-        address=address_of(node, workflow=workflow, group=group, id=id),
-        tag=tag,
-        payload=payload,
-        key=key,
-        trace=current_trace(),
-    )
-    saved = await node.outbox.save(
-        SaveRequest(envelope=envelope, target=dedup_key(RUN, workflow, id))
-    )
-    if saved.outcome is SaveOutcome.NO_TARGET:
-        raise NotFound(f"there is no execution {workflow}/{id}; 'outlast ls' lists those there are")
+    saved = await node.outbox.save(await message.request(node))
+    _check_target(message, saved)
     return saved.outcome is SaveOutcome.CREATED
+
+
+async def signal(node: "Node", message: Message) -> None:
+    """Store a message that must be handled; a key that is taken was it already. ``NotFound`` when
+    the execution is not there or has ended."""
+    saved = await node.outbox.save(await message.request(node))
+    _check_target(message, saved, ended=True)
+    _check_payload(message, saved)
+
+
+async def ask(node: "Node", message: Message) -> Exit:
+    """As ``signal``, and wait for the answer; with a key, for that of the first."""
+    request_id = await node.outbox.next_id()
+    with node.replies.expect(request_id) as answer:
+        saved = await node.outbox.save(await message.request(node, request_id, wait=True))
+        _check_target(message, saved, ended=True)
+        _check_payload(message, saved)
+        if saved.request_id == request_id:
+            return await answer
+    return await node.replies.wait(saved.request_id)
+
+
+async def query(node: "Node", message: Message) -> Exit:
+    """Ask the owner of an execution, without a trace. ``NoRunner`` when nobody owns it."""
+    request_id = await node.outbox.next_id()
+    envelope = await message.envelope(node, request_id, persisted=False)
+    with node.replies.expect(request_id) as answer:
+        await node.sender.send(envelope, wait=True)
+        return await answer
+
+
+def _check_target(message: Message, saved: Saved, *, ended: bool = False) -> None:
+    if saved.outcome is SaveOutcome.NO_TARGET:
+        raise NotFound(f"there is no execution {message}; 'outlast ls' lists those there are")
+    if ended and saved.outcome is SaveOutcome.TARGET_FINISHED:
+        raise NotFound(f"{message} has ended; it takes no messages any more")
+
+
+def _check_payload(message: Message, saved: Saved) -> None:
+    if saved.payload is not None and not same_json(saved.payload, message.payload):
+        raise PayloadConflict(
+            f"the key of this message to {message} was used before with other arguments;"
+            " use another key, or send the same"
+        )
 
 
 def address_of(node: "Node", *, workflow: str, group: str, id: str) -> EntityAddress:
@@ -127,6 +197,13 @@ async def locate(storage: Storage, workflow: str) -> Located:
         + (f"; served now: {names}" if names else ", and none serves any other")
         + ("" if names else "; start one with 'outlast run APP'")
     )
+
+
+def _deadline(node: "Node", start: Start) -> dict[str, str]:
+    if start.timeout is None:
+        return {}
+    begins = start.deliver_at or node.clock.now()
+    return {DEADLINE: (begins + start.timeout).isoformat()}
 
 
 def _check(start: Start, saved: Saved, on_conflict: str) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from engine import admin, by_name, dead_letters
+from engine.client_execution import ClientExecution
 from engine.cluster.entity import Entity
 from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
 from engine.cluster.timetable import Timetable
@@ -18,17 +19,17 @@ from engine.consumer import consume, request_failed
 from engine.core.errors import ConfigurationError, InvalidPayload
 from engine.core.ids import Snowflake
 from engine.core.names import entity_id
+from engine.core.outcome import DeadLetterInfo, ExecutionInfo
 from engine.core.reply import Exit, Success
 from engine.core.status import Status
 from engine.core.trace import checked_headers, checked_trace
-from engine.execution import Execution
 from engine.node import Node
-from engine.outcome import DeadLetterInfo, ExecutionInfo
 from engine.schedule import Schedule, ScheduleInfo, schedules
 from engine.settings import Settings
 from engine.storage.entities import DeadFilter
 from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
+from engine.workflow.execution import Execution
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -78,6 +79,7 @@ class Client:
         key: str | None = None,
         at: datetime | None = None,
         delay: timedelta | None = None,
+        timeout: timedelta | None = None,
         attributes: Mapping[str, object] | None = None,
         on_conflict: Literal["join", "fail"] = "join",
         connection: object = None,
@@ -86,18 +88,24 @@ class Client:
 
         Its id is ``key``, or ``workflow.key(request)``. Starting again with the same id and request
         gives the same execution (with ``on_conflict="fail"``, ``AlreadyStarted``); with another
-        request, ``PayloadConflict``. ``at`` or ``delay`` put the start off. ``connection``: your
+        request, ``PayloadConflict``. ``at`` or ``delay`` put the start off. After ``timeout``, from
+        when it is to begin, it is interrupted and then fails as timed out. ``connection``: your
         own asyncpg connection or SQLAlchemy ``AsyncSession``; the execution starts if and only if
         your transaction commits.
         """
         definition = definition_of(workflow)
         start = _start(
-            definition, request, key, deliver_at=self._when(at, delay), attributes=attributes
+            definition,
+            request,
+            key,
+            deliver_at=self._when(at, delay),
+            attributes=attributes,
+            timeout=timeout,
         )
         saved = await by_name.start(
             self._node, start, on_conflict=on_conflict, connection=connection
         )
-        return Execution(self._node, definition, start.id, saved.request_id)
+        return ClientExecution(self._node, definition, start.id, saved.request_id)
 
     async def execute(
         self,
@@ -114,16 +122,20 @@ class Client:
             request_id = await self._node.outbox.next_id()
             with self._node.replies.expect(request_id) as answer:
                 saved = await by_name.start(self._node, start, expected=request_id)
-                execution: Execution[Out] = Execution(
+                execution: Execution[Out] = ClientExecution(
                     self._node, definition, start.id, saved.request_id
                 )
                 if saved.outcome is SaveOutcome.CREATED:
                     return execution.result_of(await answer)
             return await execution.join()
 
-    def execution(self, workflow: type[Workflow[In, Out]], id: str) -> Execution[Out]:
-        """A handle on an execution by its id; asks nothing of the database."""
-        return Execution(self._node, definition_of(workflow), entity_id(id, what="the id"))
+    def execution(
+        self, workflow: type[Workflow[In, Out]], id: str, *, key: str | None = None
+    ) -> Execution[Out]:
+        """A handle on an execution by its id; asks nothing of the database. ``key``: of signals and
+        updates sent with one key, each handler gets the first only, and all share its answer."""
+        id = entity_id(id, what="the id")
+        return ClientExecution(self._node, definition_of(workflow), id, key=key)
 
     async def executions(
         self,
@@ -276,6 +288,7 @@ def _start(
     *,
     deliver_at: datetime | None = None,
     attributes: Mapping[str, object] | None = None,
+    timeout: timedelta | None = None,
 ) -> by_name.Start:
     payload = _encode(definition, request)
     id = entity_id(key if key is not None else definition.cls.key(request), what="the key")
@@ -287,6 +300,7 @@ def _start(
         version=definition.version,
         deliver_at=deliver_at,
         attributes=_attributes(attributes),
+        timeout=timeout,
     )
 
 

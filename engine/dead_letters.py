@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from engine.admin import readable
 from engine.core.errors import NotFound
 from engine.core.ids import Snowflake, snowflake_time
+from engine.core.outcome import DeadLetterInfo
 from engine.core.reply import decode_error
-from engine.outcome import DeadLetterInfo
 from engine.storage.entities import DeadFilter, DeadLetter
 from engine.storage.protocol import Storage
 

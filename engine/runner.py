@@ -511,6 +511,7 @@ class _Incarnation:
         if isinstance(prototype, Workflow):
             assert self._executions is not None
             self._executions.register(prototype)
+            self.reception.serve_entity(prototype.name, self._executions)
         elif isinstance(prototype, Singleton):
             group = prototype.shard_group
             if group in self._groups:

@@ -13,9 +13,9 @@ from engine.cluster.shard import OwnedShard
 from engine.cluster.write import write
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails
-from engine.core.reply import Defect, Exit, ReplyKind, encode_exit
+from engine.core.reply import Defect, Exit, ReplyKind
 from engine.storage.entities import StateWrite
-from engine.storage.protocol import BadBatch, Commit, NewReply
+from engine.storage.protocol import BadBatch, Commit, NewReply, exit_reply
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -109,11 +109,5 @@ class StoredAnswers:
         ]
 
     def _exit(self, exit: Exit, sequence: int) -> NewReply:
-        kind, payload = encode_exit(exit)
-        return NewReply(
-            request_id=self._envelope.request_id,
-            sequence=sequence,
-            kind=kind,
-            payload=payload,
-            reply_to=self._envelope.reply_to,
-        )
+        envelope = self._envelope
+        return exit_reply(envelope.request_id, exit, envelope.reply_to, sequence=sequence)

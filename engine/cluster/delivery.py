@@ -354,6 +354,11 @@ class Delivery:
                 shard.lane.ring((id,))
         return others
 
+    def ring_anywhere(self, shards: Collection[ShardId]) -> None:
+        """Have whoever owns these shards sweep them."""
+        if others := self.ring(shards):
+            self._doorbell.ring_shards(others)
+
     # --- commits out ----------------------------------------------------------------------------
 
     def committed(self, shard: OwnedShard, commit: Commit, flushed: Flushed) -> None:

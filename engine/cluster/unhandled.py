@@ -14,14 +14,14 @@ from engine.cluster.shard import OwnedShard
 from engine.core.envelope import Uninterruptible
 from engine.core.errors import OwnershipLost
 from engine.core.ids import Snowflake
-from engine.core.reply import Exit, Interrupted, encode_exit
+from engine.core.reply import Exit, Interrupted
 from engine.storage.protocol import (
     BadBatch,
     Commit,
     Flushed,
     InboxRow,
-    NewReply,
     StreamPosition,
+    exit_reply,
 )
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -103,14 +103,8 @@ class _Ending:
 
     def commit(self, *, sequence: int) -> Commit:
         row = self.row
-        kind, payload = encode_exit(self.exit)
-        reply = NewReply(
-            request_id=row.envelope.request_id,
-            sequence=sequence,
-            kind=kind,
-            payload=payload,
-            reply_to=row.envelope.reply_to,
-        )
+        envelope = row.envelope
+        reply = exit_reply(envelope.request_id, self.exit, envelope.reply_to, sequence=sequence)
         settled = [row.seq] if row.target is None else [row.seq, row.target]
         settled.extend(self.settled)
         return Commit(shard=self.shard.id, replies=[reply], settled=settled)

@@ -22,9 +22,20 @@ class JournalKind(IntEnum):
     RESOLVED = 4
     """A deferred was resolved or rejected from outside."""
     CALL = 5
-    """A request to an entity left; ``source`` is its request id. Its reply is a STEP."""
+    """A request to an entity, a child or another execution left; ``source`` is its request id. Its
+    reply is a STEP."""
     INTERRUPT = 6
     """Somebody asked the execution to end early; the payload is the reason."""
+    SIGNAL = 7
+    """A signal came; one that failed could not be read, and the body saw nothing of it."""
+    UPDATE = 8
+    """An update came and was let pass."""
+    ANSWER = 9
+    """An update was answered; ``source`` is its request id. What was sent is the reply."""
+    CONTINUED = 10
+    """The run before continued as this one; the payload is its request."""
+    TERMINATED = 11
+    """It was terminated; the payload is the reason."""
 
 
 class Outcome(IntEnum):
@@ -34,6 +45,9 @@ class Outcome(IntEnum):
     FAILED = 1
     CANCELLED = 2
     TIMED_OUT = 3
+    INTERRUPTED = 4
+    """The child that was joined was."""
+    TERMINATED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

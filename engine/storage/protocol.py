@@ -15,7 +15,7 @@ from uuid import UUID
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo
 from engine.core.ids import EntityAddress, MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
-from engine.core.reply import ReplyKind
+from engine.core.reply import Exit, ReplyKind, encode_exit
 from engine.core.status import Status
 from engine.storage.entities import (
     DeadFilter,
@@ -241,6 +241,16 @@ class NewReply:
     kind: ReplyKind
     payload: bytes
     reply_to: ReplyTo | None = None
+
+
+def exit_reply(
+    request_id: Snowflake, exit: Exit, reply_to: ReplyTo | None = None, *, sequence: int = 0
+) -> NewReply:
+    """An exit as it is stored, behind ``sequence`` chunks."""
+    kind, payload = encode_exit(exit)
+    return NewReply(
+        request_id=request_id, sequence=sequence, kind=kind, payload=payload, reply_to=reply_to
+    )
 
 
 @dataclass(slots=True, kw_only=True)

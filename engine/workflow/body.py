@@ -15,102 +15,55 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
 from engine.cluster.rpc import volatile_step
 from engine.core.codec import digest
-from engine.core.errors import ConfigurationError, ErrorDetails, StepFailed, StepTimedOut
+from engine.core.errors import ConfigurationError, ErrorDetails, StepFailed
+from engine.core.ids import Snowflake
 from engine.core.journal import Outcome
-from engine.core.retry import RetryPolicy
+from engine.core.names import entity_id
+from engine.core.reply import Exit, Failure, Success
 from engine.workflow.activity import BODY, StepDefinition
-from engine.workflow.definition import Workflow
+from engine.workflow.child import BodyExecution, ChildRun, Message, OnParentClose, Place
+from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
+from engine.workflow.entity_step import EntityStep
+from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.loop import DeterministicLoop
+from engine.workflow.step import Call, Step, StepKey, step_error
 
-StepKey = tuple[str, int]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Step:
-    """One step the body has asked for and not yet seen the end of."""
-
-    __slots__ = (
-        "args",
-        "attempt",
-        "call",
-        "definition",
-        "digest",
-        "future",
-        "kwargs",
-        "mark",
-        "name",
-        "ordinal",
-        "payload",
-        "request_id",
-        "retry_at",
-        "started_at",
-        "task",
-        "where",
-    )
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        ordinal: int,
-        payload: bytes,
-        digest: int,
-        future: asyncio.Future[Any],
-        where: tuple[CodeType, int] | None,
-        definition: StepDefinition | None = None,
-        call: EntityCall | None = None,
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> None:
-        self.name: str = name
-        self.ordinal: int = ordinal
-        self.payload: bytes = payload
-        self.digest: int = digest
-        self.future: asyncio.Future[Any] = future
-        self.where: tuple[CodeType, int] | None = where
-        self.definition: StepDefinition | None = definition
-        self.call: EntityCall | None = call
-        self.args: tuple[object, ...] = args
-        self.kwargs: dict[str, object] = kwargs or {}
-        self.attempt: int = 1
-        self.mark: int = 0
-        self.retry_at: datetime | None = None
-        self.started_at: datetime | None = None
-        self.request_id: int | None = None
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> StepKey:
-        return self.name, self.ordinal
-
-    @property
-    def retry(self) -> RetryPolicy:
-        return self.definition.retry if self.definition is not None else RetryPolicy()
-
-    @property
-    def line(self) -> str:
-        """The line of user code that asked for the step."""
-        if self.where is None:
-            return "unknown line"
-        code, line = self.where
-        return f"{code.co_filename}:{line} in {code.co_qualname}"
-
-    def __str__(self) -> str:
-        return f"step {self.name}#{self.ordinal + 1}"
 
 
 _Call = tuple[Coroutine[Any, Any, Any], str, tuple[CodeType, int]]
 """A step as it was called: what is to be awaited, its name, and where."""
 
 
+TOO_LATE = Failure(ErrorDetails("ExecutionEnded", "the execution ended before it was answered"))
+"""The answer of an update that nobody is left to handle."""
+
+
 class CompensationFailed(Exception):
     """An undo ended with an error after all its attempts: the execution is blocked, not failed."""
+
+
+class ContinueAsNew(BaseException):
+    """The body wants to go on as a new run; ``payload`` is its request."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__()
+        self.payload = payload
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An update's end."""
+
+    source: Snowflake
+    name: str
+    exit: Exit
 
 
 @dataclass(slots=True)
@@ -130,26 +83,36 @@ class Body:
         *,
         prototype: Workflow[Any, Any],
         request: Any,
+        id: Snowflake,
         execution_id: str,
-        seed: str,
+        run: int,
         observed: Callable[[], None],
     ) -> None:
+        seed = f"{id}:{run}"
         self.execution_id = execution_id
         self.suspending: bool = False
         self.interrupted: str | None = None
-        self.random: random.Random = random.Random(seed)
+        self.overdue: bool = False
+        self.answers: deque[Answer] = deque()
+        self._random = random.Random(seed)
         self.loop: DeterministicLoop = DeterministicLoop(
             observed=observed, salt=digest(seed.encode())
         )
         self.steps: dict[StepKey, Step] = {}
         self.commands: deque[Step] = deque()
         self.cancelled: dict[StepKey, Step] = {}
+        self._id = id
+        self._run = run
         self._ordinals: dict[str, int] = {}
         self._called = 0
         self._not_awaited: dict[int, _Call] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
         self._compensating = False
+        self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self._handling: dict[asyncio.Task[None], Answer | None] = {}
+        self._failure: Exception | None = None
+        self._uncounted = 0
         self.instance: Workflow[Any, Any] = copy_of(prototype)
         self.instance.__dict__[BODY] = self
         with self.loop.running():
@@ -163,6 +126,16 @@ class Body:
     def done(self) -> bool:
         return self.task.done() or self.loop.fatal is not None
 
+    def drain(self) -> bool:
+        """Run until nothing goes on by itself; False when the turn's budget ran out first."""
+        while self.loop.drain():
+            if not self._look():
+                while self._uncounted:
+                    self._uncounted -= 1
+                    self.task.uncancel()
+                return True
+        return False
+
     def set_time(self, at: datetime) -> None:
         self.loop.now = (at - _EPOCH).total_seconds()
 
@@ -174,9 +147,8 @@ class Body:
         if outcome is Outcome.OK:
             step.future.set_result(value)
         elif isinstance(value, ErrorDetails):
-            kind = StepTimedOut if outcome is Outcome.TIMED_OUT else StepFailed
-            attempts = f" after {step.attempt} attempts" if step.attempt > 1 else ""
-            step.future.set_exception(kind(f"{step} failed{attempts}: {value}", value))
+            make = step_error if step.call is None else step.call.error
+            step.future.set_exception(make(step, outcome, value))
         else:
             step.future.set_exception(value)  # type: ignore[arg-type]
 
@@ -196,11 +168,71 @@ class Body:
     def interrupt(self, reason: str) -> None:
         """Cancel the body's main task; its cleanup runs, with steps if need be.
 
-        Compensations are not cut short: they are what an interrupt asks for.
+        Compensations are not cut short: they are what an interrupt asks for. An interrupt that was
+        caught is over: the count that asyncio keeps of cancellations is put back afterwards.
         """
         if not self._compensating:
             self.interrupted = reason
             self.task.cancel(reason)
+            self._uncounted += 1
+
+    def expire(self) -> None:
+        """Its time is over: as an interrupt, but the execution fails."""
+        self.overdue = True
+        self.interrupt("its time is over")
+
+    def signal(
+        self, handler: HandlerDefinition, args: list[object], kwargs: dict[str, object]
+    ) -> None:
+        """Let a handler run, as a task beside the main one."""
+        self._handle(handler, args, kwargs, None)
+
+    def update(
+        self,
+        source: Snowflake,
+        handler: HandlerDefinition,
+        args: list[object],
+        kwargs: dict[str, object],
+    ) -> None:
+        """As ``signal``; its end will be among the ``answers``."""
+        self._handle(handler, args, kwargs, source)
+
+    def refusal(
+        self, handler: HandlerDefinition, args: list[object], kwargs: dict[str, object]
+    ) -> Exception | None:
+        """Why an update must not run, by its validator."""
+        validator = handler.validator
+        if validator is None:
+            return None
+        with self.loop.running(), self.loop.looking(f"the validator {validator.__qualname__}"):
+            try:
+                validator(self.instance, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 -- that is its answer
+                return error
+        return None
+
+    def ask(
+        self, handler: HandlerDefinition, args: list[object], kwargs: dict[str, object]
+    ) -> object:
+        """What a query sees. Raises what it raises."""
+        with self.loop.running(), self.loop.looking(f"the query {handler.function.__qualname__}"):
+            return handler.function(self.instance, *args, **kwargs)
+
+    @property
+    def unanswered(self) -> list[Answer]:
+        """The updates that were let pass and have no answer, as if they failed now."""
+        return [answer for answer in self._handling.values() if answer is not None]
+
+    @property
+    def children(self) -> list[tuple[Step, ChildRun]]:
+        """Those that run still, as far as this body knows, and are not to outlive it."""
+        return [
+            (step, step.call)
+            for step in {**self.steps, **self.cancelled}.values()
+            if isinstance(step.call, ChildRun)
+            and not step.call.abandoned
+            and (step.future.cancelled() or not step.future.done())
+        ]
 
     def close(self) -> None:
         """Take the body out of memory; see ``DeterministicLoop.close_body``."""
@@ -215,6 +247,8 @@ class Body:
         self.cancelled.clear()
         self._deferreds.clear()
         self._undo.clear()
+        self._conditions.clear()
+        self._handling.clear()
         for coroutine, _, _ in self._not_awaited.values():
             coroutine.close()
         self._not_awaited.clear()
@@ -239,70 +273,174 @@ class Body:
             name = f"{name}[{definition.key(*args, **kwargs)}]"
         frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
-        self._called += 1
-        made = self._step(self._called, name, where, definition, args, kwargs)
-        self._not_awaited[self._called] = made, name, where
-        return made
 
-    async def _step(
-        self,
-        number: int,
-        name: str,
-        where: tuple[CodeType, int],
-        definition: StepDefinition,
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-    ) -> Any:
-        self._not_awaited.pop(number, None)
-        payload = definition.signature.encode(args, kwargs)
-        step = Step(
-            name=name,
-            ordinal=self._next(name),
-            payload=payload,
-            digest=digest(payload),
-            future=self.loop.create_future(),
-            where=where,
-            definition=definition,
-            args=args,
-            kwargs=kwargs,
-        )
-        return await self._ask(step)
+        def make() -> Step:
+            payload = definition.signature.encode(args, kwargs)
+            return Step(
+                name=name,
+                ordinal=self._next(name),
+                payload=payload,
+                digest=digest(payload),
+                future=self.loop.create_future(),
+                where=where,
+                definition=definition,
+                args=args,
+                kwargs=kwargs,
+            )
+
+        return self._called_at(name, where, lambda: self._ask(make()))
 
     def call_entity(self, call: EntityCall) -> Coroutine[Any, Any, Any]:
         if not call.rpc.persisted:
             raise volatile_step(call.name)
         frame = sys._getframe(3)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
-        self._called += 1
-        made = self._call(self._called, call, where)
-        self._not_awaited[self._called] = made, call.name, where
-        return made
 
-    async def _call(self, number: int, call: EntityCall, where: tuple[CodeType, int]) -> Any:
-        self._not_awaited.pop(number, None)
-        payload = call.rpc.signature.validated(call.args, call.kwargs)
-        _ = call.dedup_key  # an error in the user's own function is the body's
-        step = Step(
+        def make() -> Step:
+            payload = call.rpc.signature.validated(call.args, call.kwargs)
+            _ = call.dedup_key  # an error in the user's own function is the body's
+            return self._call(EntityStep(call), payload, call.id, where)
+
+        return self._called_at(call.name, where, lambda: self._ask(make()))
+
+    def run_child(
+        self, workflow: type[Workflow[Any, Any]], request: object, key: str | None
+    ) -> Coroutine[Any, Any, Any]:
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        where = (frame.f_code, frame.f_lineno)
+        definition = definition_of(workflow)
+
+        def make() -> Step:
+            return self._child(definition, request, key, where, abandoned=False)
+
+        return self._called_at(definition.name, where, lambda: self._ask(make()))
+
+    def start_child(
+        self,
+        workflow: type[Workflow[Any, Any]],
+        request: object,
+        key: str | None,
+        on_parent_close: OnParentClose,
+    ) -> Coroutine[Any, Any, BodyExecution[Any]]:
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        where = (frame.f_code, frame.f_lineno)
+        definition = definition_of(workflow)
+        abandoned = on_parent_close == "abandon"
+
+        async def start() -> BodyExecution[Any]:
+            step = self._child(definition, request, key, where, abandoned=abandoned)
+            self._put(step)
+            assert isinstance(step.call, ChildRun)
+            return BodyExecution(self, definition, step.call.place.id, step)
+
+        return self._called_at(definition.name, where, start)
+
+    def execution(self, workflow: type[Workflow[Any, Any]], id: str) -> BodyExecution[Any]:
+        return BodyExecution(self, definition_of(workflow), entity_id(id, what="the id"))
+
+    async def tell(self, message: Message, payload: bytes) -> Any:
+        """Let another execution be told something; whether it came in time."""
+        self.loop.refuse_looking()
+        frame = sys._getframe(0)  # pyright: ignore[reportPrivateUsage]
+        while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+            frame = frame.f_back
+        where = (frame.f_code, frame.f_lineno)
+        return await self._ask(self._call(message, payload, message.place.id, where))
+
+    def _child(
+        self,
+        definition: WorkflowDefinition,
+        request: object,
+        key: str | None,
+        where: tuple[CodeType, int],
+        *,
+        abandoned: bool,
+    ) -> Step:
+        """The run of a child. Its id is its key, given or that of its class; else it is made of its
+        parent's, so that each call has a child of its own."""
+        valid = definition.request.validate(request)
+        payload = definition.request.encode(valid)
+        if key is None and definition.has_key:
+            key = definition.cls.key(valid)
+        parent = type(self.instance).name
+        run = "" if self._run == 1 else f"{self._run}."
+        own = f"{parent}/{self.execution_id}/{run}{self._ordinals.get(definition.name, 0) + 1}"
+        id = entity_id(own if key is None else key, what=f"the key of child {definition.name}")
+        call = ChildRun(
+            Place(definition, id), parent=self._id, shared=key is not None, abandoned=abandoned
+        )
+        return self._call(call, payload, "" if key is None else id, where)
+
+    def _call(self, call: Call, payload: bytes, target: str, where: tuple[CodeType, int]) -> Step:
+        return Step(
             name=call.name,
             ordinal=self._next(call.name),
             payload=payload,
-            digest=digest(call.id.encode() + b"\0" + payload),
+            digest=digest(target.encode() + b"\0" + payload),
             future=self.loop.create_future(),
             where=where,
             call=call,
         )
-        return await self._ask(step)
+
+    def _called_at(
+        self,
+        name: str,
+        where: tuple[CodeType, int],
+        run: Callable[[], Coroutine[Any, Any, Any]],
+    ) -> Coroutine[Any, Any, Any]:
+        """What a call in the body gives: to be awaited, which is noticed when it is not."""
+        self.loop.refuse_looking()
+        self._called += 1
+        made = self._awaited(self._called, run)
+        self._not_awaited[self._called] = made, name, where
+        return made
+
+    async def _awaited(self, number: int, run: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        self._not_awaited.pop(number, None)
+        return await run()
 
     async def _ask(self, step: Step) -> Any:
         if self.loop.dead:
             return await self.loop.create_future()
-        self.steps[step.key] = step
-        self.commands.append(step)
+        self._put(step)
         try:
             return await step.future
         finally:
             if step.future.cancelled() and not self.loop.dead:
                 self.cancelled[step.key] = step
+
+    def _put(self, step: Step) -> None:
+        if not self.loop.dead:
+            self.steps[step.key] = step
+            self.commands.append(step)
+
+    async def wait_until(self, condition: Callable[[], bool], timeout: timedelta | None) -> bool:
+        if condition():
+            return True
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._conditions[future] = condition
+        scope = asyncio.timeout(None if timeout is None else timeout.total_seconds())
+        try:
+            async with scope:
+                await future
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return False
+        finally:
+            del self._conditions[future]
+        return True
+
+    async def continue_as_new(self, request: object) -> NoReturn:
+        if asyncio.current_task() is not self.task:
+            raise ConfigurationError(
+                "continue_as_new() ends the whole run, so it is for execute() alone: let the task"
+                " or handler that wants it set a flag, and call it there"
+            )
+        codec = definition_of(type(self.instance)).request
+        payload = codec.encode(codec.validate(request))
+        await self._let_handlers_end()
+        raise ContinueAsNew(payload)
 
     async def wait_deferred(self, name: str, timeout: timedelta | None) -> bytes:
         state = self._deferred(name)
@@ -326,25 +464,108 @@ class Body:
     def now(self) -> datetime:
         return _EPOCH + timedelta(seconds=self.loop.time())
 
+    @property
+    def random(self) -> random.Random:
+        self.loop.refuse_looking()
+        return self._random
+
     def uuid(self) -> UUID:
         return UUID(int=self.random.getrandbits(128), version=4)
 
     def compensate(self, undo: Callable[[], Awaitable[object]]) -> None:
+        self.loop.refuse_looking()
         self._undo.append(undo)
 
     # --- inside ----------------------------------------------------------------------------------
 
     async def _main(self, request: Any) -> Any:
         try:
-            result = await self.instance.execute(request)
-            self._refuse_not_awaited()
-            return result
-        except GeneratorExit:
+            return await self._execute(request)
+        except (GeneratorExit, ContinueAsNew):
             raise
         except BaseException:
             if not self.loop.dead:
+                for task in list(self._handling):
+                    task.cancel()
                 await self._compensate()
             raise
+
+    async def _execute(self, request: Any) -> Any:
+        try:
+            result = await self.instance.execute(request)
+            self._refuse_not_awaited()
+            await self._let_handlers_end()
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+        return result
+
+    async def _let_handlers_end(self) -> None:
+        """Who was let in is let out: what runs of signals and updates ends before the run does."""
+        while self._handling:
+            await asyncio.wait(list(self._handling))
+
+    def _handle(
+        self,
+        handler: HandlerDefinition,
+        args: list[object],
+        kwargs: dict[str, object],
+        source: Snowflake | None,
+    ) -> None:
+        with self.loop.running():
+            task = self.loop.create_task(
+                self._run_handler(handler, args, kwargs, source), context=contextvars.Context()
+            )
+        unanswered = None if source is None else Answer(source, handler.name, TOO_LATE)
+        self._handling[task] = unanswered
+        task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        answer = self._handling.pop(task)
+        if answer is not None and task.cancelled():
+            self.answers.append(answer)
+
+    async def _run_handler(
+        self,
+        handler: HandlerDefinition,
+        args: list[object],
+        kwargs: dict[str, object],
+        source: Snowflake | None,
+    ) -> None:
+        try:
+            result = handler.function(self.instance, *args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            if source is not None:
+                exit: Exit = Success(handler.signature.result.encode(result))
+                self.answers.append(Answer(source, handler.name, exit))
+        except Exception as error:  # noqa: BLE001 -- it is the answer, or the end of the execution
+            if source is not None:
+                self.answers.append(Answer(source, handler.name, Failure(ErrorDetails.of(error))))
+            elif self._failure is None and not self.task.done():
+                self._failure = error
+                self.task.cancel()
+                self._uncounted += 1
+
+    def _look(self) -> bool:
+        """Look at what ``wait_until`` waits for; whether any of it has come."""
+        met = False
+        with self.loop.running():
+            for future, condition in list(self._conditions.items()):
+                if future.done():
+                    continue
+                try:
+                    with self.loop.looking("a condition of wait_until()"):
+                        true = condition()
+                except Exception as error:  # noqa: BLE001 -- it is the waiting code's
+                    future.set_exception(error)
+                    met = True
+                else:
+                    if true:
+                        future.set_result(None)
+                        met = True
+        return met
 
     def _refuse_not_awaited(self) -> None:
         """A step that was called and not awaited has not run, and nobody would hear of it."""

@@ -3,9 +3,19 @@
 import hashlib
 import random
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 from uuid import UUID
 
 from engine.cluster.entity import Entity
@@ -16,13 +26,17 @@ from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.deferred import Deferred
+from engine.workflow.handlers import HandlerDefinition, handler_of
 from engine.workflow.step_context import StepContext, current_step
 
 if TYPE_CHECKING:
     from engine.workflow.body import Body
+    from engine.workflow.execution import Execution
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+A = TypeVar("A")
+B = TypeVar("B")
 E = TypeVar("E", bound=Entity)
 P = ParamSpec("P")
 _DEFINITION = "__outlast_workflow__"
@@ -125,6 +139,56 @@ class Workflow(Generic[In, Out]):
         """A handle on an entity; its calls are durable steps of this execution."""
         return entity_handle(entity, id, self._body("entity()").call_entity)
 
+    def run_child(
+        self, workflow: "type[Workflow[A, B]]", request: A, *, key: str | None = None
+    ) -> Coroutine[object, None, B]:
+        """Run another workflow as a child, as one durable step, and give its result.
+
+        Its id is ``key``, or what its class's own ``key`` says; without either, each call has a
+        child of its own. A child of that id that exists already is joined instead. Raises
+        ``ExecutionFailed``, ``ExecutionInterrupted`` or ``ExecutionTerminated`` as it ended. When
+        the wait is cancelled or this execution ends first, the child is interrupted.
+        """
+        return self._body("run_child()").run_child(workflow, request, key)
+
+    def start_child(
+        self,
+        workflow: "type[Workflow[A, B]]",
+        request: A,
+        *,
+        key: str | None = None,
+        on_parent_close: Literal["interrupt", "abandon"] = "interrupt",
+    ) -> "Coroutine[object, None, Execution[B]]":
+        """Start a child and go on beside it; ``join`` the handle for its result.
+
+        Ids as for ``run_child``. When this execution ends while the child runs, the child is
+        interrupted, or with ``"abandon"`` left alone; so is it by ``continue_as_new``.
+        """
+        return self._body("start_child()").start_child(workflow, request, key, on_parent_close)
+
+    def execution(self, workflow: "type[Workflow[A, B]]", id: str) -> "Execution[B]":
+        """A handle on any execution, to tell it something; what it is told is a durable step."""
+        return self._body("execution()").execution(workflow, id)
+
+    async def wait_until(
+        self, condition: Callable[[], bool], timeout: timedelta | None = None
+    ) -> bool:
+        """Wait until a condition on this object's own state is true; False after ``timeout``.
+
+        It is looked at whenever a step, a timer or a message has changed something, so it must be
+        cheap and only look.
+        """
+        return await self._body("wait_until()").wait_until(condition, timeout)
+
+    async def continue_as_new(self, request: In) -> NoReturn:
+        """End this run and begin another of the same execution, with an empty journal.
+
+        For what goes on for ever, from ``execute`` itself. Handlers that run are awaited first;
+        messages not handled yet go to the new run, and what was resolved stays resolved.
+        Compensations registered in this run are dropped. ``join`` waits for the last run's result.
+        """
+        await self._body("continue_as_new()").continue_as_new(request)
+
     def compensate(
         self, undo: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
     ) -> None:
@@ -163,18 +227,31 @@ def _in_step(what: str) -> StepContext:
 class WorkflowDefinition:
     """What the engine reads off a workflow class, once."""
 
-    __slots__ = ("cls", "deferreds", "group", "name", "request", "result", "steps", "version")
+    __slots__ = (
+        "cls",
+        "deferreds",
+        "group",
+        "handlers",
+        "has_key",
+        "name",
+        "request",
+        "result",
+        "steps",
+        "version",
+    )
 
     def __init__(self, cls: type[Workflow[Any, Any]]) -> None:
         self.cls: type[Workflow[Any, Any]] = cls
         self.name: str = cls.name
         self.version: int = cls.version
         self.group: str = cls.shard_group
+        self.has_key: bool = cls.key.__func__ is not Workflow.key.__func__  # type: ignore[attr-defined]
         request, result = _types(cls)
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
         self.result: ValueCodec[Any] = ValueCodec(result, what=f"the result of {cls.name}")
         self.steps: dict[str, StepDefinition] = {}
         self.deferreds: dict[str, Deferred[Any]] = {}
+        self.handlers: dict[str, HandlerDefinition] = {}
         for attribute in dir(cls):
             value: object = getattr(cls, attribute, None)
             step = step_of(value)
@@ -189,6 +266,13 @@ class WorkflowDefinition:
                     f"{cls.__qualname__} has two steps named {step.name!r};"
                     " give one of them another name= in its decorator"
                 )
+            handler = handler_of(value)
+            known = handler and self.handlers.setdefault(handler.name, handler)
+            if known is not handler:
+                raise ConfigurationError(
+                    f"{cls.__qualname__} has two handlers named {known and known.name!r};"
+                    " give one of them another name= in its decorator"
+                )
             if isinstance(value, Deferred):
                 self.deferreds[attribute] = value  # pyright: ignore[reportUnknownMemberType]
 
@@ -198,6 +282,8 @@ class WorkflowDefinition:
             refuse_hidden(prototype, Workflow, reserved=_RESERVED)
         for step in self.steps.values():
             _ = step.signature
+        for handler in self.handlers.values():
+            _ = handler.signature
         for deferred in self.deferreds.values():
             _ = deferred.codec
 

@@ -14,27 +14,47 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from engine.cluster.answering import Answers
 from engine.cluster.delivery import Delivery
 from engine.cluster.residency import Residency
 from engine.cluster.shard import OwnedShard
-from engine.cluster.write import settle
+from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
-from engine.core.errors import ConfigurationError
-from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
-from engine.core.reply import Exit
+from engine.core.envelope import EnvelopeRequest, Interrupt
+from engine.core.errors import (
+    ConfigurationError,
+    InvalidPayload,
+    NotFound,
+    OwnershipLost,
+    StorageUnavailable,
+)
+from engine.core.ids import EntityAddress, ShardId, Snowflake, SnowflakeGenerator
+from engine.core.journal import JournalKind
+from engine.core.reply import Exit, Terminated
+from engine.core.status import Status
 from engine.storage.protocol import (
+    BadBatch,
+    Commit,
+    ExecutionUpdate,
+    InboxKind,
     InboxRow,
     LoadedExecution,
     Storage,
     StoredExecution,
+    exit_reply,
 )
+from engine.workflow.body import TOO_LATE
+from engine.workflow.child import ABANDONED
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.outgoing import Services
+from engine.workflow.query import Query, look_back
 from engine.workflow.resident import ResidentExecution
+from engine.workflow.tags import INTERRUPT, TERMINATE, decode_text, query_of, update_of
 from engine.workflow.waiting_executions import WaitingExecutions
 
 log: logging.Logger = logging.getLogger(__name__)
 _LOAD = 200
+_AGAIN = 1.0
 
 
 class ExecutionHost:
@@ -80,8 +100,11 @@ class ExecutionHost:
         self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
         self._residents: dict[Snowflake, ResidentExecution] = {}
         self._by_shard: dict[OwnedShard, set[ResidentExecution]] = defaultdict(set)
+        self._by_place: dict[tuple[str, str], ResidentExecution] = {}
         self._loading: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
         self._to_load: list[Snowflake] = []
+        # what executions were told before they are due to begin
+        self._early: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
         self._loader: asyncio.Task[None] | None = None
         # ids the sweep must not call due: in memory with a wake_at, or not served here
         self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
@@ -113,6 +136,11 @@ class ExecutionHost:
             resident.arrive(row)
             return
         loading = self._loading.get(id)
+        if loading is None and id in self._early:
+            if row.envelope.request_id != id and not _ends(row):
+                self._early[id].append((shard, row))
+                return
+            loading = self._loading_again(id)
         if loading is not None:
             loading.append((shard, row))
             return
@@ -121,7 +149,9 @@ class ExecutionHost:
             return
         state = row.state
         if state is None or state.status.finished:
-            self.settle(shard, [row.seq])
+            self.settle(shard, [row.seq], late=[row])
+        elif state.workflow not in self._workflows and row.envelope.tag == TERMINATE:
+            self._spawn(self._terminate(shard, row))
         elif state.workflow not in self._workflows:
             self._delivery.parking.park(state.workflow, shard, row, forever=True)
         elif self._residency.room():
@@ -140,6 +170,55 @@ class ExecutionHost:
             self._begin(shard, fresh, [row])
         else:
             self._load(id, [(shard, row)])
+
+    # --- queries (a VolatileHost of the reception) ------------------------------------------------
+
+    def deliver_volatile(
+        self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers, /
+    ) -> None:
+        """Let somebody look into an execution, wherever it stands."""
+        name = query_of(envelope.tag)
+        query = Query(name=name or envelope.tag, payload=envelope.payload, answers=answers)
+        if name is None:
+            query.fail(InvalidPayload(f"a workflow answers queries, not {envelope.tag!r}"))
+            return
+        resident = self._by_place.get((envelope.address.entity_type, envelope.address.entity_id))
+        if resident is not None:
+            resident.ask(query)
+        else:
+            self._spawn(self._look_back(shard, envelope.address, query))
+
+    def interrupt(self, request_id: Snowflake, /) -> None:
+        """A query is answered at once or not at all."""
+
+    async def _look_back(self, shard: OwnedShard, address: EntityAddress, query: Query) -> None:
+        """Replay an execution that is not in memory, for a query alone."""
+        try:
+            found = await self._storage.find(address.entity_type, address.entity_id)
+            ids = [] if found is None else [found.request_id]
+            loaded = await self._storage.load(ids)
+        except (StorageUnavailable, TimeoutError, OSError) as error:
+            query.fail(error)
+            return
+        if not loaded:
+            query.fail(NotFound(f"there is no execution {address.entity_type}/{address.entity_id}"))
+            return
+        resident = self._residents.get(loaded[0].execution.request_id)
+        if resident is not None:
+            resident.ask(query)
+        elif shard.alive:
+            definition, prototype = self._workflows[loaded[0].execution.workflow]
+            self._services.call_soon(partial(look_back, definition, prototype, loaded[0], query))
+        else:
+            query.answers.give_back()
+
+    def again(self, shard: OwnedShard, address: EntityAddress, queries: Sequence[Query]) -> None:
+        """They were asked of an execution that has left memory before it could answer."""
+        for query in queries:
+            if shard.alive:
+                self._spawn(self._look_back(shard, address, query))
+            else:
+                query.answers.give_back()
 
     def wake(self, executions: Sequence[Snowflake]) -> None:
         for id in executions:
@@ -173,12 +252,15 @@ class ExecutionHost:
         self._waiting.forget(shard)
         for id, rows in self._loading.items():
             self._loading[id] = [each for each in rows if each[0] is not shard]
+        for id in [id for id, rows in self._early.items() if rows[0][0] is shard]:
+            del self._early[id]
 
     # --- the residents' side ----------------------------------------------------------------------
 
     def forget(self, execution: ResidentExecution) -> None:
         if self._residents.get(execution.id) is execution:
             del self._residents[execution.id]
+            self._by_place.pop(execution.place, None)
         self._by_shard[execution.shard].discard(execution)
         self._not_due[execution.shard].discard(execution.id)
         self._idle.pop(execution, None)
@@ -217,8 +299,15 @@ class ExecutionHost:
     def due_again(self, execution: ResidentExecution) -> None:
         self._not_due[execution.shard].add(execution.id)
 
-    def settle(self, shard: OwnedShard, seqs: Sequence[int]) -> None:
-        settle(self._delivery, shard, seqs)
+    def settle(
+        self, shard: OwnedShard, seqs: Sequence[int], *, late: Sequence[InboxRow] = ()
+    ) -> None:
+        updates = [row for row in late if update_of(row.envelope.tag) is not None]
+        replies = [exit_reply(row.envelope.request_id, TOO_LATE) for row in updates]
+        try:
+            write(self._delivery, shard, Commit(shard=shard.id, settled=seqs, replies=replies))
+        except OwnershipLost:
+            return  # they are the next owner's
 
     def _suspend_idle(self) -> None:
         self._idle_alarm = None
@@ -240,13 +329,12 @@ class ExecutionHost:
             definition=definition,
             prototype=prototype,
             shard=shard,
-            envelope=loaded.envelope,
-            state=loaded.execution,
-            journal=loaded.journal,
+            loaded=loaded,
             services=self._services,
             residents=self,
         )
         self._residents[loaded.execution.request_id] = resident
+        self._by_place[resident.place] = resident
         self._enter(resident.id)
         self._by_shard[shard].add(resident)
         if loaded.execution.wake_at is not None:
@@ -300,7 +388,7 @@ class ExecutionHost:
         rows = self._loading.pop(id, [])
         if loaded is None:
             for owner, row in rows:
-                self.settle(owner, [row.seq])
+                self.settle(owner, [row.seq], late=[row])
             return
         shard = self._delivery.shards.get(loaded.execution.shard)
         if shard is None or not shard.accepting:
@@ -310,13 +398,80 @@ class ExecutionHost:
         if epochs.get(shard.id) is not shard:
             self._load(id, [(shard, row) for row in mine])
         elif loaded.execution.status.finished:
-            self.settle(shard, [row.seq for row in mine])
+            self.settle(shard, [row.seq for row in mine], late=mine)
         elif loaded.execution.workflow not in self._workflows:
             self._not_due[shard].add(id)
             for row in mine:
                 self._delivery.parking.park(loaded.execution.workflow, shard, row, forever=True)
+        elif self._too_early(loaded, mine):
+            self._early[id] = [(shard, row) for row in mine]
         elif mine or loaded.execution.wake_at is not None:
             self._begin(shard, loaded, mine)
+
+    def _too_early(self, loaded: LoadedExecution, rows: Sequence[InboxRow]) -> bool:
+        """Whether it was told something before it is to begin."""
+        due = loaded.envelope.deliver_at
+        if loaded.execution.started_at is not None or due is None or due <= self._clock.now():
+            return False
+        return bool(rows) and not any(_ends(row) for row in rows)
+
+    def _loading_again(self, id: Snowflake) -> list[tuple[OwnedShard, InboxRow]]:
+        rows = self._early.pop(id)
+        self._load(id, rows)
+        return rows
+
+    async def _terminate(self, shard: OwnedShard, row: InboxRow) -> None:
+        """End an execution whose workflow is not registered here, and interrupt its children."""
+        id = row.execution
+        assert id is not None
+        try:
+            (loaded,) = await self._storage.load([id])
+            open_calls = dict[tuple[str, int], Snowflake]()
+            for event in loaded.journal:
+                if event.kind is JournalKind.CALL and event.source and event.payload != ABANDONED:
+                    open_calls[event.name, event.ordinal] = event.source
+                elif event.kind is JournalKind.STEP:
+                    open_calls.pop((event.name, event.ordinal), None)
+            children = [
+                Interrupt(request_id=child.execution.request_id, address=child.envelope.address)
+                for child in await self._storage.load([*open_calls.values()])
+                if not child.execution.status.finished
+            ]
+            await self._storage.interrupt(children)
+            self._delivery.ring_anywhere({child.address.shard for child in children})
+            if not loaded.execution.status.finished:
+                await write(self._delivery, shard, _termination(shard, row, loaded, self._clock))
+        except (StorageUnavailable, TimeoutError, OSError, BadBatch, OwnershipLost) as error:
+            log.warning(
+                "an execution could not be terminated yet",
+                extra={"execution": id, "error": str(error)},
+            )
+            await asyncio.sleep(_AGAIN * random.uniform(0.5, 1))
+            shard.give_back(row.seq)
+            if shard.alive:
+                shard.lane.ring((shard.id,))
+
+
+def _ends(row: InboxRow) -> bool:
+    """Whether it tells an execution to end, so that one that has not begun need not wait."""
+    return row.kind is InboxKind.INTERRUPT or row.envelope.tag in (INTERRUPT, TERMINATE)
+
+
+def _termination(shard: OwnedShard, row: InboxRow, loaded: LoadedExecution, clock: Clock) -> Commit:
+    """The end of an execution that is not in memory."""
+    execution = loaded.execution
+    exit = Terminated(decode_text(row.envelope.payload))
+    return Commit(
+        shard=shard.id,
+        replies=[exit_reply(execution.request_id, exit, loaded.envelope.reply_to)],
+        settled=[row.seq],
+        execution=ExecutionUpdate(
+            request_id=execution.request_id,
+            run=execution.run,
+            status=Status.TERMINATED,
+            finished_at=clock.now(),
+        ),
+    )
 
 
 class _Place:

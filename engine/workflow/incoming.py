@@ -9,7 +9,7 @@ import random
 
 from engine.core.clock import Clock
 from engine.core.envelope import EnvelopeRequest
-from engine.core.errors import ErrorDetails, InvalidPayload
+from engine.core.errors import ErrorDetails, InvalidPayload, NotRegistered, UpdateRejected
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import (
@@ -24,14 +24,27 @@ from engine.core.reply import (
     encode_error,
 )
 from engine.storage.protocol import InboxRow
-from engine.workflow.body import Body, Step
+from engine.workflow.body import Body
+from engine.workflow.child import ChildRun
+from engine.workflow.definition import definition_of
+from engine.workflow.handlers import HandlerDefinition, HandlerKind
 from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Outgoing
 from engine.workflow.replay import deadline_of
+from engine.workflow.step import Step
 from engine.workflow.steps import Ended, Errored, Unavailable, is_transaction
-from engine.workflow.tags import INTERRUPT, decode_text, deferred_of, encode_text
+from engine.workflow.tags import (
+    DEADLINE,
+    INTERRUPT,
+    decode_text,
+    deferred_of,
+    encode_text,
+    signal_of,
+    update_of,
+)
 
 log: logging.Logger = logging.getLogger(__name__)
+_ENDS = {Interrupted: Outcome.INTERRUPTED, Terminated: Outcome.TERMINATED}
 _draw = random.Random()
 
 
@@ -110,7 +123,7 @@ class Incoming:
         match exit:
             case Success(value):
                 try:
-                    result = step.call.rpc.signature.result.decode(value)
+                    result = step.call.decode(value)
                 except InvalidPayload as error:
                     self._fail_call(step, ErrorDetails.of(error), source)
                     return
@@ -119,21 +132,73 @@ class Incoming:
             case Failure(error) | Defect(error):
                 self._fail_call(step, error, source)
             case Interrupted(reason) | Terminated(reason):
-                self._fail_call(step, ErrorDetails(type(exit).__name__, reason), source)
+                details = ErrorDetails(type(exit).__name__, reason)
+                self._fail_call(step, details, source, _ENDS[type(exit)])
 
     def told(self, row: InboxRow) -> None:
-        """A message to the execution has come: a resolution or an interrupt."""
+        """A message to the execution has come: a resolution, a signal, an update, an interrupt."""
         envelope = row.envelope
         if envelope.request_id not in self._seen:
             self._seen.add(envelope.request_id)
-            try:
-                self._tell(envelope)
-            except InvalidPayload as error:
-                log.warning(
-                    "a message to an execution could not be read and is left out",
-                    extra={"execution": self._name, "tag": envelope.tag, "error": str(error)},
-                )
+            if (name := signal_of(envelope.tag)) is not None:
+                self._signal(name, envelope)
+            elif (name := update_of(envelope.tag)) is not None:
+                self._update(name, envelope)
+            else:
+                try:
+                    self._tell(envelope)
+                except InvalidPayload as error:
+                    log.warning(
+                        "a message to an execution could not be read and is left out",
+                        extra={"execution": self._name, "tag": envelope.tag, "error": str(error)},
+                    )
         self._ledger.settle(row.seq)
+
+    def _signal(self, name: str, envelope: EnvelopeRequest) -> None:
+        """Journal a signal and let its handler run; one that cannot be read is seen in the
+        history only."""
+        try:
+            handler, args, kwargs = self._read(name, HandlerKind.SIGNAL, envelope)
+        except (InvalidPayload, NotRegistered) as error:
+            self._ledger.append(
+                JournalKind.SIGNAL,
+                name,
+                0,
+                outcome=Outcome.FAILED,
+                source=envelope.request_id,
+                payload=encode_error(ErrorDetails.of(error)),
+            )
+            return
+        self._ledger.append(
+            JournalKind.SIGNAL, name, 0, source=envelope.request_id, payload=envelope.payload
+        )
+        self._body.signal(handler, args, kwargs)
+
+    def _update(self, name: str, envelope: EnvelopeRequest) -> None:
+        """Journal an update and let its handler run; one that is refused is answered and leaves
+        no trace."""
+        source = envelope.request_id
+        try:
+            handler, args, kwargs = self._read(name, HandlerKind.UPDATE, envelope)
+        except (InvalidPayload, NotRegistered) as error:
+            self._ledger.answer(source, Failure(ErrorDetails.of(error)))
+            return
+        refusal = self._body.refusal(handler, args, kwargs)
+        if refusal is not None:
+            refused = ErrorDetails.of(refusal)
+            details = ErrorDetails(UpdateRejected.__name__, str(refused), cause=refused)
+            self._ledger.answer(source, Failure(details))
+            return
+        self._ledger.append(JournalKind.UPDATE, name, 0, source=source, payload=envelope.payload)
+        self._body.update(source, handler, args, kwargs)
+
+    def _read(
+        self, name: str, kind: HandlerKind, envelope: EnvelopeRequest
+    ) -> tuple[HandlerDefinition, list[object], dict[str, object]]:
+        found = definition_of(type(self._body.instance)).handlers.get(name)
+        if found is None or found.kind is not kind:
+            raise NotRegistered(f"{self._name} has no {kind.value} named {name!r} in this version")
+        return found, *found.signature.decode(envelope.payload)
 
     def interrupted(self, row: InboxRow) -> None:
         """The execution's run request is to end early (``Sharding.interrupt``)."""
@@ -159,10 +224,35 @@ class Incoming:
                 started_at=step.started_at,
                 at=self._ledger.at,
             )
+            if isinstance(step.call, ChildRun):
+                self._outgoing.release(step, step.call, self.farewell())
+
+    def farewell(self) -> str:
+        """Why children are interrupted, when they are."""
+        reason = self._body.interrupted
+        if reason is None:
+            return f"{self._name}, which had started it, waits for it no more"
+        return f"{self._name}, which had started it, was interrupted" + (reason and f": {reason}")
+
+    def answer(self) -> None:
+        """Write down what updates have been answered."""
+        answers = self._body.answers
+        while answers:
+            answer = answers.popleft()
+            self._ledger.append(
+                JournalKind.ANSWER, answer.name, 0, source=answer.source, at=self._ledger.at
+            )
+            self._ledger.answer(answer.source, answer.exit)
+
+    def expired(self) -> None:
+        """The execution's time is over."""
+        self._ledger.append(JournalKind.INTERRUPT, DEADLINE, 0)
+        self._body.expire()
 
     def replayed(self, row: JournalRow) -> None:
         """A row of the journal has been applied to the body."""
         self._ledger.at = max(self._ledger.at, row.at)
+        self._ledger.keep(row)
         if row.kind is JournalKind.CALL and row.source is not None:
             self._outgoing.calls[row.source] = self._body.steps[row.name, row.ordinal]
 
@@ -183,9 +273,15 @@ class Incoming:
         step.retry_at = due
         self._outgoing.put(step)
 
-    def _fail_call(self, step: Step, error: ErrorDetails, source: Snowflake | None) -> None:
-        self._ledger.append_step(step, Outcome.FAILED, encode_error(error), source)
-        self._body.end_step(step, Outcome.FAILED, error)
+    def _fail_call(
+        self,
+        step: Step,
+        error: ErrorDetails,
+        source: Snowflake | None,
+        outcome: Outcome = Outcome.FAILED,
+    ) -> None:
+        self._ledger.append_step(step, outcome, encode_error(error), source)
+        self._body.end_step(step, outcome, error)
 
     def _tell(self, envelope: EnvelopeRequest) -> None:
         ledger, body = self._ledger, self._body

@@ -12,6 +12,7 @@ from datetime import datetime
 from engine.core.clock import Clock
 from engine.core.ids import ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.reply import Exit
 from engine.core.status import Status
 from engine.storage.protocol import (
     Commit,
@@ -20,8 +21,9 @@ from engine.storage.protocol import (
     SaveRequest,
     StoredExecution,
     Verdict,
+    exit_reply,
 )
-from engine.workflow.body import Step
+from engine.workflow.step import Step
 
 
 class Ledger:
@@ -36,18 +38,20 @@ class Ledger:
         self,
         state: StoredExecution,
         *,
+        begun_at: datetime | None,
         last_position: int,
         clock: Clock,
         moved: Callable[[datetime], None],
     ) -> None:
         self.id: Snowflake = state.request_id
         self.run: int = state.run
-        self.at: datetime = state.started_at or clock.now()
+        self.at: datetime = begun_at or clock.now()
         self.wake_at: datetime | None = state.wake_at
         self.mark: int = 0
         self.held: list[int] = []
         self.reply: NewReply | None = None
         self.on_trial: bool = False
+        self._resolved: dict[str, JournalRow] = {}
         self._clock = clock
         self._moved = moved
         self._position = last_position
@@ -57,6 +61,7 @@ class Ledger:
         self._dirty = False
         self._rows: list[JournalRow] = []
         self._requests: list[SaveRequest] = []
+        self._answers: list[NewReply] = []
         self._settled: list[int] = []
         self._update: ExecutionUpdate | None = None
         self._commit: Commit | None = None
@@ -101,24 +106,29 @@ class Ledger:
         self._position += 1
         self.mark += 1
         self._dirty = True
-        self._rows.append(
-            JournalRow(
-                execution=self.id,
-                run=self.run,
-                position=self._position,
-                kind=kind,
-                name=name,
-                ordinal=ordinal,
-                at=self.at,
-                attempt=attempt,
-                outcome=outcome,
-                digest=digest,
-                started_at=started_at,
-                due_at=due_at,
-                source=source,
-                payload=payload,
-            )
+        row = JournalRow(
+            execution=self.id,
+            run=self.run,
+            position=self._position,
+            kind=kind,
+            name=name,
+            ordinal=ordinal,
+            at=self.at,
+            attempt=attempt,
+            outcome=outcome,
+            digest=digest,
+            started_at=started_at,
+            due_at=due_at,
+            source=source,
+            payload=payload,
         )
+        self._rows.append(row)
+        self.keep(row)
+
+    def keep(self, row: JournalRow) -> None:
+        """Of a row there is: what is resolved stays so in the runs to come."""
+        if row.kind is JournalKind.RESOLVED:
+            self._resolved.setdefault(row.name, row)
 
     def append_step(
         self, step: Step, outcome: Outcome, payload: bytes, source: Snowflake | None = None
@@ -156,6 +166,27 @@ class Ledger:
     def request(self, request: SaveRequest) -> None:
         self._requests.append(request)
         self._dirty = True
+
+    def withdraw(self, request_id: Snowflake) -> bool:
+        """Take a request back; False when it is on its way, or durable."""
+        kept = [each for each in self._requests if each.envelope.request_id != request_id]
+        withdrawn = len(kept) < len(self._requests)
+        self._requests = kept
+        return withdrawn
+
+    def answer(self, source: Snowflake, exit: Exit) -> None:
+        """Answer an update."""
+        self._answers.append(exit_reply(source, exit))
+        self._dirty = True
+
+    def begin_run(self, request: bytes) -> None:
+        """Go on as a new run, which begins with its request and with what stays resolved."""
+        self.run += 1
+        self._position = 0
+        self.append(JournalKind.CONTINUED, "continued", 0, payload=request)
+        for row in self._resolved.values():
+            self._position += 1
+            self._rows.append(replace(row, run=self.run, position=self._position))
 
     def settle(self, seq: int) -> None:
         """Delete an inbox row with the next flush, unless it is the one that is kept."""
@@ -247,7 +278,7 @@ class Ledger:
         self._commit = Commit(
             shard=shard,
             journal=self._rows,
-            replies=[] if self.reply is None else [self.reply],
+            replies=self._answers if self.reply is None else [*self._answers, self.reply],
             requests=self._requests,
             settled=self._settled,
             execution=self._update,
@@ -281,6 +312,7 @@ class Ledger:
 
     def _clear(self) -> None:
         self._rows, self._requests, self._settled, self._update = [], [], [], None
+        self._answers = []
         self._dirty = False
 
 

@@ -86,6 +86,7 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self.fatal: BaseException | None = None
         self.timers: dict[int, DurableTimer] = {}
         self._observed = observed
+        self._looking: str | None = None
         self._order = salt & _HASH_BITS
         self._tasks_made = 0
         self._ready: deque[asyncio.Handle] = deque()
@@ -172,6 +173,23 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
             sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(host)
 
+    @contextmanager
+    def looking(self, who: str) -> Generator[None, None, None]:
+        """For the block, code may look but schedule nothing: that would be lost in a replay."""
+        before, self._looking = self._looking, who
+        try:
+            yield
+        finally:
+            self._looking = before
+
+    def refuse_looking(self) -> None:
+        """``ConfigurationError`` inside of ``looking``."""
+        if self._looking is not None:
+            raise ConfigurationError(
+                f"{self._looking} may only look: it cannot run steps, tasks or timers, or draw"
+                " random numbers"
+            )
+
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
         self._generators.discard(generator)
         if not self.dead:
@@ -180,7 +198,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
     # --- what asyncio asks of a loop --------------------------------------------------------------
 
     def time(self) -> float:
-        self._observed()
+        if self._looking is None:
+            self._observed()
         return self.now
 
     def call_soon(
@@ -189,6 +208,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
+        if self._looking is not None:
+            self.refuse_looking()
         handle = asyncio.Handle(callback, args, self, context)
         if not self.dead:
             self._ready.append(handle)
@@ -210,6 +231,7 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
+        self.refuse_looking()
         self._observed()
         timer = DurableTimer(when, callback, args, self, context)
         if not self.dead:
@@ -240,6 +262,9 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         **options: Any,
     ) -> asyncio.Task[T]:
         _refuse_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        if self._looking is not None:
+            coro.close()
+            self.refuse_looking()
         self._tasks_made += 1
         name = name or f"Task-{self._tasks_made}"
         task = DurableTask(coro, loop=self, name=name, context=context, **options)

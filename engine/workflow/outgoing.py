@@ -17,6 +17,7 @@ from typing import Any
 from engine.cluster.call import TRACE
 from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
+from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
 from engine.core.codec import same_json
 from engine.core.envelope import ReplyTo
@@ -29,11 +30,20 @@ from engine.core.errors import (
 )
 from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.core.journal import JournalKind, JournalRow, Outcome
-from engine.core.reply import Exit, Failure
-from engine.storage.protocol import Saved, SaveRequest, Storage, StoredExecution
-from engine.workflow.body import Body, Step
+from engine.core.reply import Exit, Failure, Success
+from engine.storage.protocol import (
+    Commit,
+    Saved,
+    SaveOutcome,
+    SaveRequest,
+    Storage,
+    StoredExecution,
+)
+from engine.workflow.body import Body
+from engine.workflow.child import ABANDONED, ChildRun
 from engine.workflow.definition import Workflow
 from engine.workflow.ledger import Ledger
+from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext
 from engine.workflow.steps import (
     Ended,
@@ -44,6 +54,7 @@ from engine.workflow.steps import (
     run_activity,
     run_transaction,
 )
+from engine.workflow.tags import INTERRUPT, encode_text
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -162,16 +173,54 @@ class Outgoing:
             alarm.cancel()
         self._alarms.clear()
 
-    def existing(self, request: SaveRequest, saved: Saved) -> None:
-        """A keyed call whose key is taken: share that request's reply."""
-        step = self.calls.pop(request.envelope.request_id, None)
-        if step is None or step.future.done():
+    def saved(self, request: SaveRequest, saved: Saved) -> None:
+        """What has become of a request: one that shares its key shares the reply of whoever was
+        first, and a message has its answer in it."""
+        request_id = request.envelope.request_id
+        step = self.calls.get(request_id)
+        if step is None or step.call is None:
             return
-        if saved.payload is not None and not same_json(saved.payload, request.envelope.payload):
-            error = PayloadConflict(f"the key of {step.name} was used before with other arguments")
-            self._answered(step, Failure(ErrorDetails.of(error)), None)
+        if step.call.told:
+            del self.calls[request_id]
+            self._answered(step, _told(saved, request_id), None)
+        elif saved.outcome is SaveOutcome.EXISTS and saved.request_id != request_id:
+            del self.calls[request_id]
+            if step.future.done():
+                return
+            if saved.payload is not None and not same_json(saved.payload, request.envelope.payload):
+                error = PayloadConflict(f"the key of {step.name} was used before with other values")
+                self._answered(step, Failure(ErrorDetails.of(error)), None)
+                return
+            step.task = self._services.spawn(self._share(step, saved.request_id))
+
+    def release(self, step: Step, child: ChildRun, reason: str) -> None:
+        """Nobody waits for a child any more: interrupt it, or take its start back."""
+        if step.request_id is None or self._ledger.withdraw(step.request_id):
             return
-        step.task = self._services.spawn(self._share(step, saved.request_id))
+        try:
+            self._ledger.request(self._interrupt(child, reason))
+        except (StorageUnavailable, ConfigurationError):
+            self._services.spawn(self._prepare_and_release(child, reason))
+
+    def _interrupt(self, child: ChildRun, reason: str) -> SaveRequest:
+        services = self._services
+        return child.place.message(
+            services.ids.next(),
+            shards_in=services.storage.shards_in,
+            tag=INTERRUPT,
+            payload=encode_text(reason),
+        )
+
+    async def _prepare_and_release(self, child: ChildRun, reason: str) -> None:
+        while self._shard.alive:
+            try:
+                await self._prepare(child.group)
+                request = self._interrupt(child, reason)
+            except (StorageUnavailable, ConfigurationError):
+                continue
+            commit = Commit(shard=self._shard.id, requests=[request])
+            await write(self._services.delivery, self._shard, commit)
+            return
 
     async def _share(self, step: Step, request_id: Snowflake) -> None:
         exit = await self._services.await_exit(request_id)
@@ -243,15 +292,15 @@ class Outgoing:
     # --- calls ------------------------------------------------------------------------------------
 
     def _send(self, step: Step) -> None:
-        """Send a call: its CALL row and the request leave in one flush."""
+        """Send a call: its CALL row and the request leave in one flush. What was sent before a
+        crash is sent again, as the same request, if its answer may not come through the inbox."""
         call = step.call
         assert call is not None
-        keyed = call.options.key is not None or call.rpc.key is not None
-        if step.request_id is not None and not keyed:
-            return  # sent before a crash; its reply comes through the inbox
+        if step.request_id is not None and not (call.shared or call.told):
+            return
         try:
-            request_id = self._services.ids.next()
-            envelope = call.envelope(
+            request_id = step.request_id or self._services.ids.next()
+            request = call.request(
                 request_id,
                 shards_in=self._services.storage.shards_in,
                 payload=step.payload,
@@ -259,7 +308,7 @@ class Outgoing:
                 trace=self._trace,
             )
         except (StorageUnavailable, ConfigurationError):
-            step.task = self._services.spawn(self._prepare_and_send(step, call.entity.shard_group))
+            step.task = self._services.spawn(self._prepare_and_send(step, call.group))
             return
         if step.request_id is None:
             step.started_at = self._ledger.at
@@ -270,23 +319,27 @@ class Outgoing:
                 digest=step.digest,
                 source=request_id,
                 at=self._ledger.at,
+                payload=ABANDONED if isinstance(call, ChildRun) and call.abandoned else b"",
             )
         step.request_id = request_id
         self.calls[request_id] = step
-        self._ledger.request(SaveRequest(envelope=envelope))
+        self._ledger.request(request)
 
     async def _prepare_and_send(self, step: Step, group: str) -> None:
-        """The machine id's lease has run out, or the group is new here: mend it, then send."""
+        await self._prepare(group)
+        step.task = None
+        if not self._over and not self.paused and not step.future.done():
+            self._send(step)
+        self._look()
+
+    async def _prepare(self, group: str) -> None:
+        """The machine id's lease has run out, or the group is new here: mend it."""
         try:
             await self._services.renew_lease()
             await self._services.storage.ensure_groups([group])
         except (StorageUnavailable, TimeoutError, OSError) as error:
             log.warning("a call has to wait", extra={"execution": self._name, "error": str(error)})
             await asyncio.sleep(PAUSE.total_seconds())
-        step.task = None
-        if not self._over and not self.paused and not step.future.done():
-            self._send(step)
-        self._look()
 
     def _later(self, when: datetime, then: Event) -> None:
         def ring() -> None:
@@ -296,6 +349,18 @@ class Outgoing:
 
         alarm = self._services.clock.call_at(when, ring)
         self._alarms.add(alarm)
+
+
+def _told(saved: Saved, request_id: Snowflake) -> Exit:
+    """Whether a message came in time, or that there is nobody to tell."""
+    if saved.outcome is SaveOutcome.NO_TARGET:
+        return Failure(ErrorDetails("NotFound", "there is no such execution"))
+    return Success(
+        b"true" if saved.request_id == request_id and saved.outcome in _CAME else b"false"
+    )
+
+
+_CAME = frozenset({SaveOutcome.CREATED, SaveOutcome.EXISTS})
 
 
 def _nobody(*_: object) -> None:

@@ -5,15 +5,22 @@ exactly as the event did the first time. One that does not is ``NonDeterminism``
 """
 
 import asyncio
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import CoroutineType
+from typing import Any
 
 from engine.core.errors import NonDeterminism
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
-from engine.workflow.body import Body, Step
-from engine.workflow.tags import decode_text
+from engine.storage.protocol import LoadedExecution
+from engine.workflow.body import Body
+from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
+from engine.workflow.handlers import HandlerDefinition
+from engine.workflow.step import Step
+from engine.workflow.tags import DEADLINE, decode_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
@@ -37,23 +44,107 @@ def apply(body: Body, row: JournalRow) -> None:
             step.started_at = row.at
         case JournalKind.TIMER:
             _apply_timer(body, row)
-        case JournalKind.RESOLVED:
+        case JournalKind.ANSWER:
+            if not body.answers or body.answers[0].source != row.source:
+                raise _mismatch(body, row)
+            body.answers.popleft()
+        case _:
             body.set_time(row.at)
-            if row.outcome is Outcome.OK:
-                body.resolve(row.name, row.payload)
-            else:
-                body.reject(row.name, decode_error(row.payload))
-        case JournalKind.INTERRUPT:
-            body.set_time(row.at)
-            body.interrupt(decode_text(row.payload))
+            _apply_message(body, row)
+
+
+def _apply_message(body: Body, row: JournalRow) -> None:
+    """Something the execution was told."""
+    if row.outcome is Outcome.FAILED:
+        if row.kind is JournalKind.RESOLVED:
+            body.reject(row.name, decode_error(row.payload))
+    elif row.kind is JournalKind.RESOLVED:
+        body.resolve(row.name, row.payload)
+    elif row.kind is JournalKind.INTERRUPT and row.name == DEADLINE:
+        body.expire()
+    elif row.kind is JournalKind.INTERRUPT:
+        body.interrupt(decode_text(row.payload))
+    elif row.kind in (JournalKind.SIGNAL, JournalKind.UPDATE):
+        handler = _handler(body, row)
+        arguments = handler.signature.decode(row.payload)
+        if row.kind is JournalKind.SIGNAL:
+            body.signal(handler, *arguments)
+        elif row.source is not None:
+            body.update(row.source, handler, *arguments)
+
+
+@contextmanager
+def replayed(
+    definition: WorkflowDefinition, prototype: Workflow[Any, Any], loaded: LoadedExecution
+) -> Generator[Body, None, None]:
+    """A body that has seen the whole journal and goes no further; it is closed afterwards.
+
+    ``NonDeterminism`` when the code asks for something else. Call from the host's loop, outside of
+    any task.
+    """
+    body = body_of(definition, prototype, loaded, observed=_nobody)
+    if (at := begun_at(loaded)) is not None:
+        body.set_time(at)
+    try:
+        for row in loaded.journal:
+            while not body.drain():
+                continue
+            if body.done and row.kind not in _BEHIND:
+                raise leftover(body, row)
+            apply(body, row)
+        while not body.drain():
+            continue
+        yield body
+    finally:
+        body.close()
+        body.free()
+
+
+def body_of(
+    definition: WorkflowDefinition,
+    prototype: Workflow[Any, Any],
+    loaded: LoadedExecution,
+    *,
+    observed: Callable[[], None],
+) -> Body:
+    """The body of an execution's present run, before anything of it has run; ``InvalidPayload``."""
+    execution, journal = loaded.execution, loaded.journal
+    continued = bool(journal) and journal[0].kind is JournalKind.CONTINUED
+    payload = journal[0].payload if continued else loaded.envelope.payload
+    return Body(
+        prototype=prototype,
+        request=definition.request.decode(payload),
+        id=execution.request_id,
+        execution_id=execution.execution_id,
+        run=execution.run,
+        observed=observed,
+    )
+
+
+def begun_at(loaded: LoadedExecution) -> datetime | None:
+    """When the present run began; None when that is still to come."""
+    first = loaded.journal[0] if loaded.journal else None
+    if first is not None and first.kind is JournalKind.CONTINUED:
+        return first.at
+    return loaded.execution.started_at
+
+
+_BEHIND = frozenset({JournalKind.ANSWER, JournalKind.TERMINATED})
+"""What may come after the end of a body."""
+
+
+def _nobody() -> None:
+    """Nobody listens."""
 
 
 def result_of(step: Step, row: JournalRow) -> object:
     """What the body got from a step: its decoded result, or the details of its error."""
     if row.outcome is not Outcome.OK:
         return decode_error(row.payload)
-    signature = step.call.rpc.signature if step.call is not None else step.definition.signature  # type: ignore[union-attr]
-    return signature.result.decode(row.payload)
+    if step.call is not None:
+        return step.call.decode(row.payload)
+    assert step.definition is not None
+    return step.definition.signature.result.decode(row.payload)
 
 
 def describe(row: JournalRow) -> str:
@@ -69,7 +160,15 @@ def describe(row: JournalRow) -> str:
         case JournalKind.RESOLVED:
             return f"deferred {row.name}"
         case JournalKind.INTERRUPT:
-            return "an interrupt"
+            return "the end of its time" if row.name == DEADLINE else "an interrupt"
+        case JournalKind.SIGNAL | JournalKind.UPDATE:
+            return f"{row.kind.name.lower()} {row.name}"
+        case JournalKind.ANSWER:
+            return f"the answer of update {row.name}"
+        case JournalKind.CONTINUED:
+            return "the beginning of this run"
+        case JournalKind.TERMINATED:
+            return "its termination"
 
 
 def leftover(body: Body, row: JournalRow) -> NonDeterminism:
@@ -95,13 +194,23 @@ def waits(body: Body) -> str | None:
         found.append(f"the timer due {deadline_of(timer.deadline).isoformat()}")
     for step in body.steps.values():
         if step.call is not None:
-            call = step.call
-            found.append(f"the reply of {call.entity.name}/{call.id} {call.rpc.name}")
+            found.append(step.call.waits)
         elif step.retry_at is not None:
             found.append(f"attempt {step.attempt} of {step} due {step.retry_at.isoformat()}")
         else:
             found.append(str(step))
     return "waits for " + ", ".join(found) if found else None
+
+
+def _handler(body: Body, row: JournalRow) -> HandlerDefinition:
+    found = definition_of(type(body.instance)).handlers.get(row.name)
+    if found is None or found.kind.name != row.kind.name:
+        raise NonDeterminism(
+            expected=f"{describe(row)} at position {row.position}",
+            found=f"has no {row.kind.name.lower()} of that name",
+            where=_line_of(body),
+        )
+    return found
 
 
 def _apply_step(body: Body, row: JournalRow) -> None:

@@ -14,9 +14,14 @@ from typing import Any, Protocol
 
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Alarm
-from engine.core.envelope import EnvelopeRequest
-from engine.core.errors import ErrorDetails, InvalidPayload, NonDeterminism, OwnershipLost
-from engine.core.ids import Snowflake
+from engine.core.errors import (
+    EngineError,
+    ErrorDetails,
+    InvalidPayload,
+    NonDeterminism,
+    OwnershipLost,
+)
+from engine.core.ids import EntityAddress, Snowflake
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.reply import (
     Defect,
@@ -25,7 +30,6 @@ from engine.core.reply import (
     Interrupted,
     Success,
     Terminated,
-    encode_exit,
 )
 from engine.core.status import Status
 from engine.storage.protocol import (
@@ -35,18 +39,19 @@ from engine.storage.protocol import (
     Flushed,
     InboxKind,
     InboxRow,
-    NewReply,
-    SaveOutcome,
-    StoredExecution,
+    LoadedExecution,
+    exit_reply,
 )
 from engine.workflow import replay
-from engine.workflow.body import Body, CompensationFailed, Step
+from engine.workflow.body import Body, CompensationFailed, ContinueAsNew
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.incoming import Incoming
 from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Event, Outgoing, Services
+from engine.workflow.query import Query
+from engine.workflow.step import Step
 from engine.workflow.steps import Ended, Errored, StepDropped, Unavailable
-from engine.workflow.tags import RETRY
+from engine.workflow.tags import RETRY, TERMINATE, deadline_in, decode_text
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -65,12 +70,19 @@ class Residents(Protocol):
         ...
 
     def busy(self, execution: "ResidentExecution") -> None: ...
+    def again(self, shard: OwnedShard, address: EntityAddress, queries: Sequence[Query]) -> None:
+        """Queries that it could not answer any more."""
+        ...
+
     def due_again(self, execution: "ResidentExecution") -> None:
         """Its row has a ``wake_at`` while it is in memory: the sweep must leave it out."""
         ...
 
-    def settle(self, shard: OwnedShard, seqs: Sequence[int]) -> None:
-        """Delete rows that came for an execution that has ended."""
+    def settle(
+        self, shard: OwnedShard, seqs: Sequence[int], *, late: Sequence[InboxRow] = ()
+    ) -> None:
+        """Delete rows that came for an execution that has ended. ``late`` are those of them that
+        it was not handed."""
         ...
 
 
@@ -83,16 +95,17 @@ class ResidentExecution:
         definition: WorkflowDefinition,
         prototype: Workflow[Any, Any],
         shard: OwnedShard,
-        envelope: EnvelopeRequest,
-        state: StoredExecution,
-        journal: Sequence[JournalRow],
+        loaded: LoadedExecution,
         services: Services,
         residents: Residents,
     ) -> None:
+        state, envelope, journal = loaded.execution, loaded.envelope, loaded.journal
         self.id: Snowflake = state.request_id
+        self.place: tuple[str, str] = (state.workflow, state.execution_id)
         self.shard = shard
         self.name: str = f"{state.workflow}/{state.execution_id}"
         self._definition = definition
+        self._loaded = loaded
         self._envelope = envelope
         self._services = services
         self._residents = residents
@@ -100,6 +113,7 @@ class ResidentExecution:
         self._events: deque[Event] = deque()
         self._ledger = Ledger(
             state,
+            begun_at=replay.begun_at(loaded),
             last_position=journal[-1].position if journal else 0,
             clock=services.clock,
             moved=self._set_time,
@@ -128,8 +142,13 @@ class ResidentExecution:
         self._accused = False
         self._again = False
         self._blocked = False
+        self._renewed = False
         self._suspending = False
         self._quiet: asyncio.Future[None] | None = None
+        self._undelivered: dict[int, InboxRow] = {}
+        self._queries: list[Query] = []
+        self._looked: deque[tuple[int, Query, Exit]] = deque()
+        self._deadline = deadline_in(envelope.headers)
 
     @property
     def _in(self) -> Incoming:
@@ -172,7 +191,8 @@ class ResidentExecution:
         self._submit()
 
     def _begin_again(self) -> None:
-        """That its failures are forgotten is durable: leave memory, and be read anew."""
+        """That its failures are forgotten, or its run is over, is durable: leave memory, and be
+        read anew."""
         self._over = True
         self._stop_work()
         self._residents.forget(self)
@@ -183,17 +203,12 @@ class ResidentExecution:
 
     def _build(self) -> None:
         try:
-            request = self._definition.request.decode(self._envelope.payload)
+            self._body = replay.body_of(
+                self._definition, self._prototype, self._loaded, observed=self._ledger.need_start
+            )
         except InvalidPayload as error:
             self._end(Defect(ErrorDetails.of(error)))
             return
-        self._body = Body(
-            prototype=self._prototype,
-            request=request,
-            execution_id=self._state.execution_id,
-            seed=f"{self.id}:{self._state.run}",
-            observed=self._ledger.need_start,
-        )
         self._body.set_time(self._ledger.at)
         self._incoming = Incoming(
             name=self.name,
@@ -214,12 +229,52 @@ class ResidentExecution:
         self._ledger.held.append(row.seq)
         if row.kind is InboxKind.REQUEST and row.envelope.tag == RETRY:
             self._asked_again(row.seq)
-        elif row.kind is InboxKind.REPLY:
-            self._push(lambda: self._in.replied(row))
+        elif row.kind is InboxKind.REQUEST and row.envelope.request_id == self.id:
+            return
+        elif self._blocked and row.envelope.tag == TERMINATE:
+            self._terminate(row)
+        elif not self._over:
+            self._undelivered[row.seq] = row
+            self._push(partial(self._deliver, row))
+
+    def _deliver(self, row: InboxRow) -> None:
+        """A message's turn has come."""
+        del self._undelivered[row.seq]
+        if row.kind is InboxKind.REPLY:
+            self._in.replied(row)
         elif row.kind is InboxKind.INTERRUPT:
-            self._push(lambda: self._in.interrupted(row))
-        elif row.envelope.request_id != self.id:
-            self._push(lambda: self._in.told(row))
+            self._in.interrupted(row)
+        elif row.envelope.tag == TERMINATE:
+            self._terminate(row)
+        else:
+            self._in.told(row)
+
+    def ask(self, query: Query) -> None:
+        """Answer a query as soon as what it sees is durable."""
+        self._queries.append(query)
+        if self._blocked:
+            self._answer_queries()
+        else:
+            self._schedule()
+
+    def _answer_queries(self) -> None:
+        """Let them look at a body that has drained and replayed all; one that is blocked stands
+        where its journal fits no more."""
+        body = self._body
+        if body is None or (self._journal and not self._blocked):
+            return
+        for query in self._queries:
+            if self._blocked:
+                query.fail(EngineError(f"{self.name} is blocked: see why with describe()"))
+            else:
+                self._looked.append(
+                    (self._ledger.mark, query, query.put_to(self._definition, body))
+                )
+        self._queries.clear()
+        # INVARIANT durable-before-command: also an answer is something that others go on from.
+        while self._looked and self._ledger.durable(self._looked[0][0]):
+            _, query, exit = self._looked.popleft()
+            query.answers.end(exit)
 
     def drop(self) -> None:
         """The shard is lost or given away: nothing of this execution goes on here."""
@@ -240,13 +295,18 @@ class ResidentExecution:
 
     # --- turns ------------------------------------------------------------------------------------
 
+    @property
+    def _still(self) -> bool:
+        """Whether its body is to run no further here."""
+        return self._over or self._suspending or self._blocked or self._renewed
+
     def _push(self, event: Event) -> None:
         if not self._over:
             self._events.append(event)
             self._schedule()
 
     def _schedule(self) -> None:
-        if not (self._scheduled or self._over or self._suspending or self._blocked):
+        if not (self._scheduled or self._still):
             self._scheduled = True
             self._residents.busy(self)
             self._services.call_soon(self._turn)
@@ -254,7 +314,7 @@ class ResidentExecution:
     def _turn(self) -> None:
         self._scheduled = False
         body = self._body
-        if self._over or self._suspending or self._blocked or body is None:
+        if self._still or body is None:
             return
         try:
             more = self._advance(body)
@@ -271,8 +331,10 @@ class ResidentExecution:
     def _advance(self, body: Body) -> bool:
         """Deliver events, each to a drained loop; True when the turn's budget ran out first."""
         for _ in range(_EVENTS_PER_TURN):
-            if not body.loop.drain():
+            if not body.drain():
                 return True
+            if not self._journal:
+                self._in.answer()
             if body.done:
                 if self._journal:
                     raise replay.leftover(body, self._journal[0])
@@ -283,6 +345,8 @@ class ResidentExecution:
                 self._in.replayed(row)
                 continue
             self._in.cancelled()
+            if self._ledger.reply is not None:
+                return False  # it was terminated
             # INVARIANT transaction-first: while one commits, no event takes a position after its.
             if self._committing is not None or not self._events:
                 return False
@@ -291,7 +355,7 @@ class ResidentExecution:
 
     def _after_turn(self) -> None:
         body = self._body
-        if self._over or self._blocked or self._suspending or body is None:
+        if self._still or body is None:
             return
         try:
             self._go_on(body)
@@ -304,6 +368,7 @@ class ResidentExecution:
         self._block(f"it met an error of the engine: {error!r}; please report it")
 
     def _go_on(self, body: Body) -> None:
+        self._answer_queries()
         if self._ledger.reply is None:
             if body.done:
                 if self._committing is None:
@@ -358,9 +423,12 @@ class ResidentExecution:
 
     def _arm_timer(self, body: Body) -> None:
         timer = body.loop.next_timer()
-        if timer is None:
+        deadlines = [] if timer is None else [replay.deadline_of(timer.deadline)]
+        if self._deadline is not None and not body.overdue:
+            deadlines.append(self._deadline)
+        if not deadlines:
             return
-        deadline = replay.deadline_of(timer.deadline)
+        deadline = min(deadlines)
         if self._alarm is not None:
             if self._alarm_at == deadline:
                 return
@@ -381,7 +449,10 @@ class ResidentExecution:
         )
         for _, ordinal in due:
             self._push(partial(self._in.fired, ordinal))
-        if not due:
+        overdue = self._deadline is not None and self._deadline <= now and not body.overdue
+        if overdue:
+            self._push(self._in.expired)
+        if not due and not overdue:
             self._arm_timer(body)
 
     # --- the lane's side --------------------------------------------------------------------------
@@ -404,10 +475,10 @@ class ResidentExecution:
         if self._over:
             return
         self._end_trial()
-        if commit.replies:
+        if self._ledger.reply is not None and self._ledger.reply in commit.replies:
             self._leave()
             return
-        if self._again:
+        if self._again or self._renewed:
             if self._ledger.busy:
                 self._submit()
             else:
@@ -418,8 +489,7 @@ class ResidentExecution:
             return
         for request in commit.requests:
             saved = flushed.requests[request.envelope.request_id]
-            if saved.outcome is SaveOutcome.EXISTS:
-                self._outgoing.existing(request, saved)
+            self._outgoing.saved(request, saved)
         if self._blocked:
             self._check_quiet()
         elif self._body is not None:
@@ -442,12 +512,16 @@ class ResidentExecution:
         if body.loop.fatal is not None:
             self._end(Failure(ErrorDetails.of(body.loop.fatal)))
         elif task.cancelled():
-            if body.interrupted is not None:
+            if body.overdue:
+                self._end(Failure(ErrorDetails("TimeoutError", "it did not end in its time")))
+            elif body.interrupted is not None:
                 self._end(Interrupted(body.interrupted))
             else:
                 self._end(Failure(ErrorDetails("CancelledError", "the body cancelled itself")))
         elif (error := task.exception()) is not None:
-            if isinstance(error, CompensationFailed):
+            if isinstance(error, ContinueAsNew):
+                self._continue(error.payload)
+            elif isinstance(error, CompensationFailed):
                 self._block(f"a compensation failed and waits to be retried: {error}")
             else:
                 self._end(Failure(ErrorDetails.of(error)))
@@ -457,16 +531,43 @@ class ResidentExecution:
             except InvalidPayload as unencodable:
                 self._end(Failure(ErrorDetails.of(unencodable)))
 
-    def _end(self, exit: Exit) -> None:
-        self._stop_work()
-        kind, payload = encode_exit(exit)
-        reply = NewReply(
-            request_id=self.id,
-            sequence=0,
-            kind=kind,
-            payload=payload,
-            reply_to=self._envelope.reply_to,
+    def _terminate(self, row: InboxRow) -> None:
+        """End it, wherever it stands."""
+        reason = decode_text(row.envelope.payload)
+        self._ledger.append(
+            JournalKind.TERMINATED,
+            TERMINATE,
+            0,
+            source=row.envelope.request_id,
+            payload=row.envelope.payload,
         )
+        self._end(Terminated(reason))
+
+    def _close_run(self) -> None:
+        """What a run leaves behind: its children are told, its updates answered."""
+        if self._body is not None:
+            for step, child in self._body.children:
+                self._outgoing.release(step, child, self._in.farewell())
+            for answer in self._body.unanswered:
+                self._ledger.answer(answer.source, answer.exit)
+
+    def _continue(self, request: bytes) -> None:
+        """Begin the next run: it is read anew, with what was not delivered to this one."""
+        self._close_run()
+        self._stop_work()
+        self._renewed = True
+        for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
+            self._ledger.drop(seq)
+        self._ledger.begin_run(request)
+        self._ledger.wake_at = self._ledger.at
+        self._ledger.set_status(Status.RUNNING)
+        self._residents.due_again(self)
+        self._submit()
+
+    def _end(self, exit: Exit) -> None:
+        self._close_run()
+        self._stop_work()
+        reply = exit_reply(self.id, exit, self._envelope.reply_to)
         self._ledger.end(_STATUS[type(exit)], reply)
         self._submit()
 
@@ -483,7 +584,8 @@ class ResidentExecution:
         self._over = True
         self._residents.forget(self)
         if self._ledger.held:
-            self._residents.settle(self.shard, self._ledger.held)
+            late = [*self._undelivered.values()]
+            self._residents.settle(self.shard, self._ledger.held, late=late)
         self._check_quiet()
         self._free()
 
@@ -508,11 +610,13 @@ class ResidentExecution:
     def suspend(self) -> None:
         """Leave memory if there is nothing to do: the host calls this after a while of idleness."""
         body = self._body
-        if self._over or self._blocked or self._suspending or body is None:
+        if self._still or body is None:
             return
         if not self._can_suspend(body):
             return
         wakes = [step.retry_at for step in body.steps.values() if step.retry_at is not None]
+        if self._deadline is not None and not body.overdue:
+            wakes.append(self._deadline)
         timer = body.loop.next_timer()
         if timer is not None:
             wakes.append(replay.deadline_of(timer.deadline))
@@ -541,9 +645,17 @@ class ResidentExecution:
         if wake_at is not None:
             self._services.delivery.due_at(wake_at)
 
+    def _pass_on_queries(self) -> None:
+        queries = [*self._queries, *(query for _, query, _ in self._looked)]
+        self._queries.clear()
+        self._looked.clear()
+        if queries:
+            self._residents.again(self.shard, self._envelope.address, queries)
+
     def _free(self) -> None:
         """Take the cycles of references apart, so that the memory is free now and not when the
         collector comes: an execution has lived long enough to be in its oldest generation."""
+        self._pass_on_queries()
         self._events.clear()
         if self._body is not None:
             self._body.free()

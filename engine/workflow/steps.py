@@ -18,8 +18,9 @@ from engine.core.journal import JournalRow, Outcome
 from engine.storage.protocol import Fence, Storage
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import StepDefinition, StepKind
-from engine.workflow.body import Step, copy_of
+from engine.workflow.body import copy_of
 from engine.workflow.definition import Workflow
+from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext, current_step
 
 log: logging.Logger = logging.getLogger(__name__)

@@ -4,12 +4,21 @@ A resolution's payload is the encoded value; that of a rejection, and of an inte
 """
 
 import json
+from collections.abc import Mapping
+from datetime import datetime
 
+from engine.core.envelope import dedup_key
 from engine.core.errors import InvalidPayload
 
 RUN = "run"
 INTERRUPT = "interrupt"
+TERMINATE = "terminate"
 RETRY = "retry"
+DEADLINE = "outlast-deadline"
+"""The header of a run request that says until when its execution must have ended."""
+_SIGNAL = "signal:"
+_UPDATE = "update:"
+_QUERY = "query:"
 _RESOLVE = "resolve:"
 _REJECT = "reject:"
 
@@ -29,6 +38,42 @@ def deferred_of(tag: str) -> tuple[str, bool] | None:
     if tag.startswith(_REJECT):
         return tag[len(_REJECT) :], False
     return None
+
+
+def deferred_key(workflow: str, id: str, deferred: str) -> str:
+    """What resolutions and rejections of one execution's deferred are deduplicated by."""
+    return dedup_key("deferred", workflow, f"{len(id)}.{id}/{deferred}")
+
+
+def signal_tag(name: str) -> str:
+    return _SIGNAL + name
+
+
+def update_tag(name: str) -> str:
+    return _UPDATE + name
+
+
+def query_tag(name: str) -> str:
+    return _QUERY + name
+
+
+def signal_of(tag: str) -> str | None:
+    """The signal that a tag speaks of, if it is one's."""
+    return tag[len(_SIGNAL) :] if tag.startswith(_SIGNAL) else None
+
+
+def update_of(tag: str) -> str | None:
+    return tag[len(_UPDATE) :] if tag.startswith(_UPDATE) else None
+
+
+def query_of(tag: str) -> str | None:
+    return tag[len(_QUERY) :] if tag.startswith(_QUERY) else None
+
+
+def deadline_in(headers: Mapping[str, str]) -> datetime | None:
+    """Until when an execution must have ended."""
+    stored = headers.get(DEADLINE)
+    return None if stored is None else datetime.fromisoformat(stored)
 
 
 def encode_text(text: str) -> bytes:

@@ -248,7 +248,7 @@ def make_executions(schema: str | None) -> None:
         number("group_id", sa.Integer),
         number("shard", sa.SmallInteger),
         number("status", sa.SmallInteger),
-        number("run", sa.SmallInteger, default=1),
+        number("run", sa.Integer, default=1),
         number("version", sa.Integer),
         sa.Column("parent", sa.BigInteger),
         at("created_at", default=True),
@@ -281,7 +281,7 @@ def make_executions(schema: str | None) -> None:
     op.create_table(
         "journal",
         number("execution", sa.BigInteger),
-        number("run", sa.SmallInteger),
+        number("run", sa.Integer),
         number("position", sa.Integer),
         number("kind", sa.SmallInteger),
         number("outcome", sa.SmallInteger),

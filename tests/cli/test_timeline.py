@@ -11,7 +11,7 @@ from cli.drawing import ASCII, UNICODE, Glyphs, draw
 from cli.timeline import Line, Mark, timeline
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, Outcome
-from engine.outcome import JournalEvent
+from engine.core.outcome import JournalEvent
 
 BEGIN = datetime(2025, 6, 1, 12, tzinfo=UTC)
 CALL, STEP, ATTEMPT = JournalKind.CALL, JournalKind.STEP, JournalKind.ATTEMPT

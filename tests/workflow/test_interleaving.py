@@ -104,17 +104,18 @@ async def replayed(
         body = Body(
             prototype=prototype,
             request=int(execution.id),
+            id=info.request_id,
             execution_id=execution.id,
-            seed=f"{info.request_id}:{info.run}",
+            run=info.run,
             observed=lambda: None,
         )
         assert info.started_at is not None
         body.set_time(info.started_at)
         try:
             for row in rows:
-                assert body.loop.drain()
+                assert body.drain()
                 replay.apply(body, row)
-            assert body.loop.drain()
+            assert body.drain()
             done.set_result(body.task.result())
         except BaseException as error:  # noqa: BLE001 -- the test gets it
             done.set_exception(error)

@@ -107,7 +107,7 @@ written as (
         due_at, name, payload
     )
     select * from unnest(
-        $22::bigint[], $23::smallint[], $24::int[], $25::smallint[], $26::smallint[], $27::int[],
+        $22::bigint[], $23::int[], $24::int[], $25::smallint[], $26::smallint[], $27::int[],
         $28::int[], $29::bigint[], $30::bigint[], $31::timestamptz[], $32::timestamptz[],
         $33::timestamptz[], $34::text[], $35::bytea[]
     )
@@ -166,7 +166,7 @@ moved as (
         trial = case m.verdict when 0 then x.trial else m.verdict = 1 end,
         failed_position = case when x.run = m.run then x.failed_position else 0 end
     from unnest(
-        $46::bigint[], $47::smallint[], $48::smallint[], $49::timestamptz[], $50::timestamptz[],
+        $46::bigint[], $47::int[], $48::smallint[], $49::timestamptz[], $50::timestamptz[],
         $51::timestamptz[], $52::text[], $53::smallint[]
     ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting, verdict)
     where x.request_id = m.request_id

@@ -5,7 +5,7 @@ insert into engine.journal (
     due_at, name, payload
 )
 select * from unnest(
-    $1::bigint[], $2::smallint[], $3::int[], $4::smallint[], $5::smallint[], $6::int[],
+    $1::bigint[], $2::int[], $3::int[], $4::smallint[], $5::smallint[], $6::int[],
     $7::int[], $8::bigint[], $9::bigint[], $10::timestamptz[], $11::timestamptz[],
     $12::timestamptz[], $13::text[], $14::bytea[]
 );

@@ -1,0 +1,179 @@
+"""A handle on one execution from outside: every call goes to the database, or to its owner.
+
+Made by ``client``. What it is told goes through ``by_name`` into the execution's inbox.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engine import admin, by_name
+from engine.core.envelope import dedup_key
+from engine.core.errors import (
+    ConfigurationError,
+    EngineError,
+    ErrorDetails,
+    InvalidPayload,
+    NotFound,
+    NotRegistered,
+    RequestFailed,
+    UpdateRejected,
+)
+from engine.core.ids import Snowflake
+from engine.core.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Succeeded
+from engine.core.reply import Defect, Exit, Failure, Interrupted, Success, Terminated
+from engine.workflow.deferred import Deferred
+from engine.workflow.definition import WorkflowDefinition
+from engine.workflow.execution import Execution
+from engine.workflow.handlers import HandlerKind
+from engine.workflow.tags import (
+    INTERRUPT,
+    RETRY,
+    TERMINATE,
+    deferred_key,
+    encode_text,
+    query_tag,
+    reject_tag,
+    resolve_tag,
+    signal_tag,
+    update_tag,
+)
+
+if TYPE_CHECKING:
+    from engine.node import Node
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class ClientExecution(Execution[T]):
+    """Made by ``client.start`` and ``client.execution``, which asks nothing of the database."""
+
+    def __init__(
+        self,
+        node: "Node",
+        definition: WorkflowDefinition,
+        id: str,
+        request_id: Snowflake | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(definition, id)
+        self._node = node
+        self._request_id = request_id
+        self._key = key
+
+    @property
+    def request_id(self) -> Snowflake:
+        if self._request_id is None:
+            raise ConfigurationError(
+                f"{self!r} has not been looked up yet; await its describe() or poll() first"
+            )
+        return self._request_id
+
+    async def poll(self) -> Pending | Succeeded[T] | Failed | Interrupted | Terminated:
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        self._request_id = found.request_id
+        match await admin.exit_of(self._node.storage, found.request_id):
+            case None:
+                return Pending(found.status)
+            case Success(value):
+                return Succeeded(self._definition.result.decode(value))
+            case Failure(error) | Defect(error):
+                return Failed(error)
+            case ended:
+                return ended
+
+    async def join(self, timeout: timedelta | None = None) -> T:
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            request_id = await self._find()
+            return self.result_of(await self._node.replies.wait(request_id))
+
+    async def interrupt(self, reason: str = "") -> None:
+        await self._tell(INTERRUPT, encode_text(reason))
+
+    async def terminate(self, reason: str = "") -> None:
+        await self._tell(TERMINATE, encode_text(reason))
+
+    async def retry(self) -> None:
+        if not await self._tell(RETRY, encode_text("")):
+            raise NotFound(f"{self._name} has ended; start another")
+
+    async def resolve(self, deferred: Deferred[V], value: V) -> bool:
+        name = self._own(deferred)
+        payload = deferred.codec.encode(deferred.codec.validate(value))
+        return await self._tell(resolve_tag(name), payload, once=name)
+
+    async def reject(self, deferred: Deferred[V], error: str) -> bool:
+        name = self._own(deferred)
+        return await self._tell(reject_tag(name), encode_text(error), once=name)
+
+    async def signal(self, handler: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
+        found = self._handler(handler, HandlerKind.SIGNAL)
+        payload = found.signature.validated(args, kwargs)
+        await by_name.signal(self._node, self._target(signal_tag(found.name), payload))
+
+    async def update(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        found = self._handler(handler, HandlerKind.UPDATE)
+        payload = found.signature.validated(args, kwargs)
+        exit = await by_name.ask(self._node, self._target(update_tag(found.name), payload))
+        return _answer(found.name, found.signature.result.decode, exit)
+
+    async def query(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        found = self._handler(handler, HandlerKind.QUERY)
+        payload = found.signature.validated(args, kwargs)
+        exit = await by_name.query(self._node, self._target(query_tag(found.name), payload))
+        return _answer(found.name, found.signature.result.decode, exit)
+
+    async def describe(self) -> ExecutionInfo:
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        self._request_id = found.request_id
+        silent_before = self._node.clock.now() - self._node.settings.time_to_live
+        return await admin.describe(self._node.storage, found, silent_before=silent_before)
+
+    async def history(self) -> list[JournalEvent]:
+        return await admin.history(self._node.storage, await self._find())
+
+    async def _find(self) -> Snowflake:
+        if self._request_id is None:
+            found = await admin.find(self._node.storage, self._definition.name, self.id)
+            self._request_id = found.request_id
+        return self._request_id
+
+    def _target(self, tag: str, payload: bytes, once: str | None = None) -> by_name.Message:
+        name = self._definition.name
+        key = None
+        if once is not None:
+            key = deferred_key(name, self.id, once)
+        elif self._key is not None:
+            key = dedup_key("message", name, f"{len(self.id)}.{self.id}/{tag}/{self._key}")
+        return by_name.Message(
+            workflow=name,
+            group=self._definition.group,
+            id=self.id,
+            tag=tag,
+            payload=payload,
+            key=key,
+        )
+
+    async def _tell(self, tag: str, payload: bytes, *, once: str | None = None) -> bool:
+        return await by_name.tell(self._node, self._target(tag, payload, once))
+
+
+def _answer(name: str, decode: Callable[[bytes], Any], exit: Exit) -> Any:
+    match exit:
+        case Success(value):
+            return decode(value)
+        case Failure(error) | Defect(error):
+            if (ours := _OURS.get(error.type)) is not None:
+                raise ours(error.message)
+            raise RequestFailed(f"{name} failed: {error}", error)
+        case Interrupted(reason) | Terminated(reason):
+            error = ErrorDetails(type(exit).__name__, reason)
+            raise RequestFailed(f"{name} failed: {error}", error)
+
+
+_OURS: dict[str, type[EngineError]] = {
+    each.__name__: each for each in (InvalidPayload, NotFound, NotRegistered, UpdateRejected)
+}
+"""What the engine itself answers, by the name it is stored under."""

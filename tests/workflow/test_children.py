@@ -1,0 +1,296 @@
+"""Children: run, started, joined, interrupted with their parents, and left alone."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from engine import (
+    ConfigurationError,
+    Deferred,
+    ExecutionFailed,
+    ExecutionInterrupted,
+    ExecutionTerminated,
+    Interrupted,
+    NotFound,
+    Pending,
+    RetryPolicy,
+    Status,
+    Succeeded,
+    Workflow,
+    activity,
+)
+from engine.testing import TestCluster
+from tests.workflow.conftest import World
+
+SECOND = timedelta(seconds=1)
+LONG = timedelta(seconds=40)
+
+
+class Pack(Workflow[int, str]):
+    """A parcel; a negative one cannot be packed, and number 0 waits to be told."""
+
+    go = Deferred(str)
+
+    async def execute(self, request: int) -> str:
+        if request == 0:
+            return await self.go.wait()
+        return await self.wrap(request)
+
+    @activity(retry=RetryPolicy(attempts=1))
+    async def wrap(self, number: int) -> str:
+        if number < 0:
+            raise LookupError(f"no parcel {number}")
+        return f"parcel {number}"
+
+
+class Keyed(Pack):
+    @classmethod
+    def key(cls, request: int) -> str:
+        return f"k-{request}"
+
+
+class Order(Workflow[list[int], list[str]]):
+    async def execute(self, request: list[int]) -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.run_child(Pack, number)) for number in request]
+        return [task.result() for task in tasks]
+
+
+async def test_children_run_and_give_their_results(world: World) -> None:
+    async with world.cluster(Order(), Pack()) as cluster, asyncio.timeout(40):
+        assert await cluster.client.execute(Order, [3, 1, 2]) == [
+            "parcel 3",
+            "parcel 1",
+            "parcel 2",
+        ]
+
+
+async def test_each_call_has_a_child_of_its_own_named_after_the_parent(world: World) -> None:
+    async with world.cluster(Order(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Order, [1, 1], key="o")
+        await parent.join()
+        children = [info async for info in cluster.client.executions(parent=parent.request_id)]
+    assert sorted(info.id for info in children) == ["Order/o/1", "Order/o/2"]
+    assert {info.parent for info in children} == {parent.request_id}
+
+
+class Ends(Workflow[int, str]):
+    """How a child ended, in words."""
+
+    async def execute(self, request: int) -> str:
+        try:
+            return await self.run_child(Pack, request, key="child")
+        except ExecutionFailed as error:
+            return f"failed: {error.error.type}: {error.error.cause}"
+        except ExecutionInterrupted as error:
+            return f"interrupted: {error.reason}"
+        except ExecutionTerminated as error:
+            return f"terminated: {error.reason}"
+
+
+async def test_a_child_that_fails_fails_its_parents_step_with_its_error(world: World) -> None:
+    async with world.cluster(Ends(), Pack()) as cluster, asyncio.timeout(40):
+        assert await cluster.client.execute(Ends, -1) == (
+            "failed: StepFailed: LookupError: no parcel -1"
+        )
+
+
+@pytest.mark.parametrize("end", ["interrupt", "terminate"])
+async def test_a_child_that_is_ended_tells_its_parent_how_and_why(world: World, end: str) -> None:
+    async with world.cluster(Ends(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Ends, 0)
+        child = cluster.client.execution(Pack, "child")
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED, Status.RUNNING))
+        await getattr(child, end)("no need")
+        assert await parent.join() == f"{end}{'ed' if end == 'interrupt' else 'd'}: no need"
+
+
+class Starts(Workflow[str, str]):
+    """Starts a child that waits, and ends as it is told to."""
+
+    go = Deferred(str)
+
+    async def execute(self, request: str) -> str:
+        policy: Any = "abandon" if "abandon" in request else "interrupt"
+        child = await self.start_child(
+            Pack, 0, key=f"child of {self.execution_id}", on_parent_close=policy
+        )
+        if "join" in request:
+            return await child.join()
+        await self.go.wait()
+        if "fail" in request:
+            raise PermissionError("no")
+        return child.id
+
+
+async def test_a_parent_goes_on_beside_its_child_and_joins_it(world: World) -> None:
+    async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Starts, "join", key="p")
+        child = cluster.client.execution(Pack, "child of p")
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED, Status.RUNNING))
+        await child.resolve(Pack.go, "done")
+        assert await parent.join() == "done"
+
+
+@pytest.mark.parametrize("how", ["end", "fail"])
+async def test_a_child_is_interrupted_when_its_parent_ends_first(world: World, how: str) -> None:
+    async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Starts, how, key="p")
+        child = cluster.client.execution(Pack, "child of p")
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED, Status.RUNNING))
+        await parent.resolve(Starts.go, "")
+        with pytest.raises(ExecutionInterrupted, match="Starts/p, which had started it"):
+            await child.join()
+
+
+@pytest.mark.parametrize("end", ["interrupt", "terminate"])
+async def test_an_interrupt_or_termination_of_the_parent_reaches_its_children(
+    world: World, end: str
+) -> None:
+    async with world.cluster(Order(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Order, [0, 0, 5], key="o")
+        first = cluster.client.execution(Pack, "Order/o/1")
+        await world.until(cluster, lambda: _is(first, Status.SUSPENDED, Status.RUNNING))
+        await getattr(parent, end)("recalled")
+        for number in (1, 2):
+            with pytest.raises(ExecutionInterrupted) as caught:
+                await cluster.client.execution(Pack, f"Order/o/{number}").join()
+            assert "Order/o" in caught.value.reason
+            if end == "interrupt":
+                assert caught.value.reason.endswith(": recalled")
+        assert isinstance(
+            await cluster.client.execution(Pack, "Order/o/3").poll(), Succeeded | Interrupted
+        )
+
+
+async def test_a_child_that_is_abandoned_outlives_its_parent(world: World) -> None:
+    async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Starts, "abandon", key="p")
+        child = cluster.client.execution(Pack, "child of p")
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED, Status.RUNNING))
+        await parent.interrupt()
+        with pytest.raises(ExecutionInterrupted):
+            await parent.join()
+        assert isinstance(await child.poll(), Pending)
+        await child.resolve(Pack.go, "later")
+        assert await child.join() == "later"
+
+
+class Race(Workflow[None, str]):
+    """The first of two children; the other is no longer wanted."""
+
+    async def execute(self, request: None) -> str:
+        slow = asyncio.ensure_future(self.run_child(Pack, 0, key="slow"))
+        fast = asyncio.ensure_future(self.run_child(Pack, 7, key="fast"))
+        done, pending = await asyncio.wait([slow, fast], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        return done.pop().result()
+
+
+async def test_the_loser_of_a_race_is_interrupted_durably(world: World) -> None:
+    async with world.cluster(Race(), Pack()) as cluster, asyncio.timeout(40):
+        assert await cluster.client.execute(Race, None, key="r") == "parcel 7"
+        with pytest.raises(ExecutionInterrupted, match="Race/r"):
+            await cluster.client.execution(Pack, "slow").join()
+
+
+class Shares(Workflow[int, str]):
+    async def execute(self, request: int) -> str:
+        return await self.run_child(Keyed, request)
+
+
+async def test_a_child_that_exists_already_is_joined(world: World) -> None:
+    async with world.cluster(Shares(), Keyed()) as cluster, asyncio.timeout(40):
+        there = await cluster.client.start(Keyed, 0)
+        one = await cluster.client.start(Shares, 0, key="one")
+        two = await cluster.client.start(Shares, 0, key="two")
+        await world.until(cluster, lambda: _all_waiting(one, two))
+        await cluster.crash()
+        await there.resolve(Keyed.go, "shared")
+        assert {await one.join(), await two.join(), await there.join()} == {"shared"}
+
+
+async def test_a_child_of_another_request_under_that_key_is_refused(world: World) -> None:
+    class Wrong(Workflow[int, str]):
+        async def execute(self, request: int) -> str:
+            return await self.run_child(Pack, request, key="k")
+
+    async with world.cluster(Wrong(), Pack()) as cluster, asyncio.timeout(40):
+        await cluster.client.execute(Pack, 1, key="k")
+        with pytest.raises(ExecutionFailed, match="PayloadConflict"):
+            await cluster.client.execute(Wrong, 2)
+
+
+async def test_a_thousand_children_of_one_parent_all_answer() -> None:
+    async with TestCluster(Order(), Pack()) as cluster, asyncio.timeout(50):
+        assert await cluster.client.execute(Order, [*range(1, 1001)]) == [
+            f"parcel {n}" for n in range(1, 1001)
+        ]
+
+
+async def test_children_and_parent_go_on_after_a_crash_at_any_time(world: World) -> None:
+    async with world.cluster(Starts(), Order(), Pack()) as cluster, asyncio.timeout(50):
+        parent = await cluster.client.start(Starts, "join", key="p")
+        order = await cluster.client.start(Order, [4, 0], key="o")
+        child = cluster.client.execution(Pack, "child of p")
+        await cluster.crash()
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED, Status.RUNNING))
+        await child.resolve(Pack.go, "a")
+        await cluster.crash()
+        second = cluster.client.execution(Pack, "Order/o/2")
+        await world.until(cluster, lambda: _is(second, Status.SUSPENDED, Status.RUNNING))
+        await cluster.crash()
+        await second.resolve(Pack.go, "b")
+        assert (await parent.join(), await order.join()) == ("a", ["parcel 4", "b"])
+
+
+class Tells(Workflow[str, list[bool]]):
+    async def execute(self, request: str) -> list[bool]:
+        other = self.execution(Pack, request)
+        return [await other.resolve(Pack.go, "first"), await other.resolve(Pack.go, "second")]
+
+
+async def test_a_body_tells_another_execution_something_as_a_durable_step(world: World) -> None:
+    async with world.cluster(Tells(), Pack()) as cluster, asyncio.timeout(40):
+        other = await cluster.client.start(Pack, 0, key="x")
+        assert await cluster.client.execute(Tells, "x") == [True, False]
+        assert await other.join() == "first"
+
+
+async def test_who_tells_nobody_is_told_so(world: World) -> None:
+    async with world.cluster(Tells(), Pack()) as cluster, asyncio.timeout(40):
+        with pytest.raises(ExecutionFailed, match="there is no execution Pack/nobody"):
+            await cluster.client.execute(Tells, "nobody")
+
+
+async def test_what_is_no_step_is_refused_on_an_execution_within_a_body() -> None:
+    class Polls(Workflow[None, None]):
+        async def execute(self, request: None) -> None:
+            await self.execution(Pack, "x").poll()
+
+    async with TestCluster(Polls(), Pack()) as cluster:
+        with pytest.raises(ExecutionFailed, match=r"poll\(\) .*in an activity") as caught:
+            await cluster.client.execute(Polls, None)
+        assert caught.value.error.type == ConfigurationError.__name__
+
+
+async def test_a_child_is_shown_while_it_is_awaited(world: World) -> None:
+    async with world.cluster(Ends(), Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Ends, 0)
+        await world.until(cluster, lambda: _is(parent, Status.SUSPENDED))
+        assert "waits for child Pack/child" in (await parent.describe()).why
+
+
+async def _is(execution: Any, *statuses: Status) -> bool:
+    try:
+        found = await execution.poll()
+    except NotFound:
+        return False
+    return isinstance(found, Pending) and found.status in statuses
+
+
+async def _all_waiting(*executions: Any) -> bool:
+    return all([await _is(each, Status.SUSPENDED, Status.RUNNING) for each in executions])
