@@ -16,7 +16,7 @@ from engine.core.journal import JournalKind, Outcome
 from engine.core.outcome import JournalEvent
 
 _WAITS = re.compile(r"waits for ")
-_BETWEEN = re.compile(r", (?=(?:deferred|the|attempt|step|child) )")
+_BETWEEN = re.compile(r", (?=(?:deferred|the|attempt|step|child|a) )")
 _REPLY = re.compile(r"the reply of (.+?)/(.*) (\S+)")
 _LAST = 1 << 31
 _RETRY = re.compile(r"attempt \d+ of (?:step )?(\S+?)(?:#\d+)? due .*")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -32,11 +32,12 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.entity_step import EntityStep
 from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.loop import DeterministicLoop
-from engine.workflow.step import Call, Step, StepKey, step_error
+from engine.workflow.step import Call, Step, StepKey, line_of, step_error
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_Line = tuple[CodeType, int]
 _Call = tuple[Coroutine[Any, Any, Any], str, tuple[CodeType, int]]
 """A step as it was called: what is to be awaited, its name, and where."""
 
@@ -109,7 +110,7 @@ class Body:
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
         self._compensating = False
-        self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self._conditions: dict[asyncio.Future[None], tuple[Callable[[], bool], _Line]] = {}
         self._handling: dict[asyncio.Task[None], Answer | None] = {}
         self._failure: Exception | None = None
         self._uncounted = 0
@@ -255,6 +256,11 @@ class Body:
         self.loop.free()
 
     @property
+    def conditions(self) -> list[str]:
+        """The lines that wait for a condition."""
+        return [line_of(*where) for _, where in self._conditions.values()]
+
+    @property
     def waiting_for(self) -> list[str]:
         """The names of the deferreds that are awaited now."""
         return [
@@ -341,10 +347,7 @@ class Body:
     async def tell(self, message: Message, payload: bytes) -> Any:
         """Let another execution be told something; whether it came in time."""
         self.loop.refuse_looking()
-        frame = sys._getframe(0)  # pyright: ignore[reportPrivateUsage]
-        while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
-            frame = frame.f_back
-        where = (frame.f_code, frame.f_lineno)
+        where = _users_line(sys._getframe(0))  # pyright: ignore[reportPrivateUsage]
         return await self._ask(self._call(message, payload, message.place.id, where))
 
     def _child(
@@ -418,7 +421,8 @@ class Body:
         if condition():
             return True
         future: asyncio.Future[None] = self.loop.create_future()
-        self._conditions[future] = condition
+        where = _users_line(sys._getframe(0))  # pyright: ignore[reportPrivateUsage]
+        self._conditions[future] = condition, where
         scope = asyncio.timeout(None if timeout is None else timeout.total_seconds())
         try:
             async with scope:
@@ -552,7 +556,7 @@ class Body:
         """Look at what ``wait_until`` waits for; whether any of it has come."""
         met = False
         with self.loop.running():
-            for future, condition in list(self._conditions.items()):
+            for future, (condition, _) in list(self._conditions.items()):
                 if future.done():
                     continue
                 try:
@@ -595,6 +599,13 @@ class Body:
         if state is None:
             state = self._deferreds[name] = _DeferredState(self.loop.create_future())
         return state
+
+
+def _users_line(frame: FrameType) -> _Line:
+    """The nearest line of a frame that is not of this package."""
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back
+    return frame.f_code, frame.f_lineno
 
 
 def copy_of(prototype: Workflow[Any, Any]) -> Workflow[Any, Any]:

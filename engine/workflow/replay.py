@@ -189,6 +189,7 @@ def deadline_of(when: float) -> datetime:
 def waits(body: Body) -> str | None:
     """What the body waits for, in words; None when it is nothing."""
     found = [f"deferred {name}" for name in body.waiting_for]
+    found.extend(f"a condition ({line})" for line in body.conditions)
     timer = body.loop.next_timer()
     if timer is not None:
         found.append(f"the timer due {deadline_of(timer.deadline).isoformat()}")

@@ -135,11 +135,15 @@ class Step:
         """The line of user code that asked for the step."""
         if self.where is None:
             return "unknown line"
-        code, line = self.where
-        return f"{code.co_filename}:{line} in {code.co_qualname}"
+        return line_of(*self.where)
 
     def __str__(self) -> str:
         return f"step {self.name}#{self.ordinal + 1}"
+
+
+def line_of(code: CodeType, line: int) -> str:
+    """A line of user code, for people."""
+    return f"{code.co_filename}:{line} in {code.co_qualname}"
 
 
 def step_error(step: Step, outcome: Outcome, details: ErrorDetails) -> StepFailed:

@@ -1,0 +1,402 @@
+"""Runs and their end: continue_as_new, wait_until, time-outs, interrupts, termination, length."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from engine import (
+    Deferred,
+    ExecutionFailed,
+    ExecutionInterrupted,
+    ExecutionTerminated,
+    JournalKind,
+    NotFound,
+    Status,
+    Workflow,
+    activity,
+    query,
+    signal,
+    update,
+)
+from engine.testing import TestCluster
+from tests.workflow.conftest import World
+
+SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
+
+
+class Count(Workflow[int, str]):
+    """Counts down, each number in a run of its own."""
+
+    async def execute(self, request: int) -> str:
+        await self.note(request)
+        if request:
+            await self.continue_as_new(request - 1)
+        return f"{self.execution_id} is done"
+
+    @activity
+    async def note(self, number: int) -> int:
+        return number
+
+
+async def test_a_run_continues_as_new_and_join_gives_the_last_ones_result(world: World) -> None:
+    async with world.cluster(Count()) as cluster, asyncio.timeout(40):
+        count = await cluster.client.start(Count, 5, key="c")
+        assert await count.join() == "c is done"
+        assert (await count.describe()).run == 6
+        history = await count.history()
+    begun = [event.payload for event in history if event.kind is JournalKind.CONTINUED]
+    noted = [event.payload for event in history if event.kind is JournalKind.STEP]
+    assert (begun, noted) == ([4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0])
+
+
+class Subscription(Workflow[list[str], list[str]]):
+    """Bills what it is told of, and begins a new run after every two of them."""
+
+    cancelled = Deferred(str)
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.billed = 0
+
+    @classmethod
+    def key(cls, request: list[str]) -> str:
+        return "s"
+
+    async def execute(self, request: list[str]) -> list[str]:
+        self.open = []
+        bills = [*request]
+        while len(bills) - len(request) < 2:
+            await self.wait_until(lambda: bool(self.open))
+            bill = await self.charge(self.open.pop(0))
+            bills.append(bill)
+            if bill == "last":
+                bills.append(await self.cancelled.wait())
+                return bills
+        return await self.continue_as_new(bills)
+
+    @signal
+    def usage(self, what: str) -> None:
+        self.open.append(what)
+
+    @query
+    def pending(self) -> int:
+        return len(self.open)
+
+    @activity
+    async def charge(self, what: str) -> str:
+        return what
+
+
+async def test_messages_that_a_run_has_not_handled_are_the_next_ones(world: World) -> None:
+    async with world.cluster(Subscription()) as cluster, asyncio.timeout(50):
+        subscription = await cluster.client.start(Subscription, [])
+        await subscription.resolve(Subscription.cancelled, "bye")
+        usages = [str(number) for number in range(6)]
+        for usage in usages:
+            await subscription.signal(Subscription.usage, usage)
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            await cluster.crash()
+        await subscription.signal(Subscription.usage, "last")
+        bills = await subscription.join()
+    # What is handled by a run that has enough already is lost with it, as its author wrote it.
+    assert bills[-2:] == ["last", "bye"]
+    assert bills[:-2] == [usage for usage in usages if usage in bills]
+
+
+async def test_a_new_run_begins_at_its_own_time() -> None:
+    class Naps(Workflow[int, float]):
+        async def execute(self, request: int) -> float:
+            begun = self.now()
+            await self.sleep(HOUR)
+            if request:
+                await self.continue_as_new(request - 1)
+            return (self.now() - begun).total_seconds()
+
+    async with TestCluster(Naps()) as cluster:
+        naps = await cluster.client.start(Naps, 2)
+        await cluster.advance(HOUR * 3 - SECOND)
+        with pytest.raises(TimeoutError):
+            await naps.join(timedelta(0))
+        await cluster.advance(SECOND)
+        assert await naps.join() == HOUR.total_seconds()
+
+
+async def test_continue_as_new_is_for_execute_alone() -> None:
+    class Wrong(Workflow[int, int]):
+        async def execute(self, request: int) -> int:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.continue_as_new(1))
+            return 1
+
+    async with TestCluster(Wrong()) as cluster:
+        with pytest.raises(ExecutionFailed) as caught:
+            await cluster.client.execute(Wrong, 1)
+    cause = caught.value.error.cause
+    assert cause is not None
+    assert (cause.type, "it is for execute" in cause.message) == ("ConfigurationError", True)
+
+
+# --- wait_until -----------------------------------------------------------------------------------
+
+
+class Waits(Workflow[float, str]):
+    def __init__(self) -> None:
+        self.level = 0
+
+    async def execute(self, request: float) -> str:
+        self.level = 0
+        high = await self.wait_until(lambda: self.level >= 3, timedelta(seconds=request))
+        return "high" if high else f"only {self.level}"
+
+    @signal
+    def rise(self) -> None:
+        self.level += 1
+
+    @update
+    async def set(self, level: int) -> int:
+        self.level = level
+        return level
+
+
+async def test_a_condition_is_looked_at_after_each_message(world: World) -> None:
+    async with world.cluster(Waits()) as cluster, asyncio.timeout(40):
+        waits = await cluster.client.start(Waits, 3600, key="w")
+        for _ in range(2):
+            await waits.signal(Waits.rise)
+        await cluster.crash()
+        await waits.signal(Waits.rise)
+        assert await waits.join() == "high"
+
+
+async def test_a_condition_that_does_not_come_true_in_time_gives_false(world: World) -> None:
+    async with world.cluster(Waits()) as cluster, asyncio.timeout(40):
+        waits = await cluster.client.start(Waits, 3600 if world.virtual else 0.3, key="w")
+        await waits.update(Waits.set, 2)
+        if world.virtual:
+            await cluster.advance(HOUR)
+        assert await waits.join() == "only 2"
+
+
+async def test_a_condition_may_only_look() -> None:
+    class Wrong(Workflow[None, bool]):
+        async def execute(self, request: None) -> bool:
+            await self.sleep(SECOND)
+            return await self.wait_until(lambda: bool(self.step()) and False)
+
+        @activity
+        async def step(self) -> bool:
+            return True
+
+    async with TestCluster(Wrong()) as cluster:
+        execution = await cluster.client.start(Wrong, None)
+        await cluster.advance(SECOND)
+        with pytest.raises(ExecutionFailed, match=r"condition of wait_until\(\) may only look"):
+            await execution.join(SECOND)
+
+
+async def test_a_condition_that_is_awaited_is_shown(world: World) -> None:
+    async with world.cluster(Waits()) as cluster, asyncio.timeout(40):
+        waits = await cluster.client.start(Waits, 3600, key="w")
+
+        async def shown() -> bool:
+            return "a condition" in (await waits.describe()).why
+
+        await world.until(cluster, shown)
+
+
+# --- interrupts and termination -------------------------------------------------------------------
+
+
+class Stubborn(Workflow[str, str]):
+    """Catches the interrupt, cleans up with steps, and goes on or not."""
+
+    async def execute(self, request: str) -> str:
+        try:
+            await self.sleep(HOUR)
+        except asyncio.CancelledError:
+            if "go on" in request:
+                async with asyncio.TaskGroup() as group:
+                    first = group.create_task(self.step("a"))
+                    group.create_task(self.step("b"))
+                async with asyncio.timeout(5):
+                    await self.sleep(timedelta(milliseconds=10))
+                return first.result()
+            raise
+        finally:
+            await self.step("cleanup")
+        return "slept"
+
+    @activity
+    async def step(self, what: str) -> str:
+        return what
+
+
+async def test_an_interrupt_that_is_caught_is_over(world: World) -> None:
+    async with world.cluster(Stubborn()) as cluster, asyncio.timeout(40):
+        stubborn = await cluster.client.start(Stubborn, "go on")
+        await stubborn.interrupt("stop")
+        joined = asyncio.ensure_future(stubborn.join())
+        await world.until(cluster, _done(joined))
+        assert joined.result() == "a"
+        assert _steps(await stubborn.history()) == {"a", "b", "cleanup"}
+
+
+async def test_cleanup_may_run_steps_while_it_is_interrupted(world: World) -> None:
+    async with world.cluster(Stubborn()) as cluster, asyncio.timeout(40):
+        stubborn = await cluster.client.start(Stubborn, "end")
+        await stubborn.interrupt("stop")
+        with pytest.raises(ExecutionInterrupted, match="stop"):
+            await stubborn.join()
+        assert _steps(await stubborn.history()) == {"cleanup"}
+
+
+async def test_nothing_runs_after_a_termination(world: World) -> None:
+    async with world.cluster(Stubborn()) as cluster, asyncio.timeout(40):
+        stubborn = await cluster.client.start(Stubborn, "end")
+        await stubborn.terminate("enough")
+        with pytest.raises(ExecutionTerminated, match="enough"):
+            await stubborn.join()
+        assert (await stubborn.describe()).status is Status.TERMINATED
+        history = await stubborn.history()
+        assert [(event.kind, event.payload) for event in history] == [
+            (JournalKind.TERMINATED, "enough")
+        ]
+        await stubborn.terminate("again")
+
+
+async def test_an_execution_whose_workflow_nobody_serves_is_terminated(world: World) -> None:
+    class Gone(Workflow[None, None]):
+        async def execute(self, request: None) -> None:
+            await self.start_child(Count, 10**6, key="orphan")
+            await self.sleep(HOUR)
+
+    class Waiting(Workflow[int, str]):
+        name = "Count"
+
+        async def execute(self, request: int) -> str:
+            await self.sleep(HOUR)
+            return ""
+
+    first = world.cluster(Gone(), Waiting())
+    async with first as cluster:
+        gone = await cluster.client.start(Gone, None, key="g")
+        orphan = cluster.client.execution(Waiting, "orphan")
+
+        async def there() -> bool:
+            try:
+                return (await orphan.describe()).started_at is not None
+            except NotFound:
+                return False
+
+        await world.until(cluster, there)
+    more = {"database": first.database} if world.virtual else {}
+    async with world.cluster(Waiting(), **more) as cluster, asyncio.timeout(40):
+        gone = cluster.client.execution(Gone, "g")
+        await gone.terminate("its code is gone")
+        with pytest.raises(ExecutionTerminated, match="its code is gone"):
+            await gone.join()
+        with pytest.raises(ExecutionInterrupted):
+            await cluster.client.execution(Waiting, "orphan").join()
+
+
+async def test_an_execution_that_is_blocked_is_terminated() -> None:
+    class Picky(Workflow[None, None]):
+        changed = False
+
+        async def execute(self, request: None) -> None:
+            await (self.two() if type(self).changed else self.one())
+            await self.sleep(HOUR)
+
+        @activity
+        async def one(self) -> None: ...
+
+        @activity
+        async def two(self) -> None: ...
+
+    async with TestCluster(Picky()) as cluster:
+        picky = await cluster.client.start(Picky, None)
+        await cluster.settle()
+        Picky.changed = True
+        await cluster.crash()
+        await cluster.settle()
+        assert (await picky.describe()).status is Status.BLOCKED
+        await picky.terminate("give up")
+        with pytest.raises(ExecutionTerminated, match="give up"):
+            await picky.join(SECOND)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+class Slow(Workflow[str, str]):
+    def __init__(self) -> None:
+        self.undone: list[str] = []
+
+    async def execute(self, request: str) -> str:
+        self.compensate(self.undo, request)
+        await self.sleep(HOUR * 10)
+        return "slept"
+
+    @activity
+    async def undo(self, what: str) -> None:
+        self.undone.append(what)
+
+
+async def test_an_execution_that_does_not_end_in_its_time_is_cleaned_up_and_fails(
+    world: World,
+) -> None:
+    slow = Slow()
+    async with world.cluster(slow) as cluster, asyncio.timeout(40):
+        limit = HOUR if world.virtual else timedelta(seconds=0.5)
+        execution = await cluster.client.start(Slow, "it", timeout=limit)
+        if world.virtual:
+            await cluster.advance(HOUR - SECOND)
+            assert (await execution.describe()).status is Status.SUSPENDED
+            await cluster.crash()
+            await cluster.advance(SECOND)
+        with pytest.raises(ExecutionFailed, match="did not end in its time") as caught:
+            await execution.join()
+        assert caught.value.error.type == "TimeoutError"
+        assert slow.undone == ["it"]
+
+
+async def test_the_time_of_one_that_is_put_off_counts_from_when_it_is_due() -> None:
+    async with TestCluster(Slow()) as cluster:
+        execution = await cluster.client.start(Slow, "it", delay=HOUR * 5, timeout=HOUR * 11)
+        await cluster.advance(HOUR * 15)
+        assert await execution.join(SECOND) == "slept"
+
+
+class Long(Workflow[int, int]):
+    async def execute(self, request: int) -> int:
+        total = 0
+        for number in range(request):
+            total += await self.step(number)
+        return total
+
+    @activity
+    async def step(self, number: int) -> int:
+        return 1
+
+
+async def test_ten_thousand_steps_of_one_execution_survive_a_crash() -> None:
+    async with TestCluster(Long()) as cluster, asyncio.timeout(50):
+        execution = await cluster.client.start(Long, 10_000)
+        await cluster.crash()
+        assert await execution.join() == 10_000
+        assert len(await execution.history()) == 10_000
+
+
+def _done(task: "asyncio.Future[Any]") -> Any:
+    async def done() -> bool:
+        return task.done()
+
+    return done
+
+
+def _steps(history: Any) -> set[object]:
+    return {event.payload for event in history if event.kind is JournalKind.STEP and event.payload}
