@@ -16,6 +16,8 @@
     ├── ExecutionInterrupted      the execution was interrupted: ``.reason``
     ├── ExecutionTerminated       the execution was terminated: ``.reason``
     ├── UpdateRejected            an update's validator refused it
+    ├── GiveUp                    raised by a step: no attempt follows, whatever its policy
+    ├── RetryLater                raised by a step: the next attempt follows ``after`` so long
     ├── NonDeterminism            a replay met code that asks for something else
     ├── EntityDefect              raised by a handler: its entity in memory must be built anew
     ├── MailboxFull               a volatile message met a full mailbox
@@ -31,6 +33,7 @@ Time-outs are the built-in ``TimeoutError``.
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Self, cast
 
@@ -168,6 +171,27 @@ class ExecutionTerminated(EngineError):
 
 class UpdateRejected(EngineError):
     """The update's validator refused it; nothing of it was recorded."""
+
+
+class GiveUp(EngineError):
+    """Raise it in a step whose failure is final: no attempt follows, whatever its policy says."""
+
+
+class RetryLater(EngineError):
+    """Raise it in a step to say when the next attempt may come; the number of attempts stays that
+    of its policy.
+
+    >>> from datetime import timedelta
+    >>> RetryLater("busy", after=timedelta(minutes=5)).after.seconds
+    300
+    """
+
+    def __init__(self, message: str = "", *, after: timedelta) -> None:
+        super().__init__(message or f"not before {after.total_seconds():g} s from now")
+        self.after = after
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str]]:
+        return partial(type(self), after=self.after), (str(self),)
 
 
 class NonDeterminism(EngineError):

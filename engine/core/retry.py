@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from datetime import timedelta
 
-from engine.core.errors import ConfigurationError
+from engine.core.errors import ConfigurationError, GiveUp, RetryLater
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,8 @@ class RetryPolicy:
 
     ``attempts`` counts the first try; 0 means without end. ``jitter`` is the share of the delay
     that is drawn at random (0.1: up to 10 % less). An error is retried when it is of a type in
-    ``retry_on`` and of none in ``give_up_on``. Attempts and their times are durable: after a crash
+    ``retry_on`` and of none in ``give_up_on``; ``GiveUp`` and ``RetryLater`` decide for themselves.
+    Attempts and their times are durable: after a crash
     attempt 4 follows attempt 3.
 
     >>> policy = RetryPolicy(attempts=3, initial=timedelta(seconds=1), jitter=0)
@@ -42,12 +43,18 @@ class RetryPolicy:
 
     def retries(self, error: BaseException, attempt: int) -> bool:
         """Whether another attempt follows number ``attempt``, which failed with ``error``."""
-        if self.attempts and attempt >= self.attempts:
+        if isinstance(error, GiveUp) or (self.attempts and attempt >= self.attempts):
             return False
+        if isinstance(error, RetryLater):
+            return True
         return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
 
-    def delay(self, attempt: int, draw: random.Random) -> timedelta:
-        """How long to wait after failed attempt number ``attempt``."""
+    def delay(
+        self, attempt: int, draw: random.Random, error: BaseException | None = None
+    ) -> timedelta:
+        """How long to wait after failed attempt number ``attempt``, which ended with ``error``."""
+        if isinstance(error, RetryLater):
+            return max(error.after, timedelta(0))
         if not self.initial:
             return timedelta(0)
         try:

@@ -149,7 +149,11 @@ class Body:
             step.future.set_result(value)
         elif isinstance(value, ErrorDetails):
             make = step_error if step.call is None else step.call.error
-            step.future.set_exception(make(step, outcome, value))
+            error = make(step, outcome, value)
+            typed = definition_of(type(self.instance)).typed(value)
+            if typed is not None:
+                typed.__cause__ = error
+            step.future.set_exception(typed or error)
         else:
             step.future.set_exception(value)  # type: ignore[arg-type]
 

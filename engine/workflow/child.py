@@ -150,7 +150,12 @@ class ChildRun:
             return ExecutionInterrupted(details.message)
         if outcome is Outcome.TERMINATED:
             return ExecutionTerminated(details.message)
-        return ExecutionFailed(f"{self.place} failed: {details}", details)
+        error = ExecutionFailed(f"{self.place} failed: {details}", details)
+        typed = self.place.definition.typed(details)
+        if typed is None:
+            return error
+        typed.__cause__ = error
+        return typed
 
 
 class Message:

@@ -1,9 +1,11 @@
 """``Workflow``: the class people write, and what the engine reads off it."""
 
 import hashlib
+import json
 import random
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import (
     TYPE_CHECKING,
@@ -22,7 +24,7 @@ from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
 from engine.cluster.rpc import rpc_of, volatile_step
 from engine.core.codec import ValueCodec
-from engine.core.errors import ConfigurationError
+from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.deferred import Deferred
@@ -73,6 +75,9 @@ class Workflow(Generic[In, Out]):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     shard_group: ClassVar[str] = "default"
+    raises: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors that come back as themselves: from a step to the body, from the execution to its
+    joiner. Each is a pydantic dataclass that is an ``Exception``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -208,7 +213,7 @@ class Workflow(Generic[In, Out]):
         return body
 
 
-_OPTIONS = frozenset({"name", "version", "shard_group"})
+_OPTIONS = frozenset({"name", "version", "shard_group", "raises"})
 _OVERRIDABLE = frozenset({"key", "execute"})
 _RESERVED = (
     frozenset(name for name in vars(Workflow) if not name.startswith("__"))
@@ -230,6 +235,7 @@ class WorkflowDefinition:
     __slots__ = (
         "cls",
         "deferreds",
+        "errors",
         "group",
         "handlers",
         "has_key",
@@ -249,6 +255,9 @@ class WorkflowDefinition:
         request, result = _types(cls)
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
         self.result: ValueCodec[Any] = ValueCodec(result, what=f"the result of {cls.name}")
+        self.errors: dict[str, ValueCodec[Exception]] = {
+            each.__qualname__: _error_codec(cls, each) for each in cls.raises
+        }
         self.steps: dict[str, StepDefinition] = {}
         self.deferreds: dict[str, Deferred[Any]] = {}
         self.handlers: dict[str, HandlerDefinition] = {}
@@ -276,6 +285,27 @@ class WorkflowDefinition:
             if isinstance(value, Deferred):
                 self.deferreds[attribute] = value  # pyright: ignore[reportUnknownMemberType]
 
+    def details_of(self, error: BaseException) -> ErrorDetails:
+        """An error as it is stored, with the fields of one that the class says it raises."""
+        details = ErrorDetails.of(error)
+        codec = self.errors.get(details.type)
+        if codec is None or not isinstance(error, Exception):
+            return details
+        try:
+            return replace(details, details=json.loads(codec.encode(error)))
+        except InvalidPayload:
+            return details
+
+    def typed(self, details: ErrorDetails) -> Exception | None:
+        """The error itself, if the class says that it raises it."""
+        codec = self.errors.get(details.type)
+        if codec is None:
+            return None
+        try:
+            return codec.decode(json.dumps(details.details).encode())
+        except InvalidPayload:
+            return None
+
     def check(self, prototype: Workflow[Any, Any] | None = None) -> None:
         """Build every codec now: a type that cannot be stored is refused at registration."""
         if prototype is not None:
@@ -286,6 +316,15 @@ class WorkflowDefinition:
             _ = handler.signature
         for deferred in self.deferreds.values():
             _ = deferred.codec
+
+
+def _error_codec(cls: type[Workflow[Any, Any]], error: type[Exception]) -> ValueCodec[Exception]:
+    if not is_dataclass(error):
+        raise ConfigurationError(
+            f"{cls.__qualname__}.raises names {error.__qualname__}, which has no fields that could"
+            " be stored: make it a dataclass, as in '@pydantic.dataclasses.dataclass'"
+        )
+    return ValueCodec(error, what=f"the error {error.__qualname__}")
 
 
 def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:

@@ -57,8 +57,9 @@ class Execution(ABC, Generic[T]):
     async def join(self, timeout: timedelta | None = None) -> T:
         """Its result, once it has one. Any number of callers, in any process, at any time.
 
-        Raises ``ExecutionFailed``, ``ExecutionInterrupted``, ``ExecutionTerminated``, ``NotFound``,
-        and ``TimeoutError`` after ``timeout`` (the execution goes on).
+        Raises ``ExecutionFailed`` or what the workflow says it ``raises``,
+        ``ExecutionInterrupted``, ``ExecutionTerminated``, ``NotFound``, and ``TimeoutError`` after
+        ``timeout`` (the execution goes on).
         """
 
     @abstractmethod
@@ -136,7 +137,8 @@ class Execution(ABC, Generic[T]):
                 result: T = self._definition.result.decode(value)
                 return result
             case Failure(error) | Defect(error):
-                raise ExecutionFailed(f"{self._name} failed: {error}", error)
+                failed = ExecutionFailed(f"{self._name} failed: {error}", error)
+                raise self._definition.typed(error) or failed from failed
             case Interrupted(reason):
                 raise ExecutionInterrupted(reason)
             case Terminated(reason):

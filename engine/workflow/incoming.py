@@ -79,7 +79,7 @@ class Incoming:
                 self._body.end_step(step, Outcome.OK, value)
             case Errored(error, details, outcome):
                 if step.retry.retries(error, step.attempt):
-                    self._retry(step, details, outcome)
+                    self._retry(step, error, details, outcome)
                 else:
                     payload = encode_error(details)
                     self._ledger.append_step(step, outcome, payload)
@@ -256,8 +256,10 @@ class Incoming:
         if row.kind is JournalKind.CALL and row.source is not None:
             self._outgoing.calls[row.source] = self._body.steps[row.name, row.ordinal]
 
-    def _retry(self, step: Step, details: ErrorDetails, outcome: Outcome) -> None:
-        due = self._clock.now() + step.retry.delay(step.attempt, _draw)
+    def _retry(
+        self, step: Step, error: BaseException, details: ErrorDetails, outcome: Outcome
+    ) -> None:
+        due = self._clock.now() + step.retry.delay(step.attempt, _draw, error)
         self._ledger.append(
             JournalKind.ATTEMPT,
             step.name,

@@ -524,7 +524,7 @@ class ResidentExecution:
             elif isinstance(error, CompensationFailed):
                 self._block(f"a compensation failed and waits to be retried: {error}")
             else:
-                self._end(Failure(ErrorDetails.of(error)))
+                self._end(Failure(self._definition.details_of(error)))
         else:
             try:
                 self._end(Success(self._definition.result.encode(task.result())))

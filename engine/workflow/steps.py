@@ -19,7 +19,7 @@ from engine.storage.protocol import Fence, Storage
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import StepDefinition, StepKind
 from engine.workflow.body import copy_of
-from engine.workflow.definition import Workflow
+from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext, current_step
 
@@ -79,7 +79,7 @@ async def run_activity(
     except PASSED_ON:
         raise
     except BaseException as error:  # noqa: BLE001 -- whatever a step raises is its end
-        return failed(error, definition)
+        return failed(error, definition, prototype)
 
 
 async def run_transaction(
@@ -119,17 +119,19 @@ async def run_transaction(
     except (*PASSED_ON, StepDropped, OwnershipLost):
         raise
     except (StorageUnavailable, OSError) as error:
-        return failed(error, definition) if error in own else Unavailable(error)
+        return failed(error, definition, prototype) if error in own else Unavailable(error)
     except BaseException as error:  # noqa: BLE001 -- as above
-        return failed(error, definition)
+        return failed(error, definition, prototype)
     assert ended is not None
     return ended
 
 
-def failed(error: BaseException, definition: StepDefinition) -> Errored:
+def failed(
+    error: BaseException, definition: StepDefinition, prototype: Workflow[Any, Any]
+) -> Errored:
     timed_out = isinstance(error, TimeoutError) and definition.timeout is not None
     outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
-    details = ErrorDetails.of(error)
+    details = definition_of(type(prototype)).details_of(error)
     if timed_out and not details.message:
         seconds = definition.timeout.total_seconds() if definition.timeout else 0
         details = ErrorDetails(
