@@ -186,7 +186,7 @@ class Incoming:
         refusal = self._body.refusal(handler, args, kwargs)
         if refusal is not None:
             refused = ErrorDetails.of(refusal)
-            details = ErrorDetails(UpdateRejected.__name__, str(refused), cause=refused)
+            details = ErrorDetails(UpdateRejected.__name__, refused.message, cause=refused)
             self._ledger.answer(source, Failure(details))
             return
         self._ledger.append(JournalKind.UPDATE, name, 0, source=source, payload=envelope.payload)

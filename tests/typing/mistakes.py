@@ -18,8 +18,11 @@ from engine import (
     Workflow,
     WorkflowCron,
     activity,
+    query,
     rpc,
+    signal,
     transaction,
+    update,
 )
 
 
@@ -209,3 +212,34 @@ async def handles(client: Client) -> None:
     Runner().register(Pay)  # expect-error
     Runner().register("pay")  # expect-error
     print(count)
+
+
+class Chat(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        await self.run_child(Pay, "not an order")  # expect-error
+        number: int = await self.run_child(Chat, "x")  # expect-error
+        await self.start_child(Chat, "x", on_parent_close="forget")  # expect-error
+        await self.wait_until("open")  # expect-error
+        if number:
+            await self.continue_as_new(1)  # expect-error
+        return str(number)
+
+    @signal
+    async def say(self, text: str) -> None: ...
+
+    @query
+    def last(self, number: int) -> str:
+        return str(number)
+
+    @update
+    async def add(self, text: str) -> int:
+        return len(text)
+
+
+async def talk(chat: Execution[str]) -> None:
+    await chat.signal(Chat.say)  # expect-error
+    await chat.signal(Chat.say, 1)  # expect-error
+    await chat.signal("say", "hi")  # expect-error
+    text: str = await chat.update(Chat.add, "x")  # expect-error
+    await chat.query(Chat.last, "2")  # expect-error
+    print(text)
