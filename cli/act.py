@@ -1,5 +1,5 @@
 """Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``interrupt``,
-``terminate``, ``retry``.
+``terminate``, ``retry``, ``fork``.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ DeferredName = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    for function in (start, poll, join, resolve, reject, interrupt, terminate, retry):
+    for function in (start, poll, join, resolve, reject, interrupt, terminate, retry, fork):
         add_command(app, function, panel=PANEL)
 
 
@@ -206,20 +206,53 @@ async def terminate(
 
 
 async def retry(session: Session, id: ExecutionId) -> None:
-    """Let a blocked execution go on from where its journal ends."""
+    """Let an execution that failed, was ended or is blocked go on from its last good step."""
+    from engine import repair
+    from engine.core.errors import ConfigurationError, NotFound
     from engine.core.status import Status
-    from engine.workflow.tags import RETRY, encode_text
 
     async with session.node() as node:
         stored = await find(node.storage, id)
-    name = name_of(stored)
-    if stored.status is not Status.BLOCKED:
-        raise CommandError(f"{name} is not blocked: 'outlast why {name}' says where it stands")
-    await tell(session, id, RETRY, encode_text(""))
+        name = name_of(stored)
+        if stored.status is not Status.BLOCKED and not stored.status.finished:
+            raise CommandError(f"{name} goes on anyway: 'outlast why {name}' says where it stands")
+        try:
+            await repair.retry(node, stored)
+        except (NotFound, ConfigurationError) as error:
+            raise CommandError(str(error)) from error
     if session.output.as_json:
         session.output.line({"id": name, "retried": True})
     else:
         session.output.say(f"{name} goes on; 'outlast join {name}' waits for its result")
+
+
+async def fork(
+    session: Session,
+    id: ExecutionId,
+    step: Annotated[
+        str,
+        typer.Argument(
+            metavar="STEP", help="The first step to run anew (charge, charge#2), or a position."
+        ),
+    ],
+    key: Annotated[str, typer.Option("--key", "-k", help="The new execution's id.", metavar="K")],
+    request: Annotated[
+        str | None, typer.Option(help="Another request than the first had.", metavar="JSON")
+    ] = None,
+) -> None:
+    """Start another execution that has done already what this one had before a step."""
+    from engine import repair
+
+    payload = None if request is None else arguments.json_payload(request, what="the request")
+    async with session.node() as node:
+        stored = await find(node.storage, id)
+        at = int(step) if step.isdigit() else step
+        await repair.fork(node, stored, at, key=key, request=payload)
+    name, forked = name_of(stored), f"{stored.workflow}/{key}"
+    if session.output.as_json:
+        session.output.line({"id": forked, "forked_from": name, "step": at})
+    else:
+        session.output.say(f"{forked} goes on from {step} of {name}")
 
 
 async def _settle(

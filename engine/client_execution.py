@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine import admin, by_name
+from engine import admin, by_name, repair
 from engine.core.envelope import dedup_key
 from engine.core.errors import (
     ConfigurationError,
@@ -25,11 +25,10 @@ from engine.core.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Su
 from engine.core.reply import Defect, Exit, Failure, Interrupted, Success, Terminated
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
-from engine.workflow.execution import Execution
+from engine.workflow.execution import UNCHANGED, Execution
 from engine.workflow.handlers import HandlerKind
 from engine.workflow.tags import (
     INTERRUPT,
-    RETRY,
     TERMINATE,
     deferred_key,
     encode_text,
@@ -96,8 +95,18 @@ class ClientExecution(Execution[T]):
         await self._tell(TERMINATE, encode_text(reason))
 
     async def retry(self) -> None:
-        if not await self._tell(RETRY, encode_text("")):
-            raise NotFound(f"{self._name} has ended; start another")
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        await repair.retry(self._node, found)
+
+    async def fork(
+        self, from_step: str | int, *, key: str, request: object = UNCHANGED
+    ) -> Execution[T]:
+        found = await admin.find(self._node.storage, self._definition.name, self.id)
+        codec, payload = self._definition.request, None
+        if request is not UNCHANGED:
+            payload = codec.encode(codec.validate(request))
+        request_id = await repair.fork(self._node, found, from_step, key=key, request=payload)
+        return ClientExecution(self._node, self._definition, key, request_id)
 
     async def resolve(self, deferred: Deferred[V], value: V) -> bool:
         name = self._own(deferred)

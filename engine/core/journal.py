@@ -36,6 +36,10 @@ class JournalKind(IntEnum):
     """The run before continued as this one; the payload is its request."""
     TERMINATED = 11
     """It was terminated; the payload is the reason."""
+    COMPENSATING = 12
+    """Its compensations begin."""
+    REPAIRED = 13
+    """This run, or execution, goes on with a copy of another's journal; the payload says whose."""
 
 
 class Outcome(IntEnum):

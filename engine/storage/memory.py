@@ -6,7 +6,7 @@ it. It means what PostgreSQL means, as the conformance suite says, except for SQ
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
@@ -162,6 +162,22 @@ class MemoryStorage(MemoryInspection):
         shards = self._database.rows.revive(requests)
         await self._travel()
         return shards
+
+    async def reopen(
+        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+    ) -> ShardId | None:
+        await self._travel()
+        shard = self._database.rows.reopen(execution, run=run, journal=journal)
+        await self._travel()
+        return shard
+
+    async def fork(
+        self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]
+    ) -> bool:
+        await self._travel()
+        forked = self._database.rows.fork(request, started_at=started_at, journal=journal)
+        await self._travel()
+        return forked
 
     async def transact(
         self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]

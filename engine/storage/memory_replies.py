@@ -91,6 +91,11 @@ class MemoryReplies:
         del self._replies[request_id][exit.sequence]
         return True
 
+    def reopen(self, request_id: Snowflake) -> None:
+        """Forget the request's exit, whatever it was."""
+        exit = self._exits.pop(request_id)
+        del self._replies[request_id][exit.sequence]
+
     def _last_chunk(self, request_id: Snowflake) -> int:
         stored = self._replies.get(request_id, {})
         return max((at for at, reply in stored.items() if _is_chunk(reply)), default=-1)

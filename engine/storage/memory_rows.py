@@ -7,13 +7,14 @@ Each method is one statement: it runs within one turn of the event loop, all of 
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 
 from engine.core.clock import Clock
 from engine.core.envelope import EnvelopeRequest, Interrupt, dedup_key
 from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId, Snowflake, entity_key
+from engine.core.journal import JournalRow
 from engine.core.status import Status
 from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow
 from engine.storage.memory_dead import dead_letters
@@ -26,6 +27,7 @@ from engine.storage.memory_shard import NEVER, MemoryRow, MemoryShard
 from engine.storage.protocol import (
     BadBatch,
     Commit,
+    ExecutionUpdate,
     Flushed,
     InboxKind,
     InboxRow,
@@ -35,6 +37,7 @@ from engine.storage.protocol import (
     SaveRequest,
     StoredExecution,
     Sweep,
+    Verdict,
 )
 from engine.storage.storable import check_storable
 
@@ -102,6 +105,51 @@ class MemoryRows:
             self._deliver(envelope.address.shard, InboxKind.REQUEST, envelope, None)
             shards.append(envelope.address.shard)
         return list(dict.fromkeys(shards))
+
+    def reopen(
+        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+    ) -> ShardId | None:
+        """Let an execution that has ended, but not well, go on as its next run."""
+        state = self.executions.get(execution)
+        ended_badly = state is not None and state.status.value > Status.SUCCEEDED.value
+        if state is None or state.run != run or not ended_badly:
+            return None
+        self.executions.update(
+            ExecutionUpdate(
+                request_id=execution,
+                run=run + 1,
+                status=Status.RUNNING,
+                wake_at=self._clock.now(),
+                verdict=Verdict.ACQUITTED,
+            )
+        )
+        self.executions.add_journal(journal)
+        self.replies.reopen(execution)
+        return state.shard
+
+    def fork(
+        self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]
+    ) -> bool:
+        """Store an execution that has a journal already."""
+        envelope = request.envelope
+        check_storable(request)
+        if envelope.key in self._dedup:
+            return False
+        self.save([request])
+        seq = self._known(envelope.address.shard).seq_of(envelope.request_id)
+        assert seq is not None
+        self._settle(envelope.address.shard, seq)
+        self.executions.update(
+            ExecutionUpdate(
+                request_id=envelope.request_id,
+                run=1,
+                status=Status.RUNNING,
+                started_at=started_at,
+                wake_at=self._clock.now(),
+            )
+        )
+        self.executions.add_journal(journal)
+        return True
 
     def change_owner(self, shard_id: ShardId, *, lost: bool) -> None:
         """``lost``: the last owner went without a release, and with whatever it had in hand."""

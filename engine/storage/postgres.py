@@ -7,7 +7,7 @@ the pool and needs SELECT only; everything else is opened when it is first asked
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
@@ -202,6 +202,17 @@ class PostgresStorage(Inspection):
 
     async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
         return await self._requests.revive(requests)
+
+    async def reopen(
+        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+    ) -> ShardId | None:
+        return await self._requests.reopen(execution, run=run, journal=journal)
+
+    async def fork(
+        self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]
+    ) -> bool:
+        await self.ensure_groups([request.envelope.address.shard.group])
+        return await self._requests.fork(request, started_at=started_at, journal=journal)
 
     async def transact(
         self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]

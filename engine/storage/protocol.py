@@ -724,6 +724,21 @@ class Storage(Protocol):
         Gives the shards of those that were dead letters, to be rung."""
         ...
 
+    async def reopen(
+        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+    ) -> ShardId | None:
+        """Let an execution whose ``run`` has ended, and not well, go on as the next run, which
+        begins with these rows. Its exit is taken back. The shard to ring; None when it has not
+        ended so, or goes on already."""
+        ...
+
+    async def fork(
+        self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]
+    ) -> bool:
+        """Store a start whose execution has these rows already; False when its key is taken. Ring
+        its shard afterwards."""
+        ...
+
     async def schedules(self, names: Sequence[str] | None = None) -> Sequence[ScheduleRow]:
         """Schedules by name; all of them without ``names``."""
         ...

@@ -5,13 +5,18 @@ From ``postgres``; on the pool. Everything here may be done twice.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 
 import asyncpg
 
 from engine.core.envelope import AckChunk, Interrupt
 from engine.core.ids import ShardId, Snowflake, entity_key
+from engine.core.journal import JournalRow
+from engine.storage.columns import headers_bytes, journal_columns
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.pool import Pool
+from engine.storage.protocol import SaveRequest
+from engine.storage.storable import check_storable
 
 
 class StoredRequests:
@@ -72,6 +77,51 @@ class StoredRequests:
         except UnknownGroup:
             await self._learn_groups()
             return self._shards(dead)
+
+    async def reopen(
+        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+    ) -> ShardId | None:
+        reruns: list[None] = []
+        rows = await self._pool.fetch(
+            "reopen",
+            *journal_columns(journal),
+            execution,
+            run,
+            again=lambda: reruns.append(None),
+        )
+        if not rows and reruns:  # a first run may have done it and lost its answer
+            rows = await self._pool.fetch("load", [execution])
+            rows = [row for row in rows if row["run"] == run + 1]
+        return next(iter(self._shards(rows)), None)
+
+    async def fork(
+        self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]
+    ) -> bool:
+        check_storable(request)
+        envelope, execution = request.envelope, request.execution
+        assert execution is not None
+        shard, attributes = envelope.address.shard, execution.attributes
+        reruns: list[None] = []
+        rows = await self._pool.fetch(
+            "fork",
+            *journal_columns(journal),
+            envelope.key,
+            envelope.request_id,
+            self._groups.id(shard.group),
+            shard.number,
+            envelope.address.entity_type,
+            envelope.address.entity_id,
+            envelope.tag,
+            headers_bytes(envelope),
+            envelope.payload,
+            execution.version,
+            started_at,
+            None if attributes is None else attributes.decode(),
+            again=lambda: reruns.append(None),
+        )
+        if not rows and reruns:
+            rows = await self._pool.fetch("load", [envelope.request_id])
+        return bool(rows)
 
     def _shards(self, rows: Sequence[asyncpg.Record]) -> list[ShardId]:
         shards = (self._groups.shard(row["group_id"], row["shard"]) for row in rows)

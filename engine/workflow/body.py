@@ -32,6 +32,7 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.entity_step import EntityStep
 from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.loop import DeterministicLoop
+from engine.workflow.repair import Origin
 from engine.workflow.step import Call, Step, StepKey, line_of, step_error
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,9 +88,10 @@ class Body:
         id: Snowflake,
         execution_id: str,
         run: int,
+        origin: Origin,
         observed: Callable[[], None],
     ) -> None:
-        seed = f"{id}:{run}"
+        seed = origin.seed
         self.execution_id = execution_id
         self.suspending: bool = False
         self.interrupted: str | None = None
@@ -104,12 +106,14 @@ class Body:
         self.cancelled: dict[StepKey, Step] = {}
         self._id = id
         self._run = run
+        self._children = origin.children
         self._ordinals: dict[str, int] = {}
         self._called = 0
         self._not_awaited: dict[int, _Call] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
         self._compensating = False
+        self.compensates: bool = False
         self._conditions: dict[asyncio.Future[None], tuple[Callable[[], bool], _Line]] = {}
         self._handling: dict[asyncio.Task[None], Answer | None] = {}
         self._failure: Exception | None = None
@@ -372,7 +376,9 @@ class Body:
         parent = type(self.instance).name
         run = "" if self._run == 1 else f"{self._run}."
         own = f"{parent}/{self.execution_id}/{run}{self._ordinals.get(definition.name, 0) + 1}"
+        ordinal = self._ordinals.get(definition.name, 0)
         id = entity_id(own if key is None else key, what=f"the key of child {definition.name}")
+        id = self._children.get((definition.name, ordinal), id)
         call = ChildRun(
             Place(definition, id), parent=self._id, shared=key is not None, abandoned=abandoned
         )
@@ -586,6 +592,7 @@ class Body:
 
     async def _compensate(self) -> None:
         self._compensating = True
+        self.compensates = bool(self._undo)
         while self._undo:
             undo = self._undo.pop()
             try:

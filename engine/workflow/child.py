@@ -25,7 +25,7 @@ from engine.core.reply import Interrupted, Terminated
 from engine.storage.protocol import ExecutionStart, SaveRequest
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
-from engine.workflow.execution import Execution
+from engine.workflow.execution import UNCHANGED, Execution
 from engine.workflow.handlers import HandlerKind
 from engine.workflow.step import Step
 from engine.workflow.tags import (
@@ -279,6 +279,11 @@ class BodyExecution(Execution[T]):
 
     async def retry(self) -> None:
         self._outside("retry")
+
+    async def fork(
+        self, from_step: str | int, *, key: str, request: object = UNCHANGED
+    ) -> Execution[T]:
+        self._outside("fork")
 
     def _outside(self, what: str) -> NoReturn:
         raise ConfigurationError(

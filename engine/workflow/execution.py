@@ -7,7 +7,7 @@ The client's is ``engine.client_execution``; that of a body, whose every call is
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from engine.core.errors import (
     ConfigurationError,
@@ -21,6 +21,9 @@ from engine.core.reply import Defect, Exit, Failure, Interrupted, Success, Termi
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
 from engine.workflow.handlers import HandlerDefinition, HandlerKind, handler_of
+
+UNCHANGED: Final = object()
+"""The request of an execution that is forked."""
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -127,8 +130,22 @@ class Execution(ABC, Generic[T]):
 
     @abstractmethod
     async def retry(self) -> None:
-        """Let it go on although it is blocked: what it failed by is forgotten, and it runs from
-        where its journal ends. No-op when it is not blocked; ``NotFound`` when it has ended."""
+        """Let it go on from its last good step: one that failed, or was ended, in a new run, with
+        the step that failed tried anew under the same idempotency key; one that is blocked, from
+        where it stands, and a compensation that failed once more.
+
+        No-op while it goes on anyway. ``NotFound`` when it has succeeded, ``ConfigurationError``
+        when its compensations have undone what it would go on from.
+        """
+
+    @abstractmethod
+    async def fork(
+        self, from_step: str | int, *, key: str, request: object = UNCHANGED
+    ) -> "Execution[T]":
+        """Start another execution under ``key`` that has done already what this one had before a
+        step (``"charge"``: its first call, ``"charge#2"``: its second) or a position of its
+        journal; with ``request``, for that. ``NotFound`` for an unknown step, ``AlreadyStarted``
+        when the key is taken."""
 
     def result_of(self, exit: Exit) -> T:
         """The result in an exit, or its error raised."""

@@ -235,7 +235,10 @@ class Incoming:
         return f"{self._name}, which had started it, was interrupted" + (reason and f": {reason}")
 
     def answer(self) -> None:
-        """Write down what updates have been answered."""
+        """Write down what updates have been answered, and that compensations begin."""
+        if self._body.compensates:
+            self._body.compensates = False
+            self._ledger.append(JournalKind.COMPENSATING, "compensations", 0, at=self._ledger.at)
         answers = self._body.answers
         while answers:
             answer = answers.popleft()

@@ -5,7 +5,7 @@ shard takes them out with its next flush. The execution's clock is kept here too
 moves it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -187,6 +187,14 @@ class Ledger:
         for row in self._resolved.values():
             self._position += 1
             self._rows.append(replace(row, run=self.run, position=self._position))
+
+    def repair(self, rows: Sequence[JournalRow]) -> None:
+        """Go on as a new run that begins with these rows."""
+        self.run += 1
+        self._position = rows[-1].position
+        self._rows.extend(rows)
+        self.mark += 1
+        self._dirty = True
 
     def settle(self, seq: int) -> None:
         """Delete an inbox row with the next flush, unless it is the one that is kept."""

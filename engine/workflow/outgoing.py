@@ -43,6 +43,7 @@ from engine.workflow.body import Body
 from engine.workflow.child import ABANDONED, ChildRun
 from engine.workflow.definition import Workflow
 from engine.workflow.ledger import Ledger
+from engine.workflow.repair import Origin
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext
 from engine.workflow.steps import (
@@ -80,16 +81,17 @@ class Services:
 class Outgoing:
     """Starts what the body of one execution asks for.
 
-    ``trace`` is the trace context it was started with, which it sends on. ``ended`` and
-    ``answered`` take a step's end and a shared reply; ``position`` gives the journal row of a
-    transaction that is about to commit; ``look`` is called when something was left to write outside
-    a turn.
+    ``origin`` is what idempotency keys are made of, ``trace`` the trace context it was started
+    with, which it sends on. ``ended`` and ``answered`` take a step's end and a shared reply;
+    ``position`` gives the journal row of a transaction that is about to commit; ``look`` is called
+    when something was left to write outside a turn.
     """
 
     def __init__(
         self,
         *,
         state: StoredExecution,
+        origin: Origin,
         trace: str | None,
         prototype: Workflow[Any, Any],
         shard: OwnedShard,
@@ -103,6 +105,7 @@ class Outgoing:
         self.calls: dict[Snowflake, Step] = {}
         self.paused: bool = False
         self._state = state
+        self._origin = origin.seed.replace(":", "/")
         self._trace = trace
         self._name = f"{state.workflow}/{state.execution_id}"
         self._prototype = prototype
@@ -270,9 +273,7 @@ class Outgoing:
         TRACE.set(self._trace)  # of this attempt's task alone
         context = StepContext(
             execution_id=state.execution_id,
-            idempotency_key=(
-                f"{self._name}/{state.request_id}/{state.run}/{step.name}/{step.ordinal + 1}"
-            ),
+            idempotency_key=(f"{self._name}/{self._origin}/{step.name}/{step.ordinal + 1}"),
             attempt=step.attempt,
         )
         if not is_transaction(step):

@@ -19,6 +19,7 @@ from engine.storage.protocol import LoadedExecution
 from engine.workflow.body import Body
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.handlers import HandlerDefinition
+from engine.workflow.repair import ANY_DIGEST, Origin
 from engine.workflow.step import Step
 from engine.workflow.tags import DEADLINE, decode_text
 
@@ -48,6 +49,12 @@ def apply(body: Body, row: JournalRow) -> None:
             if not body.answers or body.answers[0].source != row.source:
                 raise _mismatch(body, row)
             body.answers.popleft()
+        case JournalKind.COMPENSATING:
+            if not body.compensates:
+                raise _mismatch(body, row)
+            body.compensates = False
+        case JournalKind.REPAIRED:
+            return
         case _:
             body.set_time(row.at)
             _apply_message(body, row)
@@ -109,26 +116,31 @@ def body_of(
 ) -> Body:
     """The body of an execution's present run, before anything of it has run; ``InvalidPayload``."""
     execution, journal = loaded.execution, loaded.journal
-    continued = bool(journal) and journal[0].kind is JournalKind.CONTINUED
-    payload = journal[0].payload if continued else loaded.envelope.payload
+    payload = loaded.envelope.payload
+    for row in journal[:_HEAD]:
+        if row.kind is JournalKind.CONTINUED:
+            payload = row.payload
     return Body(
         prototype=prototype,
         request=definition.request.decode(payload),
         id=execution.request_id,
         execution_id=execution.execution_id,
         run=execution.run,
+        origin=Origin.of(loaded),
         observed=observed,
     )
 
 
 def begun_at(loaded: LoadedExecution) -> datetime | None:
     """When the present run began; None when that is still to come."""
-    first = loaded.journal[0] if loaded.journal else None
-    if first is not None and first.kind is JournalKind.CONTINUED:
-        return first.at
+    for row in loaded.journal[:_HEAD]:
+        if row.kind is JournalKind.CONTINUED:
+            return row.at
     return loaded.execution.started_at
 
 
+_HEAD = 2
+"""So many rows at most come before anything that has happened to a run."""
 _BEHIND = frozenset({JournalKind.ANSWER, JournalKind.TERMINATED})
 """What may come after the end of a body."""
 
@@ -169,6 +181,10 @@ def describe(row: JournalRow) -> str:
             return "the beginning of this run"
         case JournalKind.TERMINATED:
             return "its termination"
+        case JournalKind.COMPENSATING:
+            return "its compensations"
+        case JournalKind.REPAIRED:
+            return "its repair"
 
 
 def leftover(body: Body, row: JournalRow) -> NonDeterminism:
@@ -246,7 +262,7 @@ def _expect(body: Body, row: JournalRow) -> Step:
     step = body.steps.get((row.name, row.ordinal))
     if step is None or step.future.done():
         raise _mismatch(body, row)
-    if step.digest != row.digest:
+    if row.digest not in (ANY_DIGEST, step.digest):
         raise NonDeterminism(
             expected=f"{describe(row)} at position {row.position} with other arguments",
             found=f"calls it with {step.payload[:200].decode(errors='replace')}",

@@ -20,6 +20,7 @@ from engine.core.errors import (
     InvalidPayload,
     NonDeterminism,
     OwnershipLost,
+    StorageUnavailable,
 )
 from engine.core.ids import EntityAddress, Snowflake
 from engine.core.journal import JournalKind, JournalRow
@@ -49,6 +50,7 @@ from engine.workflow.incoming import Incoming
 from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Event, Outgoing, Services
 from engine.workflow.query import Query
+from engine.workflow.repair import Origin, retried
 from engine.workflow.step import Step
 from engine.workflow.steps import Ended, Errored, StepDropped, Unavailable
 from engine.workflow.tags import RETRY, TERMINATE, deadline_in, decode_text
@@ -56,6 +58,7 @@ from engine.workflow.tags import RETRY, TERMINATE, deadline_in, decode_text
 log: logging.Logger = logging.getLogger(__name__)
 
 _EVENTS_PER_TURN = 200
+_AGAIN = 1.0
 
 
 class Residents(Protocol):
@@ -120,6 +123,7 @@ class ResidentExecution:
         )
         self._outgoing = Outgoing(
             state=state,
+            origin=Origin.of(loaded),
             trace=envelope.trace,
             prototype=prototype,
             shard=shard,
@@ -143,6 +147,7 @@ class ResidentExecution:
         self._again = False
         self._blocked = False
         self._renewed = False
+        self._undoing = False
         self._suspending = False
         self._quiet: asyncio.Future[None] | None = None
         self._undelivered: dict[int, InboxRow] = {}
@@ -182,12 +187,44 @@ class ResidentExecution:
 
     def _asked_again(self, seq: int) -> None:
         """Somebody wants it to go on although it is blocked, or is about to be."""
-        if self._body is not None and not self._blocked:
-            self._ledger.settle(seq)
+        if self._undoing:
+            self._undoing = False
+            self._services.spawn(self._undo_again(seq))
             return
         self._again = self._blocked = True
         self._ledger.drop(seq)
         self._ledger.acquit()
+        self._submit()
+
+    async def _undo_again(self, seq: int) -> None:
+        """Let the compensation that failed, and those behind it, be tried anew, in a new run."""
+        storage = self._services.storage
+        try:
+            (loaded,) = await storage.load([self.id])
+            calls = [row.source for row in loaded.journal if row.kind is JournalKind.CALL]
+            found = await storage.load([source for source in calls if source is not None])
+        except (StorageUnavailable, TimeoutError, OSError) as error:
+            log.warning("a retry has to wait", extra={"execution": self.name, "error": str(error)})
+            await asyncio.sleep(_AGAIN)
+            self._undoing = True
+            if not self._over:
+                self._asked_again(seq)
+            return
+        if self._over:
+            return
+        children = {each.execution.request_id: each.execution.execution_id for each in found}
+        self._ledger.drop(seq)
+        self._ledger.repair(retried(loaded, children))
+        self._go_on_anew()
+
+    def _go_on_anew(self) -> None:
+        """The present run is over: be read again with the next, and with what was not delivered."""
+        self._renewed = True
+        for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
+            self._ledger.drop(seq)
+        self._ledger.wake_at = self._ledger.at
+        self._ledger.set_status(Status.RUNNING)
+        self._residents.due_again(self)
         self._submit()
 
     def _begin_again(self) -> None:
@@ -227,7 +264,7 @@ class ResidentExecution:
     def arrive(self, row: InboxRow) -> None:
         """An inbox row for this execution: its own run request, an event, or a reply."""
         self._ledger.held.append(row.seq)
-        if row.kind is InboxKind.REQUEST and row.envelope.tag == RETRY:
+        if row.kind is InboxKind.REQUEST and row.envelope.tag == RETRY and self._still_blocked:
             self._asked_again(row.seq)
         elif row.kind is InboxKind.REQUEST and row.envelope.request_id == self.id:
             return
@@ -237,9 +274,17 @@ class ResidentExecution:
             self._undelivered[row.seq] = row
             self._push(partial(self._deliver, row))
 
+    @property
+    def _still_blocked(self) -> bool:
+        """Whether it is blocked, or is to be before anything of it runs."""
+        return self._blocked or (self._body is None and self._state.failures >= SUSPECT)
+
     def _deliver(self, row: InboxRow) -> None:
         """A message's turn has come."""
         del self._undelivered[row.seq]
+        if row.envelope.tag == RETRY:
+            self._ledger.settle(row.seq)  # it is not blocked
+            return
         if row.kind is InboxKind.REPLY:
             self._in.replied(row)
         elif row.kind is InboxKind.INTERRUPT:
@@ -522,6 +567,7 @@ class ResidentExecution:
             if isinstance(error, ContinueAsNew):
                 self._continue(error.payload)
             elif isinstance(error, CompensationFailed):
+                self._undoing = True
                 self._block(f"a compensation failed and waits to be retried: {error}")
             else:
                 self._end(Failure(self._definition.details_of(error)))
@@ -555,14 +601,8 @@ class ResidentExecution:
         """Begin the next run: it is read anew, with what was not delivered to this one."""
         self._close_run()
         self._stop_work()
-        self._renewed = True
-        for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
-            self._ledger.drop(seq)
         self._ledger.begin_run(request)
-        self._ledger.wake_at = self._ledger.at
-        self._ledger.set_status(Status.RUNNING)
-        self._residents.due_again(self)
-        self._submit()
+        self._go_on_anew()
 
     def _end(self, exit: Exit) -> None:
         self._close_run()
@@ -577,6 +617,11 @@ class ResidentExecution:
         self._blocked = True
         self._ledger.set_status(Status.BLOCKED, waiting=reason)
         log.warning("an execution is blocked", extra={"execution": self.name, "reason": reason})
+        for row in [*self._undelivered.values()]:
+            if row.envelope.tag == RETRY:  # it came while the journal was being replayed
+                del self._undelivered[row.seq]
+                self._asked_again(row.seq)
+                return
         self._submit()
 
     def _leave(self) -> None:

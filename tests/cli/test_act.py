@@ -174,4 +174,23 @@ async def test_a_blocked_execution_goes_on_when_it_is_retried(dsn: str) -> None:
     assert retry.lines == [{"id": "Fulfil/o-1", "retried": True}]
     assert (join.code, join.out) == (0, '"hold-1, paid 100"\n')
     assert (too_early.code, too_late.code) == (1, 1)
-    assert "Fulfil/o-1 is not blocked" in too_early.err
+    assert "Fulfil/o-1 goes on anyway" in too_early.err
+
+
+async def test_a_failed_one_is_retried_and_forked(dsn: str) -> None:
+    async with served(dsn):
+        await do("start", "Broken", '"be"', "--key", "b-1", dsn=dsn)
+        await do("join", "b-1", dsn=dsn)
+        retry = await do("retry", "b-1", "--table", dsn=dsn)
+        again = await do("join", "b-1", dsn=dsn)
+        fork = await do("fork", "b-1", "explode", "--key", "b-2", dsn=dsn)
+        forked = await do("join", "b-2", dsn=dsn)
+        taken = await do("fork", "b-1", "explode", "--key", "b-2", dsn=dsn)
+        unknown = await do("fork", "b-1", "explore", "--key", "b-3", dsn=dsn)
+
+    assert retry.out == "Broken/b-1 goes on; 'outlast join Broken/b-1' waits for its result\n"
+    assert (again.code, "cannot be" in again.err) == (1, True)
+    assert fork.lines == [{"id": "Broken/b-2", "forked_from": "Broken/b-1", "step": "explode"}]
+    assert (forked.code, "Broken/b-2 failed" in forked.err) == (1, True)
+    assert (taken.code, "was started before" in taken.err) == (1, True)
+    assert (unknown.code, "no step 'explore'; it has explode" in unknown.err) == (3, True)

@@ -1,0 +1,165 @@
+"""Where an execution goes on from when it is repaired: which rows of its journal a new run keeps.
+
+Used by ``engine.admin``, which stores the new run (``retry``) or execution (``fork``), and by
+``workflow.resident`` for one that is blocked by a compensation. ``workflow.replay`` reads it back.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from engine.core.errors import ConfigurationError, NotFound
+from engine.core.ids import Snowflake
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.status import Status
+from engine.storage.protocol import LoadedExecution
+
+ANY_DIGEST: Final = 0
+"""The digest of a step's row that fits all arguments."""
+_MESSAGES = frozenset(
+    {JournalKind.RESOLVED, JournalKind.SIGNAL, JournalKind.UPDATE, JournalKind.ANSWER}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a body must be given to run as the run did that its journal was copied from.
+
+    ``seed`` is that of its random numbers and idempotency keys; ``children`` are the ids of the
+    children that the copied rows speak of, by the name and ordinal of their steps.
+    """
+
+    seed: str
+    children: Mapping[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+
+    @classmethod
+    def of(cls, loaded: LoadedExecution) -> "Origin":
+        first = loaded.journal[0] if loaded.journal else None
+        if first is None or first.kind is not JournalKind.REPAIRED:
+            return cls(seed=f"{loaded.execution.request_id}:{loaded.execution.run}")
+        stored = json.loads(first.payload)
+        children = {(name, ordinal): id for name, ordinal, id in stored["children"]}
+        return cls(seed=stored["seed"], children=children)
+
+
+def retried(
+    loaded: LoadedExecution, children: Mapping[Snowflake, str], *, by: str = "retry"
+) -> list[JournalRow]:
+    """The rows of a run that goes on from the last good step. ``children`` are the ids of the
+    executions that its calls have started, by request id.
+
+    ``ConfigurationError`` when its compensations have begun to undo what it had done.
+    """
+    journal = loaded.journal
+    undone = any(row.kind is JournalKind.COMPENSATING for row in journal)
+    if undone and loaded.execution.status is not Status.BLOCKED:
+        raise ConfigurationError(
+            "its compensations have run, so it cannot go on from where it was: start another"
+            " execution, or fork it from its first step"
+        )
+    cut = len(journal)
+    for index in range(len(journal) - 1, -1, -1):
+        row = journal[index]
+        if row.kind is JournalKind.STEP and row.outcome is Outcome.OK:
+            break
+        if row.kind not in _MESSAGES and _ended_it(row):
+            cut = index
+    return _copied(loaded, cut, children, by=by)
+
+
+def forked(
+    loaded: LoadedExecution,
+    children: Mapping[Snowflake, str],
+    *,
+    from_step: str | int,
+    request_id: Snowflake,
+    request: bytes | None,
+) -> list[JournalRow]:
+    """The rows of a new execution that goes on from before a step, or a position. A step is named
+    as in the history, ``charge`` or ``charge#2`` for its second call. For another request, what
+    the steps before it gave is kept, whatever they would be called with now. ``NotFound``."""
+    cut = _index_of(loaded.journal, from_step)
+    rows = _copied(loaded, cut, children, by="fork", as_=request_id)
+    if request is None:
+        return rows
+    return [
+        replace(row, payload=request)
+        if row.kind is JournalKind.CONTINUED
+        else replace(row, digest=ANY_DIGEST)
+        for row in rows
+    ]
+
+
+def _ended_it(row: JournalRow) -> bool:
+    """Whether a row is part of the end of a run: an error, or a wish that it ends."""
+    match row.kind:
+        case JournalKind.INTERRUPT | JournalKind.TERMINATED:
+            return True
+        case JournalKind.STEP:
+            return row.outcome is not Outcome.OK
+        case _:
+            return False
+
+
+def _index_of(journal: Sequence[JournalRow], from_step: str | int) -> int:
+    if isinstance(from_step, int):
+        found = (index for index, row in enumerate(journal) if row.position >= from_step)
+        return next(found, len(journal))
+    name, mark, number = from_step.rpartition("#")
+    ordinal = int(number) - 1 if mark and number.isdigit() else 0
+    name = name if mark and number.isdigit() else from_step
+    for index, row in enumerate(journal):
+        if row.name == name and row.ordinal == ordinal and row.kind in _OF_STEPS:
+            return index
+    names = dict.fromkeys(row.name for row in journal if row.kind in _OF_STEPS)
+    raise NotFound(f"its journal has no step {from_step!r}; it has {', '.join(names) or 'none'}")
+
+
+_OF_STEPS = frozenset({JournalKind.STEP, JournalKind.ATTEMPT, JournalKind.CALL})
+
+
+def _copied(
+    loaded: LoadedExecution,
+    cut: int,
+    children: Mapping[Snowflake, str],
+    *,
+    by: str,
+    as_: Snowflake | None = None,
+) -> list[JournalRow]:
+    """What is before ``cut``, but for the beginnings of steps that have no end there: they begin
+    anew."""
+    origin = Origin.of(loaded)
+    execution = as_ or loaded.execution.request_id
+    run = 1 if as_ else loaded.execution.run + 1
+    before = [row for row in loaded.journal[:cut] if row.kind is not JournalKind.REPAIRED]
+    ended = {(row.name, row.ordinal) for row in before if row.kind is JournalKind.STEP}
+    kept = [
+        row
+        for row in before
+        if row.kind not in (JournalKind.CALL, JournalKind.ATTEMPT)
+        or (row.name, row.ordinal) in ended
+    ]
+    ids = dict(origin.children)
+    for row in kept:
+        child = None if row.source is None else children.get(row.source)
+        if row.kind is JournalKind.CALL and child is not None:
+            ids.setdefault((row.name, row.ordinal), child)
+    last = loaded.journal[cut - 1] if cut else None
+    at = loaded.execution.started_at or loaded.execution.created_at
+    note = {
+        "from": 0 if last is None else last.position,
+        "seed": origin.seed,
+        "children": [[name, ordinal, id] for (name, ordinal), id in ids.items()],
+    }
+    first = JournalRow(
+        execution=execution,
+        run=run,
+        position=0,
+        kind=JournalKind.REPAIRED,
+        name=by,
+        ordinal=0,
+        at=at,
+        payload=json.dumps(note).encode(),
+    )
+    return [first, *(replace(row, execution=execution, run=run) for row in kept)]
