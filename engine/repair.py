@@ -30,7 +30,7 @@ async def retry(node: "Node", execution: StoredExecution) -> None:
     """
     name = f"{execution.workflow}/{execution.execution_id}"
     if execution.status is Status.SUCCEEDED:
-        raise NotFound(f"{name} has succeeded; fork it to run a part of it again")
+        raise NotFound(f"{name} has ended well; fork it to run a part of it again")
     if not execution.status.finished:
         await tell(
             node,

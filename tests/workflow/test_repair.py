@@ -170,7 +170,7 @@ async def test_what_succeeded_or_goes_on_needs_no_retry(world: World) -> None:
     async with world.cluster(Pack()) as cluster, asyncio.timeout(40):
         execution = await cluster.client.start(Pack, "x")
         await execution.join()
-        with pytest.raises(NotFound, match="has succeeded"):
+        with pytest.raises(NotFound, match="has ended well"):
             await execution.retry()
 
 
