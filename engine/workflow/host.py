@@ -188,7 +188,7 @@ class ExecutionHost:
         else:
             self._spawn(self._look_back(shard, envelope.address, query))
 
-    def interrupt(self, request_id: Snowflake, /) -> None:
+    def interrupt(self, shard: OwnedShard, request_id: Snowflake, /) -> None:
         """A query is answered at once or not at all."""
 
     async def _look_back(self, shard: OwnedShard, address: EntityAddress, query: Query) -> None:
@@ -447,7 +447,7 @@ class ExecutionHost:
                 extra={"execution": id, "error": str(error)},
             )
             await asyncio.sleep(_AGAIN * random.uniform(0.5, 1))
-            shard.give_back(row.seq)
+            shard.give_back(row.seq, row.recipient)
             if shard.alive:
                 shard.lane.ring((shard.id,))
 
