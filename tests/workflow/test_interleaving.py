@@ -14,6 +14,7 @@ from engine.core.journal import JournalRow
 from engine.testing import TestCluster, VirtualClock
 from engine.workflow import replay
 from engine.workflow.body import Body
+from engine.workflow.repair import Origin
 
 
 class Clockwork:
@@ -107,6 +108,7 @@ async def replayed(
             id=info.request_id,
             execution_id=execution.id,
             run=info.run,
+            origin=Origin(seed=f"{info.request_id}:{info.run}"),
             observed=lambda: None,
         )
         assert info.started_at is not None
