@@ -33,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="NAME[,NAME]",
         help="run the behaviour suite of tests/cluster under these settings (see hostility.py"
-        " there), 'all' of them, or '' for none; once for each time this is given",
+        " there), 'all' of them, or '' for none; once for each time this is given (without it:"
+        " plainly, and under two combinations)",
     )
     parser.addoption(
         "--scale",

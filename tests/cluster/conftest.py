@@ -62,6 +62,8 @@ async def cluster(new_storage: NewStorage) -> AsyncIterator[Cluster]:
 
 
 SIZES = (1, 2, 3)
+ALWAYS = {"": SIZES, "all": (2,), "one-shard,two-residents": (3,)}
+"""What every run of the suite covers: hostile settings, each combination with so many runners."""
 FAILED = pytest.StashKey[bool]()
 
 
@@ -71,18 +73,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test that asks for ``live`` runs with one, two and three runners, or with as many as it
-    is marked for, under each combination of hostile settings."""
+    is marked for, plainly and under hostile settings: those of the option, else a few."""
     if "live_clusters" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("runners")
     sizes = SIZES if marker is None else marker.args
-    under = [combination(text) for text in metafunc.config.getoption("hostile") or [""]]
+    chosen = metafunc.config.getoption("hostile")
+    under = ALWAYS if chosen is None else dict.fromkeys(chosen, SIZES)
     metafunc.parametrize(
         "live_clusters",
         [
-            pytest.param((size, each), id=f"{size} {each.name}".strip())
-            for each in under
-            for size in sizes
+            pytest.param((size, combination(text)), id=f"{size} {text}".strip())
+            for text, wanted in under.items()
+            for size in ([each for each in sizes if each in wanted] or sizes[:1])
         ],
         indirect=True,
         scope="session",

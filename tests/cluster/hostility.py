@@ -2,6 +2,7 @@
 
 ``pytest --hostile=one-shard,one-lane`` runs the behaviour suite under a combination; the option may
 be given several times, ``--hostile=all`` is the sum of them and ``--hostile=`` stands for none.
+Without it, some of it runs under two combinations.
 """
 
 import json
