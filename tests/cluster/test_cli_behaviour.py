@@ -14,7 +14,7 @@ from tests.cluster.cast import Annexed, Single
 from tests.cluster.live import Live
 from tests.eventually import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
 
 
 async def lines(live: Live, *command: str) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ async def test_runners_lists_each_live_one_with_its_heartbeat_load_lanes_and_ver
     live: Live,
 ) -> None:
     id, gate = live.name(), live.name("gate")
-    async with asyncio.timeout(50):
+    async with asyncio.timeout(150):
         await live.client.tell(live.client.entity(Single, id).wait_at, gate)
         await live.noted(id, 1)
         busy = await live.owner(live.address(Single, id).shard)
@@ -62,7 +62,7 @@ async def test_runners_lists_each_live_one_with_its_heartbeat_load_lanes_and_ver
 
 async def test_runners_tells_a_stopped_one_and_a_dead_one_from_those_that_live(live: Live) -> None:
     """The dead one is silent until a peer has found it so."""
-    async with asyncio.timeout(58):
+    async with asyncio.timeout(150):
         leaving = await live.processes.start_runner()
         dying = await live.processes.start_runner()
         await live.settled(live.runners)
@@ -83,7 +83,7 @@ async def test_runners_tells_a_stopped_one_and_a_dead_one_from_those_that_live(l
 async def test_shards_is_a_map_of_who_owns_what_under_the_epochs_that_they_know(
     live: Live,
 ) -> None:
-    async with asyncio.timeout(58):
+    async with asyncio.timeout(150):
         await assert_mapped(live)
         before = {line["shard"]: line for line in await lines(live, "shards")}
         gone = live.runners[-1]
@@ -124,7 +124,7 @@ async def test_entities_lists_what_waits_with_its_owner_and_what_nobody_serves(
     live: Live,
 ) -> None:
     busy, abroad, gate = live.name("busy"), live.name("abroad"), live.name("gate")
-    async with asyncio.timeout(58):
+    async with asyncio.timeout(150):
         for _ in range(3):
             await live.client.tell(live.client.entity(Single, busy).wait_at, gate)
             await live.client.tell(live.client.entity(Annexed, abroad).echo, "")
@@ -140,7 +140,8 @@ async def test_entities_lists_what_waits_with_its_owner_and_what_nobody_serves(
         owner = await live.owner(live.address(Single, busy).shard)
         assert (here["waiting"], runners[here["runner"]]) == (3, owner.pid)
         assert nowhere["waiting"] == 3
-        assert nowhere["runner"] not in runners
+        # One that was killed a moment ago may have had its shard.
+        assert runners.get(nowhere["runner"]) not in [runner.pid for runner in live.runners]
         await live.open(gate)
 
         async def handled() -> bool:
@@ -152,7 +153,7 @@ async def test_entities_lists_what_waits_with_its_owner_and_what_nobody_serves(
 
 async def test_schedules_says_who_keeps_a_cron_also_after_that_one_has_died(live: Live) -> None:
     name = live.name("Noting")
-    async with asyncio.timeout(58):
+    async with asyncio.timeout(150):
         await live.register("Noting", name, schedule="0 0 1 1 *", timezone="Europe/Berlin")
 
         async def kept() -> int:
