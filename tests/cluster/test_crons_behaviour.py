@@ -21,7 +21,7 @@ SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
 EVERY_SECOND, YEARLY = "* * * * * *", "0 0 1 1 *"
 BERLIN = "Europe/Berlin"
-RAN = Success(b'"ran"')
+RAN = Success(b"null")
 REQUESTS = "select count(*) from engine.envelopes where entity_type = $1 and tag = 'run'"
 A_DAY_BACK = """
     update engine.schedules set done_until = done_until - interval '1 day',
