@@ -18,6 +18,7 @@ from engine.core.reply import Interrupted, Success
 from engine.storage.memory import MemoryDatabase
 from engine.storage.memory_database import Fault
 from engine.testing import TestCluster, VirtualClock
+from tests.cluster.hourly import registered
 from tests.eventually import eventually
 
 HOUR = timedelta(hours=1)
@@ -125,9 +126,10 @@ async def test_what_was_started_before_its_owner_was_lost_is_noted_and_followed_
     """The owner is lost between the request of an instant and its note."""
     database = MemoryDatabase(VirtualClock(START))
     async with TestCluster(Report(waits=True), kind(), database=database) as cluster:
+        schedule = cluster.client.schedule(kind)
+        await registered(cluster, kind.name)
         database.fail_next_flush(Fault.AFTER_COMMIT)
         await cluster.advance(1.25 * HOUR)
-        schedule = cluster.client.schedule(kind)
         await eventually(schedule.fires)
         await cluster.advance(HOUR)
 
