@@ -53,7 +53,8 @@ async def test_a_message_that_kills_its_process_is_a_dead_letter_until_it_is_ret
                 group.create_task(live.client.entity(Single, each).note("beside"))
                 for each in live.names(20)
             ]
-        assert await live.notes(id) == ["explodes"] * LIMIT
+        # On a busy machine a runner may be lost that has not begun it yet, which counts as well.
+        assert 0 < len(await live.notes(id)) <= LIMIT
         (letter,) = (await live.outlast("dead", "--id", id)).lines
         await live.open(safe)
         assert (await live.outlast("dead", "retry", letter["request_id"])).code == 0
