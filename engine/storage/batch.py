@@ -13,6 +13,7 @@ from engine.storage.columns import (
     State,
     execution_columns,
     fire_columns,
+    heartbeat_columns,
     inbox_columns,
     journal_columns,
     reply_columns,
@@ -21,6 +22,7 @@ from engine.storage.columns import (
     state_columns,
 )
 from engine.storage.groups import Groups
+from engine.storage.heartbeats import latest
 from engine.storage.protocol import Commit, NewReply, SaveRequest
 from engine.storage.schedules import ScheduleRow
 
@@ -88,6 +90,11 @@ class Batch:
             # A fire that is noted and not passed is dealt with again, and finds its note.
             add("write_fires", fire_columns(fire for c in commits for fire in c.fires))
             add("write_schedules", schedule_columns(_last_schedules(commits), groups))
+            heartbeats = latest(each for c in commits for each in c.heartbeats)
+            reported = [each for each in heartbeats if each.details is not None]
+            ended = [each for each in heartbeats if each.details is None]
+            add("write_heartbeats", heartbeat_columns(reported))
+            add("drop_heartbeats", heartbeat_columns(ended)[:3])
         return statements
 
 
@@ -98,7 +105,9 @@ def _more_than_journal(commit: Commit) -> bool:
 
 
 def _has_notes(commit: Commit) -> bool:
-    return bool(commit.failed or commit.tried or commit.fires or commit.schedules)
+    return bool(
+        commit.failed or commit.tried or commit.fires or commit.schedules or commit.heartbeats
+    )
 
 
 def _first_exits(replies: Iterable[NewReply]) -> list[NewReply]:

@@ -12,6 +12,7 @@ from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
 from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.protocol import ExecutionUpdate, NewReply, SaveRequest
 from engine.storage.schedules import Fire, ScheduleRow
 
@@ -81,6 +82,15 @@ def fire_columns(fires: Iterable[Fire]) -> Columns:
         for fire in fires
     ]
     return _columns(rows, 6)
+
+
+def heartbeat_columns(heartbeats: Iterable[StepHeartbeat]) -> Columns:
+    """All parameters of ``write_heartbeats``; of ``drop_heartbeats`` the first three."""
+    rows = [
+        (*each.step, each.name, each.ordinal, each.attempt, each.at, each.details)
+        for each in heartbeats
+    ]
+    return _columns(rows, 8)
 
 
 def headers_bytes(envelope: EnvelopeRequest) -> bytes | None:

@@ -20,6 +20,7 @@ from engine.storage.entities import (
 )
 from engine.storage.execution_page import execution_page
 from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pool import Pool
 from engine.storage.protocol import (
     ExecutionFilter,
@@ -35,6 +36,7 @@ from engine.storage.records import (
     entity_from,
     envelope_from,
     fire_from,
+    heartbeat_from,
     journal_from,
     owned_execution_from,
     reply_from,
@@ -132,6 +134,10 @@ class Inspection:
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         return [journal_from(row) for row in await self._pool.fetch("history", execution)]
+
+    async def heartbeats(self, executions: Sequence[Snowflake]) -> Sequence[StepHeartbeat]:
+        ids = list(dict.fromkeys(executions))
+        return [heartbeat_from(row) for row in await self._pool.fetch("heartbeats", ids)]
 
     async def waiting_rows(self, execution: Snowflake) -> int:
         rows = await self._pool.fetch("waiting_rows", execution)

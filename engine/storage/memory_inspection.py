@@ -12,6 +12,7 @@ from engine.core.errors import StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalRow
 from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow, StoredState
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.protocol import (
     ExecutionFilter,
@@ -88,6 +89,10 @@ class MemoryInspection:
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         await self._travel()
         return self._database.rows.executions.journal(execution)
+
+    async def heartbeats(self, executions: Sequence[Snowflake]) -> Sequence[StepHeartbeat]:
+        await self._travel()
+        return self._database.rows.heartbeats.of(frozenset(executions))
 
     async def waiting_rows(self, execution: Snowflake) -> int:
         await self._travel()

@@ -21,6 +21,7 @@ from engine.storage.memory_dead import dead_letters
 from engine.storage.memory_entities import MemoryEntities
 from engine.storage.memory_executions import MemoryExecutions
 from engine.storage.memory_failures import begin_trial, count_lost, end_trials, fail
+from engine.storage.memory_heartbeats import MemoryHeartbeats
 from engine.storage.memory_replies import MemoryReplies
 from engine.storage.memory_schedules import MemorySchedules
 from engine.storage.memory_shard import NEVER, MemoryRow, MemoryShard
@@ -43,14 +44,15 @@ from engine.storage.storable import check_storable
 
 
 class MemoryRows:
-    """Requests and who has to deliver them; ``replies``, ``executions``, ``entities`` and
-    ``schedules`` are the other tables."""
+    """Requests and who has to deliver them; ``replies``, ``executions``, ``entities``,
+    ``schedules`` and ``heartbeats`` are the other tables."""
 
     def __init__(self, clock: Clock, shards: Mapping[ShardId, MemoryShard]) -> None:
         self.replies: MemoryReplies = MemoryReplies()
         self.executions: MemoryExecutions = MemoryExecutions(shards)
         self.entities: MemoryEntities = MemoryEntities(clock, shards)
         self.schedules: MemorySchedules = MemorySchedules(shards)
+        self.heartbeats: MemoryHeartbeats = MemoryHeartbeats()
         self._clock = clock
         self._shards = shards
         self._seq = 0
@@ -183,6 +185,7 @@ class MemoryRows:
             self.schedules.write(schedule)
         for fire in commit.fires:
             self.schedules.fire(fire)
+        self.heartbeats.write(commit.heartbeats)
 
     def _interrupt(self, request_id: Snowflake) -> bool:
         envelope = self._envelopes.get(request_id)

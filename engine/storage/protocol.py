@@ -25,6 +25,7 @@ from engine.storage.entities import (
     StateWrite,
     StoredState,
 )
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.transaction import Transaction
 
@@ -263,8 +264,9 @@ class Commit:
     changes nothing besides.
 
     ``failed`` are inbox rows to count a failed delivery of, ``tried`` such as are about to be
-    delivered on trial; ``schedules`` and ``fires`` are written as they are. These four go out in
-    statements of their own after the others, so that a crash may lose them and keep the rest.
+    delivered on trial; ``schedules``, ``fires`` and ``heartbeats`` are written as they are. These
+    five go out in statements of their own after the others, so that a crash may lose them and keep
+    the rest.
     """
 
     shard: ShardId
@@ -278,6 +280,7 @@ class Commit:
     tried: Sequence[int] = ()
     schedules: Sequence[ScheduleRow] = ()
     fires: Sequence[Fire] = ()
+    heartbeats: Sequence[StepHeartbeat] = ()
 
     @property
     def exit(self) -> Snowflake | None:
@@ -703,6 +706,10 @@ class Storage(Protocol):
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         """All journal rows of the execution, run by run, in order."""
+        ...
+
+    async def heartbeats(self, executions: Sequence[Snowflake]) -> Sequence[StepHeartbeat]:
+        """What running steps of the executions last reported, by execution, run, name, ordinal."""
         ...
 
     async def states(

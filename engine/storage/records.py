@@ -11,6 +11,7 @@ from engine.core.reply import ReplyKind
 from engine.core.status import Status
 from engine.storage.entities import DeadLetter, EntityRow, StoredState
 from engine.storage.groups import Groups
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
@@ -179,6 +180,18 @@ def fire_from(record: asyncpg.Record) -> Fire:
         request_id=record["request_id"],
         manual=record["manual"],
         at=record["at"],
+    )
+
+
+def heartbeat_from(record: asyncpg.Record) -> StepHeartbeat:
+    return StepHeartbeat(
+        execution=record["execution"],
+        run=record["run"],
+        name=record["name"],
+        ordinal=record["ordinal"],
+        attempt=record["attempt"],
+        at=record["at"],
+        details=record["details"],
     )
 
 

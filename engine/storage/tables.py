@@ -281,4 +281,17 @@ def metadata_for(schema: str) -> MetaData:
         Column("name", Text, nullable=False),
         Column("payload", LargeBinary, nullable=False),
     )
+    Table(
+        "step_heartbeats",
+        metadata,
+        Column("execution", BigInteger, primary_key=True, autoincrement=False),
+        Column("run", Integer, primary_key=True, autoincrement=False),
+        Column("step", BigInteger, primary_key=True, autoincrement=False),
+        Column("ordinal", Integer, nullable=False),
+        Column("attempt", Integer, nullable=False),
+        at("at"),
+        Column("name", Text, nullable=False),
+        Column("details", LargeBinary, nullable=False),
+        postgresql_with=_QUEUE,
+    )
     return metadata

@@ -28,6 +28,7 @@ TABLES = (
     "waiters",
     "executions",
     "journal",
+    "step_heartbeats",
     "entity_states",
     "schedules",
     "schedule_fires",
@@ -297,6 +298,20 @@ def make_executions(schema: str | None) -> None:
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("execution", "run", "position"),
         schema=schema,
+    )
+    op.create_table(
+        "step_heartbeats",
+        number("execution", sa.BigInteger),
+        number("run", sa.Integer),
+        number("step", sa.BigInteger),
+        number("ordinal", sa.Integer),
+        number("attempt", sa.Integer),
+        at("at"),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("details", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("execution", "run", "step"),
+        schema=schema,
+        postgresql_with=QUEUE,
     )
 
 

@@ -26,6 +26,7 @@ HOT_TABLES = {
     "waiters",
     "entity_states",
     "schedule_fires",
+    "step_heartbeats",
 }
 HOT = {
     "save": (*[[]] * 20, None),
@@ -47,6 +48,9 @@ HOT = {
     "dead_letters": (0, 1 << 62, None, None, 100),
     "dead": ([],),
     "revive": ([], []),
+    "write_heartbeats": (*[[]] * 8,),
+    "drop_heartbeats": ([], [], []),
+    "heartbeats": ([],),
     "fires": ("nightly", 100),
     "request": (1,),
     "known": ([],),
@@ -83,6 +87,8 @@ insert into engine.entity_states (entity_type, entity_id, group_id, shard, versi
     select 'Stock', i::text, 7, i % 300 + 1, 1, '1' from generate_series(1, 100000) i;
 insert into engine.schedule_fires (schedule, instant, outcome, at)
     select 'nightly', now() - i * interval '1 minute', 0, now() from generate_series(1, 100000) i;
+insert into engine.step_heartbeats (execution, run, step, ordinal, attempt, at, name, details)
+    select i, 1, i, 0, 1, now(), 'crawl', '1' from generate_series(1, 100000) i;
 analyze;
 """
 
