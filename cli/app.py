@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from cli import act, cluster, dead, dev, entities, look, schedules, schema, serve, telling
+from cli import (
+    act,
+    cluster,
+    completing,
+    dead,
+    dev,
+    entities,
+    look,
+    schedules,
+    schema,
+    serve,
+    telling,
+)
 from cli.exits import Complaint, ExitCode, UsageError, explain
 from cli.output import printable
 
@@ -39,7 +51,19 @@ def options(
     """Durable workflows in plain Python that need nothing but PostgreSQL."""
 
 
-for group in (dev, serve, look, entities, act, telling, cluster, dead, schedules, schema):
+for group in (
+    dev,
+    serve,
+    look,
+    entities,
+    act,
+    telling,
+    completing,
+    cluster,
+    dead,
+    schedules,
+    schema,
+):
     group.add_to(app)
 
 

@@ -102,13 +102,14 @@ async def why(session: Session, id: ExecutionId) -> None:
         stored = await find(storage, id)
         silent_before = session.silent_before(storage)
         info = await admin.describe(storage, stored, silent_before=silent_before)
+        events = await admin.history(storage, stored.request_id)
         now = database_now(storage)
     name = f"{info.workflow}/{info.id}"
     if session.output.as_json:
         session.output.line({"id": name, "status": str(info.status), "why": info.why})
     else:
         session.output.say(f"{name}, {info.status}: {readable(info.why, now)}")
-        hint = advice(info, None if stored.status.finished else stored.waiting)
+        hint = advice(info, None if stored.status.finished else stored.waiting, events)
         if hint:
             session.output.say(f"to let it go on: {hint}")
 

@@ -22,6 +22,7 @@ from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.status import Status
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, Storage, StoredExecution
+from engine.workflow.token import StepToken
 
 _MOST_TARGETS = 100
 
@@ -84,7 +85,7 @@ class Report:
         succeeded = info.status is Status.SUCCEEDED
         return [
             ("why", "" if info.error or succeeded else readable(info.why, self.now)),
-            ("next", advice(info, self.waiting)),
+            ("next", advice(info, self.waiting, self.events)),
             ("created", f"{clock_time(info.created_at)}, {ago(info.created_at, self.now)}"),
             ("starts", _at(self.starts_at, self.now) if info.started_at is None else ""),
             ("started", self._started()),
@@ -148,12 +149,36 @@ async def report(
     )
 
 
-def advice(info: ExecutionInfo, waiting: str | None) -> str:
+def advice(info: ExecutionInfo, waiting: str | None, events: Sequence[JournalEvent]) -> str:
     """The command that lets it go on, where there is one."""
+    if not info.status.finished and (token := _awaited(info, events)) is not None:
+        return f"outlast complete {token} JSON"
     deferred = re.search(r"\bdeferred ([^,\s]+)", waiting or "")
     if deferred is None or info.status.finished:
         return ""
     return f"outlast resolve {info.workflow}/{info.id} {deferred[1]} JSON"
+
+
+def _awaited(info: ExecutionInfo, events: Sequence[JournalEvent]) -> StepToken | None:
+    """The token of the first attempt that waits for its completion."""
+    open_attempts: dict[tuple[str, int], JournalEvent] = {}
+    for event in events:
+        if event.kind is JournalKind.POSTPONED and event.run == info.run:
+            open_attempts[event.name, event.ordinal] = event
+        elif event.kind in {JournalKind.STEP, JournalKind.ATTEMPT}:
+            open_attempts.pop((event.name, event.ordinal), None)
+    if not open_attempts:
+        return None
+    first = next(iter(open_attempts.values()))
+    return StepToken(
+        group=info.shard.group,
+        workflow=info.workflow,
+        id=info.id,
+        run=first.run,
+        name=first.name,
+        ordinal=first.ordinal,
+        attempt=first.attempt,
+    )
 
 
 async def _targets(storage: Storage, events: Sequence[JournalEvent]) -> dict[Snowflake, str]:

@@ -21,6 +21,8 @@ _REPLY = re.compile(r"the reply of (.+?)/(.*) (\S+)")
 _LAST = 1 << 31
 _RETRY = re.compile(r"attempt \d+ of (?:step )?(\S+?)(?:#\d+)? due .*")
 
+_COMPLETION = re.compile(r"the completion of step (\S+?)(?:#\d+)?(?: due .*)?")
+
 
 class Mark(Enum):
     """How a line ended, or that it has not."""
@@ -79,6 +81,8 @@ class Timeline:
                 self._line(event, begin=event.at).note = "no reply yet"
             case JournalKind.ATTEMPT:
                 self._attempt(event)
+            case JournalKind.POSTPONED:
+                self._postponed(event)
             case JournalKind.STEP:
                 self._step(event)
             case JournalKind.TIMER:
@@ -117,6 +121,12 @@ class Timeline:
         line.note = f"attempt {event.attempt + 1} is due {ago(due, self._now)}"
         if due <= self._now:
             line.note = f"attempt {event.attempt + 1} is due since {brief(self._now - due)}"
+
+    def _postponed(self, event: JournalEvent) -> None:
+        line = self._line(event, begin=event.started_at or event.at)
+        line.attempts = event.attempt
+        due = "" if event.due_at is None else f", due {ago(event.due_at, self._now)}"
+        line.note = f"to be completed from outside{due}"
 
     def _step(self, event: JournalEvent) -> None:
         line = self._line(event, begin=event.started_at or event.at)
@@ -167,7 +177,8 @@ class Timeline:
                 entity_type, id, method = reply.groups()
                 if {f"call {entity_type}/{id} {method}", f"call {entity_type}.{method}"} & shown:
                     continue
-            if (retry := _RETRY.fullmatch(item)) is not None and retry[1] in shown:
+            stepwise = _RETRY.fullmatch(item) or _COMPLETION.fullmatch(item)
+            if stepwise is not None and stepwise[1] in shown:
                 continue
             name, _, when = item.removeprefix("the ").partition(" due ")
             yield name, readable(f"due {when}", self._now) if when else "waits for it"

@@ -70,6 +70,7 @@ from engine.settings import Settings
 from engine.storage.schedules import FireOutcome
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import activity, transaction
+from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.cron import WorkflowCron
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import Workflow
@@ -78,6 +79,7 @@ from engine.workflow.handlers import query, signal, update
 
 __all__ = [
     "AckChunk",
+    "ActivityGroup",
     "AlreadyStarted",
     "Client",
     "ConfigurationError",

@@ -47,6 +47,7 @@ async def describe(
     situation = Situation(
         execution=execution,
         journal=journal,
+        heartbeats=await storage.heartbeats([execution.request_id]),
         queued=await storage.waiting_rows(execution.request_id),
         owner=runners.get(execution.runner) if execution.runner is not None else None,
         starts_at=None if request is None else request.deliver_at,

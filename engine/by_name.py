@@ -17,6 +17,7 @@ from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shar
 from engine.core.reply import Exit
 from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
 from engine.workflow.tags import DEADLINE, RUN
+from engine.workflow.token import StepToken
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -107,6 +108,18 @@ class Message:
             trace=current_trace(),
             persisted=persisted,
         )
+
+
+def completion(token: StepToken, payload: bytes, *, failed: bool) -> Message:
+    """The message that ends a postponed attempt: a result, or an error (``encode_error``)."""
+    return Message(
+        workflow=token.workflow,
+        group=token.group,
+        id=token.id,
+        tag=token.tag(failed=failed),
+        payload=payload,
+        key=token.key,
+    )
 
 
 async def tell(node: "Node", message: Message) -> bool:

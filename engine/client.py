@@ -6,6 +6,7 @@ Requests leave through the process's ``outbox``; replies come back to its ``repl
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, ParamSpec, Self, TypeVar
@@ -16,11 +17,12 @@ from engine.cluster.entity import Entity
 from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
 from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
-from engine.core.errors import ConfigurationError, InvalidPayload
+from engine.core.codec import ValueCodec
+from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
 from engine.core.names import entity_id
 from engine.core.outcome import DeadLetterInfo, ExecutionInfo
-from engine.core.reply import Exit, Success
+from engine.core.reply import Exit, Success, encode_error
 from engine.core.status import Status
 from engine.core.trace import checked_headers, checked_trace
 from engine.node import Node
@@ -30,6 +32,7 @@ from engine.storage.entities import DeadFilter
 from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.execution import Execution
+from engine.workflow.token import StepToken
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -136,6 +139,27 @@ class Client:
         updates sent with one key, each handler gets the first only, and all share its answer."""
         id = entity_id(id, what="the id")
         return ClientExecution(self._node, definition_of(workflow), id, key=key)
+
+    async def complete(self, token: str, value: object) -> bool:
+        """Give the result of a step that has called ``complete_later``; it is durable once this
+        returns. ``token`` is what the step read as ``self.token``.
+
+        The first of ``complete`` and ``fail`` wins; False when this is not it, or the execution has
+        ended. A value that is not of the step's type fails the attempt with ``InvalidPayload``; one
+        that comes when the attempt has ended otherwise is dropped. ``NotFound`` when there is no
+        such execution.
+        """
+        payload = ValueCodec[Any](Any, what="the value of complete()").encode(value)
+        message = by_name.completion(StepToken.parse(token), payload, failed=False)
+        return await by_name.tell(self._node, message)
+
+    async def fail(self, token: str, error: str | Exception) -> bool:
+        """As ``complete``, but the attempt fails; whether another follows is up to the step's
+        ``RetryPolicy``, to which an error is what the workflow ``raises``, ``GiveUp``, or else a
+        ``StepFailed``. An exception keeps its type, message, traceback, cause and details."""
+        failure = encode_error(_failure(error))
+        message = by_name.completion(StepToken.parse(token), failure, failed=True)
+        return await by_name.tell(self._node, message)
 
     async def executions(
         self,
@@ -279,6 +303,17 @@ def _answer(call: EntityCall, exit: Exit) -> Any:
             return call.rpc.signature.result.decode(value)
         case failed:
             raise request_failed(call, failed)
+
+
+def _failure(error: str | Exception) -> ErrorDetails:
+    """An error as it is told, with its fields if a workflow may have declared it."""
+    if isinstance(error, str):
+        return ErrorDetails("Failed", error)
+    details = ErrorDetails.of(error)
+    if not is_dataclass(error):
+        return details
+    fields = ValueCodec[Exception](type(error), what=f"the error {details.type}").encode(error)
+    return replace(details, details=json.loads(fields))
 
 
 def _start(

@@ -12,8 +12,10 @@ from engine.core.errors import InvalidPayload
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
 from engine.core.status import Status
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.protocol import RunnerRow, StoredExecution
 
+_SHOWN = 80
 _NOTHING = (
     "waits for no step, timer or deferred, so that nothing will wake it: interrupt it, and correct"
     " its code"
@@ -30,6 +32,7 @@ class Situation:
 
     execution: StoredExecution
     journal: Sequence[JournalRow] = ()
+    heartbeats: Sequence[StepHeartbeat] = ()
     queued: int = 0
     owner: RunnerRow | None = None
     starts_at: datetime | None = None
@@ -79,7 +82,8 @@ def _standing(situation: Situation) -> str:
             return f"it {execution.waiting or _NOTHING}{since}{_failure(situation.journal)}"
         case Status.RUNNING:
             runs = f"runs on {_name(situation)}" if _at_work(situation) else "was running"
-            return f"it {runs}{_last(situation.journal)}{_queued(situation.queued)}"
+            last = f"{_last(situation.journal)}{_beat(situation.heartbeats)}"
+            return f"it {runs}{last}{_queued(situation.queued)}"
         case Status.PAUSED:
             return "it is paused"
         case Status.BLOCKED | Status.SUCCEEDED | Status.FAILED:
@@ -128,9 +132,22 @@ def _last(journal: Sequence[JournalRow]) -> str:
         return f"{_failure(journal)}, the next is due {due}"
     if row.kind is JournalKind.CALL:
         return f"; it waits for the reply of {row.name}"
+    if row.kind is JournalKind.POSTPONED:
+        return f"; it waits for the completion of step {row.name}"
     done = "ended" if row.outcome is Outcome.OK else row.outcome.name.lower().replace("_", " ")
     at = row.at.isoformat(timespec="seconds")
     return f"; last, {row.kind.name.lower()} {row.name} {done} at {at}"
+
+
+def _beat(heartbeats: Sequence[StepHeartbeat]) -> str:
+    """What its steps that run have last reported: the latest of it."""
+    if not heartbeats:
+        return ""
+    last = max(heartbeats, key=lambda each: each.at)
+    at = last.at.isoformat(timespec="seconds")
+    details = (last.details or b"").decode(errors="replace")
+    shown = details if len(details) <= _SHOWN else f"{details[:_SHOWN]}…"
+    return f"; heartbeat of {last.name} at {at}" + (f": {shown}" if shown else "")
 
 
 def _failure(journal: Sequence[JournalRow]) -> str:

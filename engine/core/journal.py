@@ -40,6 +40,9 @@ class JournalKind(IntEnum):
     """Its compensations begin."""
     REPAIRED = 13
     """This run, or execution, goes on with a copy of another's journal; the payload says whose."""
+    POSTPONED = 14
+    """An attempt has left its end to whoever has its token, until ``due_at`` if it has a timeout.
+    What they say is an ATTEMPT or a STEP, whose ``source`` is their message."""
 
 
 class Outcome(IntEnum):

@@ -33,7 +33,17 @@ class StepKind(Enum):
 class StepDefinition:
     """One kind of step of a workflow class."""
 
-    __slots__ = ("_signature", "function", "key", "kind", "name", "retry", "sync", "timeout")
+    __slots__ = (
+        "_signature",
+        "function",
+        "heartbeat_timeout",
+        "key",
+        "kind",
+        "name",
+        "retry",
+        "sync",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class StepDefinition:
         name: str | None,
         retry: RetryPolicy,
         timeout: timedelta | None,
+        heartbeat_timeout: timedelta | None,
         key: Callable[..., str] | None,
     ) -> None:
         what = f"step {function.__qualname__}"
@@ -51,6 +62,7 @@ class StepDefinition:
         self.name: str = definition_name(name or function.__name__, what=what)
         self.retry: RetryPolicy = retry
         self.timeout: timedelta | None = timeout
+        self.heartbeat_timeout: timedelta | None = heartbeat_timeout
         self.key: Callable[..., str] | None = key
         self.sync: bool = not inspect.iscoroutinefunction(function)
         self._signature: Signature | None = None
@@ -58,8 +70,9 @@ class StepDefinition:
             raise ConfigurationError(f"{what} is a generator; return its results as one value")
         if kind is StepKind.TRANSACTION and self.sync:
             raise ConfigurationError(f"{what} must be 'async def': it awaits its transaction")
-        if timeout is not None and timeout <= timedelta(0):
-            raise ConfigurationError(f"{what} has a timeout that is not above zero")
+        for option, limit in (("timeout", timeout), ("heartbeat_timeout", heartbeat_timeout)):
+            if limit is not None and limit <= timedelta(0):
+                raise ConfigurationError(f"{what} has a {option} that is not above zero")
 
     @property
     def signature(self) -> Signature:
@@ -109,6 +122,7 @@ def activity(
     *,
     retry: RetryPolicy = ...,
     timeout: timedelta | None = None,
+    heartbeat_timeout: timedelta | None = None,
     name: str | None = None,
     key: Callable[..., str] | None = None,
 ) -> StepDecorator: ...
@@ -118,6 +132,7 @@ def activity(
     *,
     retry: RetryPolicy | None = None,
     timeout: timedelta | None = None,
+    heartbeat_timeout: timedelta | None = None,
     name: str | None = None,
     key: Callable[..., str] | None = None,
 ) -> Any:
@@ -125,7 +140,10 @@ def activity(
     stored.
 
     A method without ``async`` runs in a thread. ``retry``: how often a failed attempt is followed
-    by another (default: ``RetryPolicy()``, five attempts). ``timeout`` is that of one attempt.
+    by another (default: ``RetryPolicy()``, five attempts). ``timeout`` is that of one attempt; a
+    thread cannot be stopped, so what it does after that is dropped, and it can see that from
+    ``self.cancelled`` or by ``self.heartbeat()``. ``heartbeat_timeout``: an attempt that has not
+    called ``self.heartbeat()`` for so long has timed out.
     ``name`` is the name in the journal; keep it when you rename the method. ``key`` computes a text
     from the call's arguments that tells calls of one step apart, instead of their order.
     ``self.idempotency_key`` is the same on every attempt: hand it to what you call.
@@ -141,7 +159,15 @@ def activity(
     >>> asyncio.run(Count().words("one two"))
     2
     """
-    return _step(function, kind=StepKind.ACTIVITY, retry=retry, timeout=timeout, name=name, key=key)
+    return _step(
+        function,
+        kind=StepKind.ACTIVITY,
+        retry=retry,
+        timeout=timeout,
+        heartbeat_timeout=heartbeat_timeout,
+        name=name,
+        key=key,
+    )
 
 
 @overload
@@ -183,10 +209,17 @@ def _step(
     timeout: timedelta | None,
     name: str | None,
     key: Callable[..., str] | None,
+    heartbeat_timeout: timedelta | None = None,
 ) -> Any:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         definition = StepDefinition(
-            function, kind=kind, name=name, retry=retry or RetryPolicy(), timeout=timeout, key=key
+            function,
+            kind=kind,
+            name=name,
+            retry=retry or RetryPolicy(),
+            timeout=timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            key=key,
         )
 
         @functools.wraps(function)

@@ -24,12 +24,14 @@ from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
 from engine.cluster.rpc import rpc_of, volatile_step
 from engine.core.codec import ValueCodec
+from engine.core.composed import composed
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
+from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.deferred import Deferred
 from engine.workflow.handlers import HandlerDefinition, handler_of
-from engine.workflow.step_context import StepContext, current_step
+from engine.workflow.step_context import current_step
 
 if TYPE_CHECKING:
     from engine.workflow.body import Body
@@ -44,7 +46,7 @@ P = ParamSpec("P")
 _DEFINITION = "__outlast_workflow__"
 
 
-class Workflow(Generic[In, Out]):
+class Workflow(ActivityGroup, Generic[In, Out]):
     """Base class of workflows: ``execute`` is the durable body, its steps are marked methods.
 
     The object you register is a prototype: each execution gets a shallow copy, so ``self.x`` is
@@ -104,16 +106,6 @@ class Workflow(Generic[In, Out]):
         """The id of this execution: the key it was started under."""
         step = current_step.get()
         return step.execution_id if step is not None else self._body("execution_id").execution_id
-
-    @property
-    def idempotency_key(self) -> str:
-        """Inside a step: a text that is the same on every attempt of it, and of no other."""
-        return _in_step("idempotency_key").idempotency_key
-
-    @property
-    def attempt(self) -> int:
-        """Inside a step: 1 on the first attempt, 2 on the next, …"""
-        return _in_step("attempt").attempt
 
     @property
     def suspending(self) -> bool:
@@ -216,17 +208,12 @@ class Workflow(Generic[In, Out]):
 _OPTIONS = frozenset({"name", "version", "shard_group", "raises"})
 _OVERRIDABLE = frozenset({"key", "execute"})
 _RESERVED = (
-    frozenset(name for name in vars(Workflow) if not name.startswith("__"))
+    frozenset(
+        name for name in {**vars(ActivityGroup), **vars(Workflow)} if not name.startswith("__")
+    )
     - _OPTIONS
     - _OVERRIDABLE
 )
-
-
-def _in_step(what: str) -> StepContext:
-    step = current_step.get()
-    if step is None:
-        raise ConfigurationError(f"self.{what} exists inside a step only; read it there")
-    return step
 
 
 class WorkflowDefinition:
@@ -258,9 +245,13 @@ class WorkflowDefinition:
         self.errors: dict[str, ValueCodec[Exception]] = {
             each.__qualname__: _error_codec(cls, each) for each in cls.raises
         }
-        self.steps: dict[str, StepDefinition] = {}
+        self.steps: dict[str, StepDefinition] = composed(
+            cls, step_of, what="step", mark="@activity or @transaction"
+        )
+        self.handlers: dict[str, HandlerDefinition] = composed(
+            cls, handler_of, what="handler", mark="@signal, @query or @update"
+        )
         self.deferreds: dict[str, Deferred[Any]] = {}
-        self.handlers: dict[str, HandlerDefinition] = {}
         for attribute in dir(cls):
             value: object = getattr(cls, attribute, None)
             step = step_of(value)
@@ -269,18 +260,6 @@ class WorkflowDefinition:
                     f"{cls.__qualname__}.{attribute} cannot be a step or handler;"
                     " steps are methods of another name marked @activity or @transaction, and"
                     " handlers marked @rpc belong to an Entity"
-                )
-            if step is not None and self.steps.setdefault(step.name, step) is not step:
-                raise ConfigurationError(
-                    f"{cls.__qualname__} has two steps named {step.name!r};"
-                    " give one of them another name= in its decorator"
-                )
-            handler = handler_of(value)
-            known = handler and self.handlers.setdefault(handler.name, handler)
-            if known is not handler:
-                raise ConfigurationError(
-                    f"{cls.__qualname__} has two handlers named {known and known.name!r};"
-                    " give one of them another name= in its decorator"
                 )
             if isinstance(value, Deferred):
                 self.deferreds[attribute] = value  # pyright: ignore[reportUnknownMemberType]

@@ -9,7 +9,14 @@ import random
 
 from engine.core.clock import Clock
 from engine.core.envelope import EnvelopeRequest
-from engine.core.errors import ErrorDetails, InvalidPayload, NotRegistered, UpdateRejected
+from engine.core.errors import (
+    ErrorDetails,
+    GiveUp,
+    InvalidPayload,
+    NotRegistered,
+    StepFailed,
+    UpdateRejected,
+)
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import (
@@ -29,10 +36,17 @@ from engine.workflow.child import ChildRun
 from engine.workflow.definition import definition_of
 from engine.workflow.handlers import HandlerDefinition, HandlerKind
 from engine.workflow.ledger import Ledger
-from engine.workflow.outgoing import Outgoing
+from engine.workflow.outgoing import Outgoing, Result
 from engine.workflow.replay import deadline_of
 from engine.workflow.step import Step
-from engine.workflow.steps import Ended, Errored, Unavailable, is_transaction
+from engine.workflow.steps import (
+    Ended,
+    Errored,
+    Postponed,
+    Unavailable,
+    is_transaction,
+    out_of_time,
+)
 from engine.workflow.tags import (
     DEADLINE,
     INTERRUPT,
@@ -42,6 +56,7 @@ from engine.workflow.tags import (
     signal_of,
     update_of,
 )
+from engine.workflow.token import Completion, completion_of
 
 log: logging.Logger = logging.getLogger(__name__)
 _ENDS = {Interrupted: Outcome.INTERRUPTED, Terminated: Outcome.TERMINATED}
@@ -68,29 +83,40 @@ class Incoming:
         self._clock = clock
         self._seen = seen
 
-    def ended(self, step: Step, result: Ended | Errored | Unavailable) -> None:
-        """An attempt of a step has ended."""
+    def ended(self, step: Step, result: Result, source: Snowflake | None = None) -> None:
+        """An attempt of a step has ended; by a message from outside, if there is a ``source``."""
         if step.future.done():
             return
         match result:
             case Ended(payload, value):
                 if not is_transaction(step):  # which has written its row itself
-                    self._ledger.append_step(step, Outcome.OK, payload)
+                    self._ledger.append_step(step, Outcome.OK, payload, source)
+                self._over(step)
                 self._body.end_step(step, Outcome.OK, value)
             case Errored(error, details, outcome):
                 if step.retry.retries(error, step.attempt):
-                    self._retry(step, error, details, outcome)
+                    self._retry(step, error, details, outcome, source)
                 else:
                     payload = encode_error(details)
-                    self._ledger.append_step(step, outcome, payload)
+                    self._ledger.append_step(step, outcome, payload, source)
+                    self._over(step)
                     # As a replay will see it: what its author added has become JSON.
                     self._body.end_step(step, outcome, decode_error(payload))
+            case Postponed():
+                self._postpone(step)
             case Unavailable(error):
                 log.warning(
-                    "a transaction could not reach the database; the same attempt follows",
+                    "a step could not reach the database; the same attempt follows",
                     extra={"execution": self._name, "step": str(step), "error": str(error)},
                 )
                 self._outgoing.again_soon(step)
+
+    def lapsed(self, step: Step, attempt: int) -> None:
+        """Nobody has completed a postponed attempt in time."""
+        if step.postponed and step.attempt == attempt:
+            timeout = None if step.definition is None else step.definition.timeout
+            details = ErrorDetails("TimeoutError", out_of_time("completion", timeout))
+            self.ended(step, Errored(TimeoutError(details.message), details, Outcome.TIMED_OUT))
 
     def fired(self, ordinal: int) -> None:
         """A timer's time has come."""
@@ -144,6 +170,9 @@ class Incoming:
                 self._signal(name, envelope)
             elif (name := update_of(envelope.tag)) is not None:
                 self._update(name, envelope)
+            elif (completion := completion_of(envelope.tag)) is not None:
+                if not self._completed(completion, row):
+                    return
             else:
                 try:
                     self._tell(envelope)
@@ -215,6 +244,7 @@ class Incoming:
             body.steps.pop(step.key, None)
             if step.task is not None:
                 step.task.cancel()
+            self._over(step)
             self._ledger.append(
                 JournalKind.STEP,
                 step.name,
@@ -259,8 +289,82 @@ class Incoming:
         if row.kind is JournalKind.CALL and row.source is not None:
             self._outgoing.calls[row.source] = self._body.steps[row.name, row.ordinal]
 
+    def _postpone(self, step: Step) -> None:
+        """Leave an attempt's end to the outside; it may have been told already."""
+        timeout = None if step.definition is None else step.definition.timeout
+        if timeout is not None and step.attempt_at is not None:
+            step.due_at = step.attempt_at + timeout
+        step.postponed = True
+        self._ledger.append(
+            JournalKind.POSTPONED,
+            step.name,
+            step.ordinal,
+            attempt=step.attempt,
+            digest=step.digest,
+            started_at=step.started_at,
+            due_at=step.due_at,
+        )
+        completion = step.completion
+        if completion is None:
+            self._outgoing.await_completion(step)
+        else:
+            failed = completion_of(completion.envelope.tag)
+            self._complete(step, completion.envelope, failed=failed is None or failed.failed)
+
+    def _completed(self, completion: Completion, row: InboxRow) -> bool:
+        """End a postponed attempt from outside; False when its time has not come: the attempt is
+        still to say that it leaves its end to others, and the row stays until then."""
+        step = self._body.steps.get((completion.name, completion.ordinal))
+        meant = (self._ledger.run, step and step.attempt) == (completion.run, completion.attempt)
+        if not meant or step is None or step.definition is None or step.future.done():
+            log.info(
+                "a completion came too late and is left out",
+                extra={"execution": self._name, "tag": row.envelope.tag},
+            )
+            return True
+        if step.postponed:
+            self._complete(step, row.envelope, failed=completion.failed)
+            return True
+        step.completion = row
+        return False
+
+    def _complete(self, step: Step, envelope: EnvelopeRequest, *, failed: bool) -> None:
+        definition, payload = step.definition, envelope.payload
+        assert definition is not None
+        try:
+            if failed:
+                result: Result = self._errored(decode_error(payload))
+            else:
+                result = Ended(payload, definition.signature.result.decode(payload))
+        except InvalidPayload as error:
+            result = Errored(error, ErrorDetails.of(error), Outcome.FAILED)
+        self.ended(step, result, envelope.request_id)
+
+    def _errored(self, details: ErrorDetails) -> Errored:
+        """The failure that somebody told of, as the retry policy shall see it."""
+        typed = definition_of(type(self._body.instance)).typed(details)
+        own = GiveUp(details.message) if details.type == GiveUp.__name__ else None
+        return Errored(typed or own or StepFailed(str(details), details), details, Outcome.FAILED)
+
+    def _over(self, step: Step) -> None:
+        """A step has ended, or its attempt has: nothing more is expected of that."""
+        self._settle_completion(step)
+        self._ledger.still(step)
+
+    def _settle_completion(self, step: Step) -> None:
+        step.postponed, step.due_at = False, None
+        self._outgoing.await_no_more(step)
+        if step.completion is not None:
+            self._ledger.settle(step.completion.seq)
+            step.completion = None
+
     def _retry(
-        self, step: Step, error: BaseException, details: ErrorDetails, outcome: Outcome
+        self,
+        step: Step,
+        error: BaseException,
+        details: ErrorDetails,
+        outcome: Outcome,
+        source: Snowflake | None,
     ) -> None:
         due = self._clock.now() + step.retry.delay(step.attempt, _draw, error)
         self._ledger.append(
@@ -272,8 +376,10 @@ class Incoming:
             digest=step.digest,
             started_at=step.started_at,
             due_at=due,
+            source=source,
             payload=encode_error(details),
         )
+        self._settle_completion(step)
         step.attempt += 1
         step.retry_at = due
         self._outgoing.put(step)

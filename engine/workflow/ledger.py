@@ -14,6 +14,7 @@ from engine.core.ids import ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import Exit
 from engine.core.status import Status
+from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.protocol import (
     Commit,
     ExecutionUpdate,
@@ -23,7 +24,7 @@ from engine.storage.protocol import (
     Verdict,
     exit_reply,
 )
-from engine.workflow.step import Step
+from engine.workflow.step import Step, StepKey
 
 
 class Ledger:
@@ -62,6 +63,7 @@ class Ledger:
         self._rows: list[JournalRow] = []
         self._requests: list[SaveRequest] = []
         self._answers: list[NewReply] = []
+        self._heartbeats: dict[StepKey, StepHeartbeat] = {}
         self._settled: list[int] = []
         self._update: ExecutionUpdate | None = None
         self._commit: Commit | None = None
@@ -179,6 +181,26 @@ class Ledger:
         self._answers.append(exit_reply(source, exit))
         self._dirty = True
 
+    def beat(self, step: Step, at: datetime, details: bytes | None) -> None:
+        """Note what a step has reported; None removes what was noted, since it has ended."""
+        self._heartbeats[step.key] = StepHeartbeat(
+            execution=self.id,
+            run=self.run,
+            name=step.name,
+            ordinal=step.ordinal,
+            attempt=step.attempt,
+            at=at,
+            details=details,
+        )
+        self._dirty = True
+
+    def still(self, step: Step) -> None:
+        """A step has ended: what it reported, if it may have reported anything, is of no use."""
+        if step.definition is None or step.definition.heartbeat_timeout is None:
+            return
+        if step.reported or step.details is None:
+            self.beat(step, self.at, None)
+
     def begin_run(self, request: bytes) -> None:
         """Go on as a new run, which begins with its request and with what stays resolved."""
         self.run += 1
@@ -290,6 +312,7 @@ class Ledger:
             requests=self._requests,
             settled=self._settled,
             execution=self._update,
+            heartbeats=[*self._heartbeats.values()] if self._heartbeats else (),
         )
         self._commit_mark = self.mark
         self._clear()
@@ -321,6 +344,7 @@ class Ledger:
     def _clear(self) -> None:
         self._rows, self._requests, self._settled, self._update = [], [], [], None
         self._answers = []
+        self._heartbeats = {}
         self._dirty = False
 
 

@@ -39,16 +39,19 @@ from engine.storage.protocol import (
     Storage,
     StoredExecution,
 )
+from engine.workflow.activity import StepDefinition
 from engine.workflow.body import Body
 from engine.workflow.child import ABANDONED, ChildRun
 from engine.workflow.definition import Workflow
 from engine.workflow.ledger import Ledger
+from engine.workflow.pulse import Pulse
 from engine.workflow.repair import Origin
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext
 from engine.workflow.steps import (
     Ended,
     Errored,
+    Postponed,
     StepDropped,
     Unavailable,
     is_transaction,
@@ -56,11 +59,14 @@ from engine.workflow.steps import (
     run_transaction,
 )
 from engine.workflow.tags import INTERRUPT, encode_text
+from engine.workflow.token import StepToken
 
 log: logging.Logger = logging.getLogger(__name__)
 
 PAUSE = timedelta(milliseconds=200)
 Event = Callable[[], None]
+Result = Ended | Errored | Postponed | Unavailable
+"""How an attempt went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +88,9 @@ class Outgoing:
     """Starts what the body of one execution asks for.
 
     ``origin`` is what idempotency keys are made of, ``trace`` the trace context it was started
-    with, which it sends on. ``ended`` and ``answered`` take a step's end and a shared reply;
-    ``position`` gives the journal row of a transaction that is about to commit; ``look`` is called
-    when something was left to write outside a turn.
+    with, which it sends on. ``ended``, ``lapsed`` and ``answered`` take an attempt's end, one whose
+    completion is overdue, and a shared reply; ``position`` gives the journal row of a transaction
+    that is about to commit; ``look`` is called when something was left to write outside a turn.
     """
 
     def __init__(
@@ -97,7 +103,8 @@ class Outgoing:
         shard: OwnedShard,
         ledger: Ledger,
         services: Services,
-        ended: Callable[[Step, Ended | Errored | Unavailable], None],
+        ended: Callable[[Step, Result], None],
+        lapsed: Callable[[Step, int], None],
         answered: Callable[[Step, Exit, Snowflake | None], None],
         position: Callable[[Step, bytes], "asyncio.Future[JournalRow]"],
         look: Callable[[], None],
@@ -113,11 +120,13 @@ class Outgoing:
         self._ledger = ledger
         self._services = services
         self._ended = ended
+        self._lapsed = lapsed
         self._answered = answered
         self._position = position
         self._look = look
         self._waiting: deque[Step] = deque()
         self._alarms: set[Alarm] = set()
+        self._lapses: dict[Step, Alarm] = {}
         self._over = False
 
     @property
@@ -158,7 +167,7 @@ class Outgoing:
 
     def free(self) -> None:
         """Tell nobody any more: attempts may still be on their way to their end."""
-        self._ended = self._answered = self._look = _nobody
+        self._ended = self._lapsed = self._answered = self._look = _nobody
         self._position = _drop
         self.calls.clear()
         self._waiting.clear()
@@ -168,13 +177,27 @@ class Outgoing:
         self.paused = False
         self._silence()
         for step in body.steps.values():
-            if step.retry_at is not None and step.task is None:
+            if step.task is None and (step.postponed or step.retry_at is not None):
                 self.put(step)
+
+    def await_completion(self, step: Step) -> None:
+        """Somebody outside ends it, before it is due."""
+        if step.due_at is not None:
+            lapse = partial(self._lapsed, step, step.attempt)
+            self._lapses[step] = self._later(step.due_at, lapse)
+
+    def await_no_more(self, step: Step) -> None:
+        """Its postponed attempt has ended."""
+        alarm = self._lapses.pop(step, None)
+        if alarm is not None:
+            alarm.cancel()
+            self._alarms.discard(alarm)
 
     def _silence(self) -> None:
         for alarm in self._alarms:
             alarm.cancel()
         self._alarms.clear()
+        self._lapses.clear()
 
     def saved(self, request: SaveRequest, saved: Saved) -> None:
         """What has become of a request: one that shares its key shares the reply of whoever was
@@ -233,6 +256,8 @@ class Outgoing:
     def _launch(self, step: Step) -> None:
         if step.call is not None:
             self._send(step)
+        elif step.postponed:
+            self.await_completion(step)
         elif step.retry_at is not None and step.retry_at > self._services.clock.now():
             self._later(step.retry_at, partial(self._start, step))
         else:
@@ -244,8 +269,8 @@ class Outgoing:
         # While paused it is left to the shard's next owner: the attempt has not begun.
         if step.future.done() or self._over or self.paused:
             return
-        if step.started_at is None:
-            step.started_at = self._services.clock.now()
+        step.attempt_at = self._services.clock.now()
+        step.started_at = step.started_at or step.attempt_at
         step.retry_at = None
         step.task = self._services.spawn(self._attempt(step))
 
@@ -267,28 +292,68 @@ class Outgoing:
             step.task = None
         self._ended(step, result)
 
-    async def _run(self, step: Step) -> Ended | Errored | Unavailable:
-        state, definition = self._state, step.definition
+    async def _run(self, step: Step) -> Result:
+        definition = step.definition
         assert definition is not None
         TRACE.set(self._trace)  # of this attempt's task alone
-        context = StepContext(
-            execution_id=state.execution_id,
-            idempotency_key=(f"{self._name}/{self._origin}/{step.name}/{step.ordinal + 1}"),
-            attempt=step.attempt,
-        )
         if not is_transaction(step):
-            return await run_activity(
-                self._prototype, step, definition, context, threads=self._services.threads
-            )
+            return await self._run_activity(step, definition)
         return await run_transaction(
             self._prototype,
             step,
             definition,
-            context,
+            self._context(step),
             storage=self._services.storage,
             fence=self._shard.fence,
             position=self._position,
         )
+
+    async def _run_activity(self, step: Step, definition: StepDefinition) -> Result:
+        if definition.heartbeat_timeout is not None and step.details is None:
+            try:
+                step.details = await self._recall(step)
+            except (StorageUnavailable, TimeoutError, OSError) as error:
+                return Unavailable(error)
+        pulse = Pulse(
+            clock=self._services.clock,
+            timeout=definition.heartbeat_timeout,
+            details=step.details or b"",
+            report=partial(self._report, step),
+        )
+        context = self._context(step, pulse)
+        threads = self._services.threads
+        result = await run_activity(
+            self._prototype, step, definition, context, pulse, threads=threads
+        )
+        if not isinstance(result, Ended):
+            pulse.send_rest()
+        return result
+
+    def _context(self, step: Step, pulse: Pulse | None = None) -> StepContext:
+        state = self._state
+        return StepContext(
+            execution_id=state.execution_id,
+            idempotency_key=f"{self._name}/{self._origin}/{step.name}/{step.ordinal + 1}",
+            attempt=step.attempt,
+            pulse=pulse,
+            token=None if pulse is None else partial(_token, state, step, step.attempt),
+        )
+
+    async def _recall(self, step: Step) -> bytes:
+        """What an attempt under an earlier owner reported last."""
+        if self._state.started_at is None:
+            return b""  # nothing of this execution was durable when it was read
+        for each in await self._services.storage.heartbeats([self._ledger.id]):
+            if (each.run, each.name, each.ordinal) == (self._ledger.run, *step.key):
+                step.reported = True
+                return each.details or b""
+        return b""
+
+    def _report(self, step: Step, at: datetime, details: bytes) -> None:
+        if not (self._over or step.future.done()):
+            step.details, step.reported = details, True
+            self._ledger.beat(step, at, details)
+            self._look()
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -342,7 +407,7 @@ class Outgoing:
             log.warning("a call has to wait", extra={"execution": self._name, "error": str(error)})
             await asyncio.sleep(PAUSE.total_seconds())
 
-    def _later(self, when: datetime, then: Event) -> None:
+    def _later(self, when: datetime, then: Event) -> Alarm:
         def ring() -> None:
             self._alarms.discard(alarm)
             then()
@@ -350,6 +415,19 @@ class Outgoing:
 
         alarm = self._services.clock.call_at(when, ring)
         self._alarms.add(alarm)
+        return alarm
+
+
+def _token(state: StoredExecution, step: Step, attempt: int) -> StepToken:
+    return StepToken(
+        group=state.shard.group,
+        workflow=state.workflow,
+        id=state.execution_id,
+        run=state.run,
+        name=step.name,
+        ordinal=step.ordinal,
+        attempt=attempt,
+    )
 
 
 def _told(saved: Saved, request_id: Snowflake) -> Exit:

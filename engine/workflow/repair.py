@@ -116,7 +116,9 @@ def _index_of(journal: Sequence[JournalRow], from_step: str | int) -> int:
     raise NotFound(f"its journal has no step {from_step!r}; it has {', '.join(names) or 'none'}")
 
 
-_OF_STEPS = frozenset({JournalKind.STEP, JournalKind.ATTEMPT, JournalKind.CALL})
+_OF_STEPS = frozenset(
+    {JournalKind.STEP, JournalKind.ATTEMPT, JournalKind.CALL, JournalKind.POSTPONED}
+)
 
 
 def _copied(
@@ -137,7 +139,7 @@ def _copied(
     kept = [
         row
         for row in before
-        if row.kind not in (JournalKind.CALL, JournalKind.ATTEMPT)
+        if row.kind not in (JournalKind.CALL, JournalKind.ATTEMPT, JournalKind.POSTPONED)
         or (row.name, row.ordinal) in ended
     ]
     ids = dict(origin.children)

@@ -39,6 +39,12 @@ def apply(body: Body, row: JournalRow) -> None:
             step.attempt = row.attempt + 1
             step.retry_at = row.due_at
             step.started_at = row.started_at
+            step.postponed, step.due_at = False, None
+        case JournalKind.POSTPONED:
+            step = _expect(body, row)
+            step.attempt, step.retry_at = row.attempt, None
+            step.started_at = row.started_at
+            step.postponed, step.due_at = True, row.due_at
         case JournalKind.CALL:
             step = _expect(body, row)
             step.request_id = row.source
@@ -164,6 +170,8 @@ def describe(row: JournalRow) -> str:
     match row.kind:
         case JournalKind.STEP | JournalKind.ATTEMPT:
             return f"step {row.name}#{row.ordinal + 1}"
+        case JournalKind.POSTPONED:
+            return f"the completion of step {row.name}#{row.ordinal + 1}"
         case JournalKind.CALL:
             return f"call {row.name}#{row.ordinal + 1}"
         case JournalKind.TIMER:
@@ -212,6 +220,9 @@ def waits(body: Body) -> str | None:
     for step in body.steps.values():
         if step.call is not None:
             found.append(step.call.waits)
+        elif step.postponed:
+            due = "" if step.due_at is None else f" due {step.due_at.isoformat()}"
+            found.append(f"the completion of {step}{due}")
         elif step.retry_at is not None:
             found.append(f"attempt {step.attempt} of {step} due {step.retry_at.isoformat()}")
         else:

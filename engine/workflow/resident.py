@@ -48,11 +48,11 @@ from engine.workflow.body import Body, CompensationFailed, ContinueAsNew
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.incoming import Incoming
 from engine.workflow.ledger import Ledger
-from engine.workflow.outgoing import Event, Outgoing, Services
+from engine.workflow.outgoing import Event, Outgoing, Result, Services
 from engine.workflow.query import Query
 from engine.workflow.repair import Origin, retried
 from engine.workflow.step import Step
-from engine.workflow.steps import Ended, Errored, StepDropped, Unavailable
+from engine.workflow.steps import StepDropped
 from engine.workflow.tags import RETRY, TERMINATE, deadline_in, decode_text
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ class ResidentExecution:
             ledger=self._ledger,
             services=services,
             ended=self._step_ended,
+            lapsed=self._step_lapsed,
             answered=self._answered,
             position=self._ask_position,
             look=self._after_turn,
@@ -427,7 +428,11 @@ class ResidentExecution:
         if self._can_suspend(body):
             self._residents.idle(self)
 
-    def _step_ended(self, step: Step, result: Ended | Errored | Unavailable) -> None:
+    def _step_lapsed(self, step: Step, attempt: int) -> None:
+        if not self._over:
+            self._push(partial(self._in.lapsed, step, attempt))
+
+    def _step_ended(self, step: Step, result: Result) -> None:
         """An attempt has ended: as an event, but that of a committed transaction comes first."""
         if self._over:
             return
@@ -596,6 +601,8 @@ class ResidentExecution:
                 self._outgoing.release(step, child, self._in.farewell())
             for answer in self._body.unanswered:
                 self._ledger.answer(answer.source, answer.exit)
+            for step in self._body.steps.values():
+                self._ledger.still(step)
 
     def _continue(self, request: bytes) -> None:
         """Begin the next run: it is read anew, with what was not delivered to this one."""
@@ -648,7 +655,9 @@ class ResidentExecution:
             or self._ledger.reply is not None
         )
         return not busy and all(
-            step.task is None and (step.call is not None or step.retry_at is not None)
+            step.task is None
+            and step.completion is None
+            and (step.call is not None or step.postponed or step.retry_at is not None)
             for step in body.steps.values()
         )
 
@@ -659,7 +668,8 @@ class ResidentExecution:
             return
         if not self._can_suspend(body):
             return
-        wakes = [step.retry_at for step in body.steps.values() if step.retry_at is not None]
+        times = (at for step in body.steps.values() for at in (step.retry_at, step.due_at))
+        wakes = [at for at in times if at is not None]
         if self._deadline is not None and not body.overdue:
             wakes.append(self._deadline)
         timer = body.loop.next_timer()

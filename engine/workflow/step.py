@@ -14,7 +14,7 @@ from engine.core.errors import ErrorDetails, StepFailed, StepTimedOut
 from engine.core.ids import Snowflake
 from engine.core.journal import Outcome
 from engine.core.retry import RetryPolicy
-from engine.storage.protocol import SaveRequest
+from engine.storage.protocol import InboxRow, SaveRequest
 from engine.workflow.activity import StepDefinition
 
 StepKey = tuple[str, int]
@@ -70,20 +70,32 @@ class Call(Protocol):
 
 
 class Step:
-    """One step the body has asked for and not yet seen the end of."""
+    """One step the body has asked for and not yet seen the end of.
+
+    ``details`` is what its attempts reported last (empty: nothing), None before that is known;
+    ``reported``: that is stored.
+    ``postponed``: its attempt has left its end to somebody outside, until ``due_at`` if that is
+    set; ``completion`` is what they said before the attempt had got so far.
+    """
 
     __slots__ = (
         "args",
         "attempt",
+        "attempt_at",
         "call",
+        "completion",
         "definition",
+        "details",
         "digest",
+        "due_at",
         "future",
         "kwargs",
         "mark",
         "name",
         "ordinal",
         "payload",
+        "postponed",
+        "reported",
         "request_id",
         "retry_at",
         "started_at",
@@ -118,6 +130,12 @@ class Step:
         self.attempt: int = 1
         self.mark: int = 0
         self.retry_at: datetime | None = None
+        self.attempt_at: datetime | None = None
+        self.details: bytes | None = None
+        self.reported: bool = False
+        self.postponed: bool = False
+        self.due_at: datetime | None = None
+        self.completion: InboxRow | None = None
         self.started_at: datetime | None = None
         self.request_id: Snowflake | None = None
         self.task: asyncio.Task[None] | None = None

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from engine.core.errors import ErrorDetails, OwnershipLost, StorageUnavailable
@@ -18,8 +19,10 @@ from engine.core.journal import JournalRow, Outcome
 from engine.storage.protocol import Fence, Storage
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import StepDefinition, StepKind
+from engine.workflow.activity_group import CompleteLater
 from engine.workflow.body import copy_of
 from engine.workflow.definition import Workflow, definition_of
+from engine.workflow.pulse import Pulse
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext, current_step
 
@@ -53,6 +56,11 @@ class Unavailable:
     error: Exception
 
 
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """An attempt whose result will come from outside."""
+
+
 class StepDropped(BaseException):
     """The body cancelled a transaction before its journal row had a position: roll back."""
 
@@ -62,24 +70,35 @@ async def run_activity(
     step: Step,
     definition: StepDefinition,
     context: StepContext,
+    pulse: Pulse,
     *,
     threads: Executor,
-) -> Ended | Errored:
+) -> Ended | Errored | Postponed:
     """One attempt, in ``threads`` unless it is async. Cancellation is passed on; everything else
-    comes back as a value."""
+    comes back as a value.
+
+    A thread cannot be stopped: one whose attempt is over runs on, and nobody hears of its end.
+    """
     current_step.set(context)
     instance = copy_of(prototype)
+    timeout = definition.timeout
     try:
-        if definition.timeout is None:
-            result = await _call(definition, instance, step, threads)
+        if timeout is None and definition.heartbeat_timeout is None:
+            result = await _call(definition, instance, step, pulse, threads)
         else:
-            async with asyncio.timeout(definition.timeout.total_seconds()):
-                result = await _call(definition, instance, step, threads)
+            seconds = None if timeout is None else timeout.total_seconds()
+            async with asyncio.timeout(seconds) as scope:
+                pulse.watch(scope)
+                result = await _call(definition, instance, step, pulse, threads)
         return Ended(*definition.signature.result.settle(result))
+    except CompleteLater:
+        return Postponed()
     except PASSED_ON:
         raise
     except BaseException as error:  # noqa: BLE001 -- whatever a step raises is its end
-        return failed(error, definition, prototype)
+        return failed(error, definition, prototype, silent=pulse.silent)
+    finally:
+        pulse.end()
 
 
 async def run_transaction(
@@ -127,27 +146,41 @@ async def run_transaction(
 
 
 def failed(
-    error: BaseException, definition: StepDefinition, prototype: Workflow[Any, Any]
+    error: BaseException,
+    definition: StepDefinition,
+    prototype: Workflow[Any, Any],
+    *,
+    silent: bool = False,
 ) -> Errored:
-    timed_out = isinstance(error, TimeoutError) and definition.timeout is not None
+    limit = definition.heartbeat_timeout if silent else definition.timeout
+    timed_out = isinstance(error, TimeoutError) and limit is not None
     outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
     details = definition_of(type(prototype)).details_of(error)
     if timed_out and not details.message:
-        seconds = definition.timeout.total_seconds() if definition.timeout else 0
-        details = ErrorDetails(
-            details.type, f"no result within {seconds:g} s", details.traceback, None, details.cause
-        )
+        what = "heartbeat" if silent else "result"
+        details = replace(details, message=out_of_time(what, limit))
     return Errored(error, details, outcome)
 
 
+def out_of_time(what: str, limit: timedelta | None) -> str:
+    """What did not come in time, in words."""
+    return f"no {what} within {limit.total_seconds() if limit else 0:g} s"
+
+
 async def _call(
-    definition: StepDefinition, instance: Workflow[Any, Any], step: Step, threads: Executor
+    definition: StepDefinition,
+    instance: Workflow[Any, Any],
+    step: Step,
+    pulse: Pulse,
+    threads: Executor,
 ) -> Any:
     if not definition.sync:
+        pulse.begin()
         return await definition.function(instance, *step.args, **step.kwargs)
     context = copy_context()
 
     def run() -> Any:
+        pulse.begin()
         try:
             return context.run(definition.function, instance, *step.args, **step.kwargs)
         except StopIteration as error:  # a future cannot carry it: nobody would hear of the end

@@ -643,9 +643,6 @@ async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell()
 
 async def test_the_slower_of_two_steps_is_cancelled_and_its_late_result_dropped() -> None:
     class First(Workflow[int, str]):
-        def __init__(self) -> None:
-            self.cancelled = False
-
         async def execute(self, request: int) -> str:
             tasks = [
                 asyncio.ensure_future(self.work(True)),

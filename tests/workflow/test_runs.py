@@ -55,7 +55,7 @@ async def test_a_run_continues_as_new_and_join_gives_the_last_ones_result(world:
 class Subscription(Workflow[list[str], list[str]]):
     """Bills what it is told of, and begins a new run when it has billed two or more."""
 
-    cancelled = Deferred(str)
+    ended = Deferred(str)
 
     def __init__(self) -> None:
         self.open: list[str] = []
@@ -73,7 +73,7 @@ class Subscription(Workflow[list[str], list[str]]):
             bill = await self.charge(self.open.pop(0))
             bills.append(bill)
             if bill == "last":
-                bills.append(await self.cancelled.wait())
+                bills.append(await self.ended.wait())
                 return bills
         return await self.continue_as_new(bills)
 
@@ -93,7 +93,7 @@ class Subscription(Workflow[list[str], list[str]]):
 async def test_messages_that_a_run_has_not_handled_are_the_next_ones(world: World) -> None:
     async with world.cluster(Subscription()) as cluster, asyncio.timeout(50):
         subscription = await cluster.client.start(Subscription, [])
-        await subscription.resolve(Subscription.cancelled, "bye")
+        await subscription.resolve(Subscription.ended, "bye")
         usages = [str(number) for number in range(6)]
         for usage in usages:
             await subscription.signal(Subscription.usage, usage)
