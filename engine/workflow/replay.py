@@ -185,14 +185,16 @@ def describe(row: JournalRow) -> str:
             return f"{row.kind.name.lower()} {row.name}"
         case JournalKind.ANSWER:
             return f"the answer of update {row.name}"
-        case JournalKind.CONTINUED:
-            return "the beginning of this run"
-        case JournalKind.TERMINATED:
-            return "its termination"
-        case JournalKind.COMPENSATING:
-            return "its compensations"
-        case JournalKind.REPAIRED:
-            return "its repair"
+        case kind:
+            return _OF_ITSELF[kind]
+
+
+_OF_ITSELF = {
+    JournalKind.CONTINUED: "the beginning of this run",
+    JournalKind.TERMINATED: "its termination",
+    JournalKind.COMPENSATING: "its compensations",
+    JournalKind.REPAIRED: "its repair",
+}
 
 
 def leftover(body: Body, row: JournalRow) -> NonDeterminism:

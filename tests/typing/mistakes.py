@@ -70,6 +70,11 @@ class Pay(Workflow[Order, int]):
     async def record(self, tx: Transaction, payment: str) -> None:
         await tx.execute("select $1", payment)
 
+    @activity(heartbeat_timeout=30)  # expect-error
+    async def crawl(self, pages: int) -> int:
+        self.heartbeat(pages, pages)  # expect-error
+        return self.heartbeat_details  # expect-error
+
     @transaction  # expect-error
     async def forget(self, payment: str) -> None:
         return None

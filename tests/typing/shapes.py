@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine import (
+    ActivityGroup,
     Client,
     Cron,
     Deferred,
@@ -111,6 +112,36 @@ class Notifying:
     async def log_line(self, tx: Transaction, line: str) -> int:
         row = await tx.fetchrow("select $1", line)
         return 0 if row is None else len(row)
+
+
+class Scanning(ActivityGroup):
+    """Steps that ask and say something about themselves."""
+
+    @activity(heartbeat_timeout=timedelta(seconds=30), timeout=timedelta(hours=1))
+    def scan(self, pages: int) -> list[Page]:
+        assert_type(self.heartbeat_details, object)
+        assert_type(self.cancelled, bool)
+        assert_type(self.heartbeat({"page": 1}), None)
+        return []
+
+    @activity
+    async def inspect(self, page: Page) -> Vote:
+        assert_type(self.token, str)
+        self.complete_later()
+
+
+class Scans(Scanning, Workflow[int, int]):
+    async def execute(self, request: int) -> int:
+        pages = await self.scan(request)
+        assert_type(pages, list[Page])
+        assert_type(await self.inspect(pages[0]), Vote)
+        return len(pages)
+
+
+async def complete(client: Client, token: str) -> None:
+    assert_type(await client.complete(token, Vote(by="Ada", yes=True)), bool)
+    assert_type(await client.fail(token, "nobody was there"), bool)
+    assert_type(await client.fail(token, ConnectionError("no route")), bool)
 
 
 class Steps(Notifying, Workflow[int, Summary]):

@@ -248,6 +248,22 @@ async def test_what_was_never_a_token_and_what_has_no_execution_is_refused(world
         assert await execution.join() == "p-1: 1"
 
 
+async def test_a_retried_execution_asks_anew(world: World) -> None:
+    pay = Pay()
+    async with world.cluster(pay) as cluster, asyncio.timeout(40):
+        execution = await cluster.client.start(Pay, "retry")
+        first = await asked(world, cluster, pay)
+        await cluster.client.fail(first, GiveUp("the shop was closed"))
+        with pytest.raises(ExecutionFailed):
+            await execution.join()
+        await execution.retry()
+        second = await asked(world, cluster, pay, attempts=2)
+        assert second != first
+        assert not await cluster.client.complete(first, {"payment": "late", "cents": 1})
+        assert await cluster.client.complete(second, {"payment": "p-2", "cents": 2})
+        assert await execution.join() == "p-2: 2"
+
+
 async def test_its_time_out_is_a_durable_timer() -> None:
     pay = Pay()
     async with TestCluster(pay) as cluster:
