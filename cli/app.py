@@ -7,6 +7,7 @@ import typer
 
 from cli import (
     act,
+    check,
     cluster,
     completing,
     dead,
@@ -54,6 +55,7 @@ def options(
 for group in (
     dev,
     serve,
+    check,
     look,
     entities,
     act,

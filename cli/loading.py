@@ -16,15 +16,31 @@ if TYPE_CHECKING:
 _WANTED = "a Runner, a list of prototypes such as [Fulfil(gateway), Stock()], or a function of them"
 
 
+def load_prototypes(app: str) -> "Sequence[Registered]":
+    """Import APP, for what it registers; no database is needed. Errors as of ``load_runner``."""
+    from engine.runner import Runner
+
+    loaded = _loaded(app)
+    if isinstance(loaded, Runner):
+        return list(loaded.registered.values())
+    return loaded
+
+
 def load_runner(app: str) -> "Runner":
     """Import APP and make its runner. What cannot be meant is exit code 2; an exception of the
     user's own code is exit code 1, named with its place."""
+    from engine.runner import Runner
+
+    loaded = _loaded(app)
+    return loaded if isinstance(loaded, Runner) else Runner().register(*loaded)
+
+
+def _loaded(app: str) -> "Runner | Sequence[Registered]":
     module_name, colon, path = app.partition(":")
     looks_like_a_file = "/" in module_name or module_name.endswith(".py")
     if not colon or not module_name or not path or looks_like_a_file:
         raise UsageError(_not_an_app(app))
-    loaded = _attribute(_module(module_name), path)
-    return _runner(app, loaded)
+    return _checked(app, _attribute(_module(module_name), path))
 
 
 def _module(name: str) -> ModuleType:
@@ -54,7 +70,7 @@ def _attribute(module: ModuleType, path: str) -> object:
     return found
 
 
-def _runner(app: str, loaded: object) -> "Runner":
+def _checked(app: str, loaded: object) -> "Runner | Sequence[Registered]":
     from engine.cluster.entity import Entity
     from engine.runner import Runner
     from engine.workflow.definition import Workflow
@@ -72,7 +88,7 @@ def _runner(app: str, loaded: object) -> "Runner":
     prototypes = cast("Sequence[Registered]", loaded)
     if not prototypes:
         raise UsageError(f"{app} is empty; put prototypes into it, such as Fulfil(gateway)")
-    return Runner().register(*prototypes)
+    return prototypes
 
 
 def _call(app: str, function: Callable[[], object]) -> object:

@@ -1,6 +1,7 @@
 """Look at executions: ``ls``, ``show``, ``why``, ``history``, ``tail``."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,11 +115,27 @@ async def why(session: Session, id: ExecutionId) -> None:
             session.output.say(f"to let it go on: {hint}")
 
 
-async def history(session: Session, id: ExecutionId) -> None:
+async def history(
+    session: Session,
+    id: ExecutionId,
+    export: Annotated[
+        bool,
+        typer.Option(
+            "--export",
+            help="Write all that a replay needs, as lines of JSON: for 'outlast replay'.",
+        ),
+    ] = False,
+) -> None:
     """Print the journal, event by event, as it is stored."""
     from cli import forms
     from engine import admin
+    from engine.history import history_of
 
+    if export:
+        async with session.storage() as storage:
+            found = await history_of(storage, (await find(storage, id)).request_id)
+        sys.stdout.write(found.export())
+        return
     async with session.storage() as storage:
         events = await admin.history(storage, (await find(storage, id)).request_id)
     session.output.table(

@@ -23,6 +23,7 @@ from engine.core.errors import (
 from engine.core.ids import Snowflake
 from engine.core.outcome import ExecutionInfo, Failed, JournalEvent, Pending, Succeeded
 from engine.core.reply import Defect, Exit, Failure, Interrupted, Success, Terminated
+from engine.history import history_of
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import WorkflowDefinition
 from engine.workflow.execution import UNCHANGED, Execution
@@ -141,7 +142,7 @@ class ClientExecution(Execution[T]):
         return await admin.describe(self._node.storage, found, silent_before=silent_before)
 
     async def history(self) -> list[JournalEvent]:
-        return await admin.history(self._node.storage, await self._find())
+        return await history_of(self._node.storage, await self._find())
 
     async def _find(self) -> Snowflake:
         if self._request_id is None:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from contextvars import copy_context
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 from uuid import uuid4
@@ -128,6 +128,11 @@ class Runner:
                 self._incarnation.serve_registered()
             self._events.tell(_event_of(prototype))
         return self
+
+    @property
+    def registered(self) -> Mapping[str, Registered]:
+        """What it serves, by name."""
+        return dict(self._registered)
 
     @property
     def client(self) -> Client:
@@ -672,6 +677,7 @@ def _event_of(prototype: Registered) -> EntityRegistered | SingletonRegistered:
     return EntityRegistered(EntityType(prototype.name), prototype.shard_group)
 
 
+@cache
 def _version() -> str:
     try:
         return version("outlast")

@@ -75,13 +75,20 @@ class MemoryDatabase:
         self.processes: set[UUID] = set()
         self._waiters: dict[Snowflake, dict[Hearer, None]] = {}
         self._machines: dict[int, tuple[UUID, datetime]] = {}
-        self._faults: deque[Fault] = deque()
+        self._faults: deque[Fault | None] = deque()
 
     # --- what tests break -----------------------------------------------------------------------
 
-    def fail_next_flush(self, fault: Fault) -> None:
-        """Make a flush go wrong; the first call speaks of the next one, and so on."""
+    def fail_next_flush(self, fault: Fault, *, after: int = 0) -> None:
+        """Make a flush go wrong, once ``after`` others have gone well; the first call speaks of
+        those to come, the next of those behind that one, and so on."""
+        self._faults.extend([None] * after)
         self._faults.append(fault)
+
+    @property
+    def faults_ahead(self) -> int:
+        """How many flushes are still to come up to and with the last that will go wrong."""
+        return len(self._faults)
 
     def end_sessions(self, runner: RunnerId) -> int:
         """End every session of the runner, as when its process dies; how many there were."""

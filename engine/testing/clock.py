@@ -40,6 +40,16 @@ class VirtualClock:
         self._now = until
         await self.settle()
 
+    async def advance_to_next(self) -> bool:
+        """Move on to the next alarm, wherever it is; False when there is none."""
+        await self.settle()
+        while self._alarms and self._alarms[0].cancelled:
+            heapq.heappop(self._alarms)
+        if not self._alarms:
+            return False
+        await self.advance(max(self._alarms[0].when - self._now, timedelta(0)))
+        return True
+
     async def settle(self) -> None:
         """Let everything that can run now run, as far as it needs no outside."""
         ready = getattr(asyncio.get_running_loop(), "_ready", ())

@@ -1,20 +1,24 @@
 """``TestCluster``: a runner and a client over a storage of the test's own."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Self
 from uuid import UUID
 
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
 from engine.client import Client
 from engine.core.clock import Clock, SystemClock
+from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId
 from engine.node import OpenStorage, postgres
 from engine.runner import Registered, Runner
 from engine.settings import Settings
-from engine.storage.memory import MemoryDatabase, MemoryStorage
+from engine.storage.memory import Fault, MemoryDatabase, MemoryStorage
 from engine.storage.protocol import Storage
 from engine.testing.clock import VirtualClock
+from engine.testing.stub import Stub, stubbed
 
 
 class TestCluster:
@@ -22,7 +26,27 @@ class TestCluster:
 
     Without ``dsn`` everything is in memory and time is virtual: it moves with ``advance`` only;
     ``database`` is that of another cluster, whose rows this one goes on with. With ``dsn`` it is a
-    runner on that (migrated) database, in real time.
+    runner on that (migrated) database, in real time. ``stubs`` do the work of steps. Further
+    arguments are ``Settings``; in memory, variables of the environment are not read.
+
+    >>> from engine import Workflow, activity
+    >>> from engine.testing import stub
+    >>> class Pay(Workflow[int, str]):
+    ...     async def execute(self, request: int) -> str:
+    ...         await self.sleep(timedelta(days=30))
+    ...         return await self.charge(request)
+    ...
+    ...     @activity
+    ...     async def charge(self, cents: int) -> str:
+    ...         raise ConnectionError("the real thing")
+    >>> async def main() -> str:
+    ...     paid = stub(Pay.charge, lambda cents: "paid")
+    ...     async with TestCluster(Pay(), stubs=[paid]) as cluster:
+    ...         execution = await cluster.client.start(Pay, 100)
+    ...         await cluster.advance(timedelta(days=30))
+    ...         return await execution.join()
+    >>> asyncio.run(main())
+    'paid'
     """
 
     __test__ = False
@@ -32,11 +56,12 @@ class TestCluster:
         *prototypes: Registered,
         dsn: str | None = None,
         database: MemoryDatabase | None = None,
+        stubs: Sequence[Stub] = (),
         **settings: Any,
     ) -> None:
-        options: dict[str, Any] = {"shards_per_group": 8, **settings}
-        self.settings: Settings = Settings(dsn=dsn or "memory", **options)
-        self.prototypes = prototypes
+        options: dict[str, Any] = {"dsn": dsn or "memory", "shards_per_group": 8, **settings}
+        self.settings: Settings = Settings(**options) if dsn else GivenSettings(**options)
+        self.prototypes: Sequence[Registered] = stubbed(prototypes, stubs)
         self.clock: Clock
         self._open: OpenStorage
         if dsn is None:
@@ -64,7 +89,7 @@ class TestCluster:
     async def advance(self, duration: timedelta) -> None:
         """Move the virtual clock; what becomes due fires in order."""
         if not isinstance(self.clock, VirtualClock):
-            raise RuntimeError("time is real on PostgreSQL; advance() works in memory only")
+            raise ConfigurationError("advance() is for a cluster in memory; with dsn= time is real")
         await self.clock.advance(duration)
 
     async def settle(self) -> None:
@@ -72,12 +97,37 @@ class TestCluster:
         if isinstance(self.clock, VirtualClock):
             await self.clock.settle()
 
+    def fail_next_flush(self, fault: Fault = Fault.BEFORE_COMMIT, *, after: int = 0) -> None:
+        """Let a write of the runner go wrong, once ``after`` others have gone well (in memory).
+
+        ``Fault.BEFORE_COMMIT`` and ``AFTER_COMMIT`` are crashes with nothing or all of it written;
+        the runner takes its shards again by itself.
+        """
+        self._in_memory("fail_next_flush()").fail_next_flush(fault, after=after)
+
+    def stop_database(self) -> None:
+        """The database is away, all sessions have ended, until ``start_database`` (in memory)."""
+        self._in_memory("stop_database()").stop()
+
+    def start_database(self) -> None:
+        """The database answers again."""
+        self._in_memory("start_database()").start()
+
+    def lose_notifications(self) -> None:
+        """Every ring under way is lost, and all who listen are told so (in memory)."""
+        self._in_memory("lose_notifications()").interrupt_notifications()
+
     async def crash(self) -> None:
         """Cut all of the runner's sessions at once: what it had in memory is gone, and it takes
         its shards again under new epochs."""
         before = self.runner.epochs
         self.runner.crash()
         await self._owning(before)
+
+    def _in_memory(self, what: str) -> MemoryDatabase:
+        if self.database is None:
+            raise ConfigurationError(f"{what} is for a cluster in memory; leave out dsn=")
+        return self.database
 
     async def _owning(self, before: Mapping[ShardId, int] | None = None) -> None:
         """Until the runner owns every shard, under epochs later than ``before``."""
@@ -89,6 +139,20 @@ class TestCluster:
                 if len(now) == total and all(epoch > old.get(id, 0) for id, epoch in now.items()):
                     return
                 await asyncio.sleep(0.001)
+
+
+class GivenSettings(Settings):
+    """Settings that come from arguments alone, so that no variable of the shell is in a test."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 def _memory(

@@ -74,6 +74,22 @@ class StepDefinition:
             if limit is not None and limit <= timedelta(0):
                 raise ConfigurationError(f"{what} has a {option} that is not above zero")
 
+    def done_by(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> "StepDefinition":
+        """The same step to the journal, its work done by another function, of the same arguments
+        (a transaction's without the transaction) and results."""
+        made = object.__new__(StepDefinition)
+        for slot in self.__slots__:
+            setattr(made, slot, getattr(self, slot))
+        made._signature = self.signature
+        made.sync = False
+        skip = 2 if self.kind is StepKind.TRANSACTION else 1
+
+        async def work(*args: Any, **kwargs: Any) -> Any:
+            return await function(*args[skip:], **kwargs)
+
+        made.function = functools.wraps(self.function)(work)
+        return made
+
     @property
     def signature(self) -> Signature:
         if self._signature is None:
@@ -212,27 +228,34 @@ def _step(
     heartbeat_timeout: timedelta | None = None,
 ) -> Any:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        definition = StepDefinition(
-            function,
-            kind=kind,
-            name=name,
-            retry=retry or RetryPolicy(),
-            timeout=timeout,
-            heartbeat_timeout=heartbeat_timeout,
-            key=key,
+        return step_method(
+            StepDefinition(
+                function,
+                kind=kind,
+                name=name,
+                retry=retry or RetryPolicy(),
+                timeout=timeout,
+                heartbeat_timeout=heartbeat_timeout,
+                key=key,
+            )
         )
 
-        @functools.wraps(function)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            body = cast("StepRunner | None", self.__dict__.get(BODY))
-            if body is None:
-                return _direct(function, (self, *args), kwargs)
-            return body.run_step(definition, args, kwargs)
-
-        setattr(call, _DEFINITION, definition)
-        return call
-
     return decorate if function is None else decorate(function)
+
+
+def step_method(definition: StepDefinition) -> Callable[..., Any]:
+    """The method of a class that calls the step."""
+    function = definition.function
+
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        body = cast("StepRunner | None", self.__dict__.get(BODY))
+        if body is None:
+            return _direct(function, (self, *args), kwargs)
+        return body.run_step(definition, args, kwargs)
+
+    setattr(call, _DEFINITION, definition)
+    return call
 
 
 async def _direct(

@@ -126,7 +126,10 @@ class Execution(ABC, Generic[T]):
 
     @abstractmethod
     async def history(self) -> list[JournalEvent]:
-        """Its journal: every step, attempt, timer and message, in the order the body saw them."""
+        """Its journal: every step, attempt, timer and message, in the order the body saw them.
+
+        From a client it is a ``History``, which can be exported and replayed.
+        """
 
     @abstractmethod
     async def retry(self) -> None:

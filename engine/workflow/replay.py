@@ -206,6 +206,12 @@ def leftover(body: Body, row: JournalRow) -> NonDeterminism:
     )
 
 
+def unended(body: Body, what: str) -> NonDeterminism:
+    """The execution or run has ended, but its body goes on."""
+    found, where = _asked(body)
+    return NonDeterminism(expected=f"the end of {what}", found=found, where=where)
+
+
 def deadline_of(when: float) -> datetime:
     """A timer's deadline as it is stored, to the microsecond; ``asyncio.sleep(math.inf)`` has one
     that does not come."""
@@ -285,19 +291,22 @@ def _expect(body: Body, row: JournalRow) -> Step:
 
 
 def _mismatch(body: Body, row: JournalRow, found_suffix: str = "") -> NonDeterminism:
-    asked = [step for step in body.steps.values() if not step.future.done()]
-    if asked:
-        found = "asks for " + ", ".join(str(step) for step in asked[:5]) + found_suffix
-        where = asked[0].line
-    elif body.loop.timers:
-        found, where = "waits for a timer", _line_of(body)
-    elif body.waiting_for:
-        found, where = "waits for " + ", ".join(body.waiting_for[:5]), _line_of(body)
-    else:
-        found, where = "asks for nothing" + found_suffix, _line_of(body)
+    found, where = _asked(body, found_suffix)
     return NonDeterminism(
         expected=f"{describe(row)} at position {row.position}", found=found, where=where
     )
+
+
+def _asked(body: Body, suffix: str = "") -> tuple[str, str]:
+    """What the code asks for, and where."""
+    asked = [step for step in body.steps.values() if not step.future.done()]
+    if asked:
+        return "asks for " + ", ".join(str(step) for step in asked[:5]) + suffix, asked[0].line
+    if body.loop.timers:
+        return "waits for a timer", _line_of(body)
+    if body.waiting_for:
+        return "waits for " + ", ".join(body.waiting_for[:5]), _line_of(body)
+    return "asks for nothing" + suffix, _line_of(body)
 
 
 def _line_of(body: Body) -> str:

@@ -1,0 +1,212 @@
+"""The history of an execution: its journal for people, and all that a replay of it needs.
+
+Read by ``client_execution`` and the CLI; kept in files as JSON, a line for the execution and one
+for each row, and replayed from there by ``engine.testing``.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final, cast
+
+from engine import admin
+from engine.core.envelope import EnvelopeRequest
+from engine.core.errors import InvalidPayload, NotFound
+from engine.core.ids import EntityAddress, EntityId, EntityType, ShardId, Snowflake
+from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.outcome import JournalEvent
+from engine.core.status import Status
+from engine.storage.protocol import LoadedExecution, Storage, StoredExecution
+from engine.workflow.tags import RUN
+
+Form = dict[str, object]
+_FORMAT: Final = 1
+
+
+class History(list[JournalEvent]):
+    """An execution's journal: a list of its events, which knows the execution they are of, so that
+    it can be replayed and exported. A slice or copy of it is a plain list and knows nothing."""
+
+    def __init__(self, recorded: LoadedExecution) -> None:
+        super().__init__(admin.event(row) for row in recorded.journal)
+        self.recorded: LoadedExecution = recorded
+
+    @property
+    def workflow(self) -> str:
+        """The name of its workflow."""
+        return self.recorded.execution.workflow
+
+    @property
+    def id(self) -> str:
+        """The execution's id within its workflow."""
+        return self.recorded.execution.execution_id
+
+    @property
+    def runs(self) -> list[LoadedExecution]:
+        """The execution as each of its runs left it; none when it has not begun."""
+        state, journal = self.recorded.execution, self.recorded.journal
+        if state.started_at is None and not journal:
+            return []
+        return [
+            replace(
+                self.recorded,
+                execution=replace(state, run=run),
+                journal=[row for row in journal if row.run == run],
+            )
+            for run in range(1, state.run + 1)
+        ]
+
+    def export(self) -> str:
+        """Itself as text, for ``read_histories``: lines of JSON."""
+        forms = [_head(self.recorded), *map(_line, self.recorded.journal)]
+        return "".join(f"{_json(form)}\n" for form in forms)
+
+
+async def history_of(storage: Storage, execution: Snowflake) -> History:
+    """The history of an execution as it stands; ``NotFound``."""
+    # The state is read first: the journal may be ahead of it, never behind.
+    loaded = await storage.load([execution])
+    if not loaded:
+        raise NotFound(f"there is no execution of request id {execution}")
+    return History(replace(loaded[0], journal=await storage.history(execution)))
+
+
+def read_histories(lines: Iterable[str]) -> Iterator[History]:
+    """What ``export`` wrote, any number of histories one after the other.
+
+    ``InvalidPayload`` names the line that is none of it.
+    """
+    head: LoadedExecution | None = None
+    rows: list[JournalRow] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            form = json.loads(line)
+            if "outlast" in form:
+                if head is not None:
+                    yield History(replace(head, journal=rows))
+                head, rows = _read_head(form), []
+            elif head is None:
+                raise ValueError("it does not begin with the line of an execution")
+            else:
+                rows.append(_read_line(form, head.execution.request_id))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidPayload(
+                f"line {number} is not of an exported history ({error}); write it with"
+                " 'outlast history ID --export'"
+            ) from error
+    if head is not None:
+        yield History(replace(head, journal=rows))
+
+
+def _head(recorded: LoadedExecution) -> Form:
+    state, envelope = recorded.execution, recorded.envelope
+    return {
+        "outlast": _FORMAT,
+        "workflow": state.workflow,
+        "id": state.execution_id,
+        "request_id": str(state.request_id),
+        "shard": [state.shard.group, state.shard.number],
+        "status": str(state.status),
+        "version": state.version,
+        "run": state.run,
+        "created_at": _time(state.created_at),
+        "started_at": _time(state.started_at),
+        "finished_at": _time(state.finished_at),
+        "headers": dict(envelope.headers),
+        **_payload("request", envelope.payload),
+    }
+
+
+def _read_head(form: Mapping[str, Any]) -> LoadedExecution:
+    if form["outlast"] != _FORMAT:
+        raise ValueError(f"it is of format {form['outlast']}, and this version reads {_FORMAT}")
+    request_id, shard = Snowflake(int(form["request_id"])), ShardId(*form["shard"])
+    execution = StoredExecution(
+        request_id=request_id,
+        workflow=form["workflow"],
+        execution_id=form["id"],
+        shard=shard,
+        status=Status[form["status"].upper()],
+        run=form["run"],
+        version=form["version"],
+        created_at=datetime.fromisoformat(form["created_at"]),
+        started_at=_read_time(form["started_at"]),
+        finished_at=_read_time(form["finished_at"]),
+    )
+    envelope = EnvelopeRequest(
+        request_id=request_id,
+        address=EntityAddress(shard, EntityType(form["workflow"]), EntityId(form["id"])),
+        tag=RUN,
+        payload=_read_payload("request", form),
+        headers=form["headers"],
+    )
+    return LoadedExecution(execution=execution, envelope=envelope, journal=())
+
+
+def _line(row: JournalRow) -> Form:
+    return {
+        "run": row.run,
+        "position": row.position,
+        "kind": row.kind.name.lower(),
+        "name": row.name,
+        "ordinal": row.ordinal,
+        "attempt": row.attempt,
+        "outcome": row.outcome.name.lower(),
+        "at": _time(row.at),
+        "started_at": _time(row.started_at),
+        "due_at": _time(row.due_at),
+        "source": None if row.source is None else str(row.source),
+        "digest": str(row.digest),
+        **_payload("payload", row.payload),
+    }
+
+
+def _read_line(form: Mapping[str, Any], execution: Snowflake) -> JournalRow:
+    return JournalRow(
+        execution=execution,
+        run=form["run"],
+        position=form["position"],
+        kind=JournalKind[form["kind"].upper()],
+        name=form["name"],
+        ordinal=form["ordinal"],
+        attempt=form["attempt"],
+        outcome=Outcome[form["outcome"].upper()],
+        at=datetime.fromisoformat(form["at"]),
+        started_at=_read_time(form["started_at"]),
+        due_at=_read_time(form["due_at"]),
+        source=None if form["source"] is None else Snowflake(int(form["source"])),
+        digest=int(form["digest"]),
+        payload=_read_payload("payload", form),
+    )
+
+
+def _payload(name: str, payload: bytes) -> Form:
+    """As JSON where that is exactly what it says, else byte by byte."""
+    if not payload:
+        return {}
+    value = admin.readable(payload)
+    if not isinstance(value, bytes) and _json(value).encode(errors="surrogatepass") == payload:
+        return {name: value}
+    return {f"{name}_base64": base64.b64encode(payload).decode()}
+
+
+def _read_payload(name: str, form: Mapping[str, Any]) -> bytes:
+    if f"{name}_base64" in form:
+        return base64.b64decode(cast("str", form[f"{name}_base64"]))
+    return _json(form[name]).encode(errors="surrogatepass") if name in form else b""
+
+
+def _time(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat()
+
+
+def _read_time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
