@@ -5,12 +5,14 @@ ownership under one runner id. An incarnation that its peers declared dead ends,
 """
 
 import asyncio
+import faulthandler
 import logging
 import os
 import random
 import signal
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from contextvars import copy_context
@@ -46,6 +48,7 @@ from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
 from engine.node import Node, OpenStorage, postgres
+from engine.running_tasks import RunningTasks
 from engine.settings import Settings
 from engine.storage.lane import Lane
 from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
@@ -58,8 +61,7 @@ log: logging.Logger = logging.getLogger(__name__)
 Registered = Workflow[Any, Any] | Entity | Singleton | Cron | WorkflowCron[Any, Any]
 _HORIZON_SHARE = 0.5
 _THREADS = 32
-_CLEANUP = 0.5
-_ROUNDS = 20
+_LEAVE_WITHIN = 3.0
 
 
 class Runner:
@@ -200,17 +202,19 @@ class Runner:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain: running steps end within the grace period,
-        shards go to the peers. A second signal cuts that short."""
+        shards go to the peers. A second signal cuts that short: the process ends within seconds,
+        whatever runs in it."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         main = asyncio.current_task()
-        signals: list[signal.Signals] = []
+        assert main is not None
+        exits: list[threading.Timer] = []
 
         def signalled(number: signal.Signals) -> None:
-            signals.append(number)
-            if len(signals) > 1 and main is not None:
+            if stop.is_set():
                 self._cut()
                 main.cancel()
+                exits.append(_exit_hard(number, within=0 if exits else _LEAVE_WITHIN))
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -230,6 +234,8 @@ class Runner:
                     extra={"runner": str(self.id)},
                 )
         finally:
+            for exit in exits:
+                exit.cancel()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
@@ -333,6 +339,7 @@ class _Incarnation:
         self._groups = groups
         self._registered = registered
         self._served: set[str] = set()
+        self._tasks = _running_tasks()
         self.storage: Storage = open_storage(self.id, node.clock)
         self.ids = SnowflakeGenerator(now=node.clock.now)
         self.delivery = Delivery(
@@ -343,15 +350,15 @@ class _Incarnation:
             replied=node.replies.replied,
             moved=self._lanes_moved,
             streams=self.storage.streams,
-            spawn=self.spawn,
+            spawn=self._tasks.spawn,
             max_deliveries=settings.max_deliveries,
             unregistered_timeout=settings.unregistered_timeout,
         )
         self._executions: ExecutionHost | None = None
-        self._singletons = SingletonHost(spawn=self.spawn)
+        self._singletons = SingletonHost(spawn=self._tasks.spawn, end=self._tasks.end)
         self._crons: CronHost | None = None
         self._residency = Residency(settings.max_resident)
-        self._states = StateLoader(storage=self.storage, spawn=self.spawn)
+        self._states = StateLoader(storage=self.storage, spawn=self._tasks.spawn)
         self.streams = Streams(
             storage=self.storage,
             clock=node.clock,
@@ -378,9 +385,6 @@ class _Incarnation:
             postman=self._postman,
             ttl=settings.time_to_live,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._context = copy_context()
-        self._context.run(IN_HAND.set, True)
         self._group = asyncio.TaskGroup()
         self._membership: Membership | None = None
         self._ownership: Ownership | None = None
@@ -398,7 +402,7 @@ class _Incarnation:
             stack.push_async_callback(self._release_machine)
             await stack.enter_async_context(self.streams)
             await stack.enter_async_context(self._group)
-            stack.push_async_callback(self._end_tasks)
+            stack.push_async_callback(self._tasks.end_all)
             tenant = MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine)
             # Of their own, so that steps that take long keep no host name from being looked up.
             threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="outlast-step")
@@ -408,7 +412,7 @@ class _Incarnation:
                 storage=storage,
                 clock=clock,
                 ids=self.ids,
-                spawn=self.spawn,
+                spawn=self._tasks.spawn,
                 await_exit=self._node.replies.wait,
                 renew_lease=tenant.renew,
                 threads=threads,
@@ -426,7 +430,7 @@ class _Incarnation:
                 ids=self.ids,
                 renew_lease=tenant.renew,
                 replies=self._node.replies,
-                spawn=self.spawn,
+                spawn=self._tasks.spawn,
             )
             self.delivery.follow(self._crons)
             self.serve_registered()
@@ -538,7 +542,7 @@ class _Incarnation:
             prototype,
             delivery=self.delivery,
             clock=self._node.clock,
-            spawn=self.spawn,
+            spawn=self._tasks.spawn,
             residency=self._residency,
             states=self._states,
             streams=self.streams,
@@ -554,16 +558,6 @@ class _Incarnation:
             if isinstance(each, WorkflowCron)
         }
         return sorted({*self._groups, *targets})
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a step or handler in a task that ends with the incarnation at the latest."""
-        # In the runner's own context: nothing of the sender's gets into a handler of this process
-        # that would not get into one of another.
-        task = self._group.create_task(_guarded(work), context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # it may be cancelled before it began
-        return task
 
     def _types(self) -> dict[str, str]:
         return {name: _described(each) for name, each in self._registered.items()}
@@ -583,22 +577,6 @@ class _Incarnation:
 
     def ring(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
         return list(self.delivery.ring(shards))
-
-    async def _end_tasks(self) -> None:
-        """Cancel what is left. Cleanup that waits for what does not come any more, such as the
-        answer of an entity whose runner has gone, is told again until it ends."""
-        rounds = 0
-        while self._tasks:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.wait(list(self._tasks), timeout=_CLEANUP)
-            rounds += 1
-            if self._tasks and rounds % _ROUNDS == 0:
-                log.warning(
-                    "%d handlers or steps do not end although they are cancelled",
-                    len(self._tasks),
-                    extra={"runner": str(self.id)},
-                )
 
     def _poll(self) -> Any:
         healthy = self.storage.doorbell.healthy
@@ -644,14 +622,24 @@ class _Incarnation:
         self.topology_rung()
 
 
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """Nothing a step or handler does may end the runner."""
-    try:
-        await work
-    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException:
-        log.exception("a task of the runner failed; its message is delivered again to a next owner")
+def _exit_hard(number: signal.Signals, *, within: float) -> threading.Timer:
+    """End the process unless it has ended by then; from a thread, as the loop may be busy."""
+
+    def leave() -> None:
+        log.error("the process does not end by itself after a second signal: it is ended")
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(128 + number)
+
+    timer = threading.Timer(within, leave)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _running_tasks() -> RunningTasks:
+    context = copy_context()
+    context.run(IN_HAND.set, True)
+    return RunningTasks(context=context)
 
 
 def _described(prototype: Registered) -> str:

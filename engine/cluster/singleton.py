@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 _BACKOFF = timedelta(milliseconds=100)
 _BACKOFF_LIMIT = timedelta(minutes=1)
 _HEALTHY_AFTER = timedelta(minutes=1)
-_CLEANUP = timedelta(seconds=1)
 
 
 class SingletonContext:
@@ -85,8 +84,14 @@ def singleton_shard(group: str, shards: int, name: str) -> ShardId:
 class SingletonHost:
     """Runs the singletons whose shards are owned here (a ``ShardFollower`` of delivery)."""
 
-    def __init__(self, *, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+    def __init__(
+        self,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        end: Callable[[Collection[asyncio.Task[None]]], Coroutine[Any, Any, None]],
+    ) -> None:
         self._spawn = spawn
+        self._end = end
         self._runs: dict[str, tuple[ShardId, Run]] = {}
         self._shards: dict[ShardId, OwnedShard] = {}
         self._running: dict[str, _Running] = {}
@@ -112,7 +117,7 @@ class SingletonHost:
         for task in tasks:
             task.cancel()
         if tasks:
-            self._spawn(_insist(tasks))
+            self._spawn(self._end(tasks))
         self._forget(shard)
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
@@ -121,9 +126,7 @@ class SingletonHost:
         tasks = {task for each in self._on(shard) for task in (each.stop(), *self._all(each.name))}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-            for task in late:
-                task.cancel()
-            await _insist(late)
+            await self._end(late)
         self._forget(shard)
 
     def _on(self, shard: OwnedShard) -> list["_Running"]:
@@ -147,15 +150,6 @@ class SingletonHost:
     def _all(self, name: str) -> set[asyncio.Task[None]]:
         """Its runs in this process that have not ended, whatever their epoch."""
         return self._unended.setdefault(name, set())
-
-
-async def _insist(tasks: set[asyncio.Task[None]]) -> None:
-    """Wait for tasks that were cancelled. What they await in their cleanup may never come, and some
-    code swallows a cancellation, so they are told again."""
-    while tasks:
-        _, tasks = await asyncio.wait(tasks, timeout=_CLEANUP.total_seconds())
-        for task in tasks:
-            task.cancel()
 
 
 class _Running:

@@ -1,9 +1,13 @@
 """How a runner stops: nothing new is taken, what runs may end, and the shards go last."""
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,3 +327,29 @@ async def test_the_peer_has_all_shards_once_a_runner_has_shut_down(stage: Stage,
         stage.sharding = second.sharding
         stage.go.set()
         assert await first.client.entity(Actor, "a").wait()
+
+
+async def test_a_second_signal_ends_the_process_whatever_runs_in_it(dsn: str) -> None:
+    root = Path(__file__).parents[2]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.cluster.stubborn_process", dsn),
+        cwd=root,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    try:
+        async with asyncio.timeout(40):
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"begun\n"
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            assert process.returncode is None
+            process.send_signal(signal.SIGTERM)
+            _, told = await process.communicate()
+            assert process.returncode == 128 + signal.SIGTERM
+            assert b"stubborn_process.py" in told
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
