@@ -52,6 +52,7 @@ async def start(
     ``on_conflict="fail"``. ``connection``: the caller's own, whose transaction decides.
     ``expected``: the request id to use, whose reply this process is waiting for already.
     """
+    node.limit.check(start.payload, "the request of", start.workflow)
     await node.know(start.group)
     envelope = EnvelopeRequest(
         request_id=expected or await node.outbox.next_id(),

@@ -16,6 +16,7 @@ from engine.cluster.replies import ReplyBoard
 from engine.cluster.sender import Sender
 from engine.core.clock import Clock, SystemClock
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
+from engine.core.payload import PayloadLimit
 from engine.settings import Settings
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import SaveRequest, Storage
@@ -57,7 +58,10 @@ class Node:
         self.clock: Clock = clock or SystemClock()
         self.storage: Storage = (open_storage or postgres(settings))(None, self.clock)
         self.ids: SnowflakeGenerator = SnowflakeGenerator(now=self.clock.now)
-        self.outbox: Outbox = Outbox(storage=self.storage, ids=self.ids, ring=self._ring)
+        self.limit: PayloadLimit = PayloadLimit(settings.payload_limit)
+        self.outbox: Outbox = Outbox(
+            storage=self.storage, ids=self.ids, limit=self.limit, ring=self._ring
+        )
         self.replies: ReplyBoard = ReplyBoard(storage=self.storage, poll=self.poll)
         self.mail: Mail = Mail(
             storage=self.storage,

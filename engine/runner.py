@@ -366,6 +366,7 @@ class _Incarnation:
             abandoned_after=settings.stream_abandoned_after,
             poll=self._poll,
             left=node.replies.watch,
+            limit=node.limit,
         )
         self.reception = Reception(
             id=self.id,
@@ -416,6 +417,7 @@ class _Incarnation:
                 await_exit=self._node.replies.wait,
                 renew_lease=tenant.renew,
                 threads=threads,
+                limit=self._node.limit,
                 suspend_after=settings.suspend_after,
                 max_resident=settings.max_resident_executions,
             )
@@ -546,6 +548,7 @@ class _Incarnation:
             residency=self._residency,
             states=self._states,
             streams=self.streams,
+            limit=self._node.limit,
         )
         self.delivery.serve_entity(prototype.name, host)
         self.reception.serve_entity(prototype.name, host)

@@ -89,6 +89,10 @@ with warnings.catch_warnings():
         )
         """How long a volatile message waits for a runner to own its entity's shard, as it does
         while the shard moves, before its sender is told that there is none."""
+        payload_limit: int = Field(default=64 << 20, ge=1024, le=128 << 20)
+        """How many bytes one encoded value may have: the arguments of a message or start, a result,
+        an element of a stream, an entity's state. A larger one is ``InvalidPayload`` to whoever
+        made it, and one of more than half of that is reported in the log."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 

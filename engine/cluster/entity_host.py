@@ -26,6 +26,7 @@ from engine.core.clock import Clock
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, MailboxFull, OwnershipLost
 from engine.core.ids import Snowflake, entity_key
+from engine.core.payload import PayloadLimit
 from engine.core.reply import Defect, Exit, Interrupted
 from engine.storage.protocol import Commit, InboxKind, InboxRow
 
@@ -46,6 +47,7 @@ class EntityHost:
         residency: Residency,
         states: StateLoader,
         streams: Streams,
+        limit: PayloadLimit,
     ) -> None:
         self.prototype = prototype
         self.name: str = prototype.name
@@ -55,6 +57,7 @@ class EntityHost:
         self.residency = residency
         self.states = states
         self.streams = streams
+        self.limit = limit
         self.state = state_of(type(prototype))
         self._rpcs = check_handlers(type(prototype))
         self._instances: ByShard[str, Instance] = ByShard()

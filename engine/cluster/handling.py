@@ -152,7 +152,8 @@ class Handling:
 
     async def _call(self, rpc: RpcDefinition, args: list[Any], kwargs: dict[str, Any]) -> Exit:
         result = await rpc.function(self._instance.entity, *args, **kwargs)
-        return Success(rpc.signature.result.encode(result))
+        codec = rpc.signature.result
+        return Success(self._instance.host.limit.check(codec.encode(result), codec.what))
 
     async def _stream(
         self,
@@ -186,7 +187,10 @@ class Handling:
             return None
         host = self._instance.host
         if not self._message.readonly:
-            return cell.change(working, host.name, self._instance.id)
+            change = cell.change(working, host.name, self._instance.id)
+            if change is not None:
+                host.limit.check(change.payload, "the state of", host.name)
+            return change
         if cell.changed(working):
             raise InvalidPayload(
                 f"{host.name}.{self._message.envelope.tag} is readonly and has changed the state,"

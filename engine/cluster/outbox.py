@@ -1,17 +1,22 @@
 """Requests on their way out of a process, batched as they come.
 
 From clients and from ``sharding``; on to ``Storage.save`` and, after the commit, the doorbell. One
-save is in flight at most; what is asked meanwhile is the next batch.
+save is in flight at most; what is asked meanwhile is the next batch. What meets somebody's open
+transaction goes through ``blocked`` and holds up nothing else.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
+from engine.cluster.blocked import BlockedRequests, Pending
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake, SnowflakeGenerator
+from engine.core.payload import PayloadLimit
+from engine.storage.lane import BATCH_BYTES
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest, Storage
 
 _BATCH = 500
@@ -28,23 +33,26 @@ class Outbox:
         *,
         storage: Storage,
         ids: SnowflakeGenerator,
+        limit: PayloadLimit,
         ring: Callable[[SaveRequest], None] | None = None,
     ) -> None:
         self._storage = storage
         self._ids = ids
+        self._limit = limit
         self._ring = ring or self._ring_owner
         self.lender: SnowflakeGenerator | None = None
-        self._queue: deque[tuple[SaveRequest, asyncio.Future[Saved]]] = deque()
+        self._queue: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._sender: asyncio.Task[None] | None = None
-        self._patient: set[asyncio.Task[None]] = set()
         self._left: dict[Snowflake, asyncio.Future[Saved]] = {}
+        self._blocked = BlockedRequests(partial(self._save, apart=True), left=self._was_left)
         self._leasing = asyncio.Lock()
         self._closing = False
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        await self._blocked.__aenter__()
         self._sender = self._group.create_task(self._run(), name="outbox")
         return self
 
@@ -53,8 +61,7 @@ class Outbox:
         self._wake.set()
         if self._sender is not None:
             await asyncio.wait([self._sender])
-        for waiting in self._patient:  # for a transaction of somebody's that may stay open for ever
-            waiting.cancel()
+        await self._blocked.__aexit__(None, None, None)
         await self._group.__aexit__(None, None, None)
         if self._ids.lease is not None:
             try:
@@ -82,6 +89,10 @@ class Outbox:
     async def save(self, request: SaveRequest) -> Saved:
         """Store one request; returns after its commit. A caller that is cancelled meanwhile does
         not know whether it was stored; see ``settled``."""
+        envelope = request.envelope
+        self._limit.check(
+            envelope.payload, "the payload of", envelope.address.entity_type, envelope.tag
+        )
         if self._closing:
             raise StorageUnavailable("this client is closed; open a new one")
         answer: asyncio.Future[Saved] = asyncio.get_running_loop().create_future()
@@ -112,48 +123,54 @@ class Outbox:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
-            if wanted := [each for each in batch if not self._was_left(*each)]:
-                await self._save(wanted)
+            batch = self._next_batch()
+            if batch:
+                await self._save(batch)
 
     def _was_left(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> bool:
         """Whether nobody waits for it any more; then it is not sent."""
         return self._left.get(request.envelope.request_id) is answer and answer.cancel()
 
-    async def _save(self, batch: list[tuple[SaveRequest, asyncio.Future[Saved]]]) -> None:
+    def _next_batch(self) -> list[Pending]:
+        """A statement's worth. One request that is larger than that by itself goes alone."""
+        batch: list[Pending] = []
+        size = 0
+        while self._queue and len(batch) < _BATCH:
+            pending = self._queue.popleft()
+            if self._was_left(*pending):
+                continue
+            size += len(pending[0].envelope.payload)
+            if size > BATCH_BYTES and batch:
+                self._queue.appendleft(pending)
+                break
+            if self._blocked.holds(pending[0]):
+                self._blocked.hold(pending)
+            else:
+                batch.append(pending)
+        return batch
+
+    async def _save(self, batch: list[Pending], *, apart: bool = False) -> None:
         try:
-            saved = await self._storage.save([request for request, _ in batch])
+            saved = await self._storage.save([request for request, _ in batch], apart=apart)
         except Exception as error:  # noqa: BLE001 -- the callers get it, the loop goes on
             if len(batch) > 1 and isinstance(error, InvalidPayload | ConfigurationError):
                 for each in batch:  # one bad request spoils nobody else's
-                    await self._save([each])
+                    await self._save([each], apart=apart)
                 return
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
-        for (request, answer), outcome in zip(batch, saved, strict=True):
-            if outcome.outcome is SaveOutcome.BLOCKED:
-                waiting = self._group.create_task(self._save_patiently(request, answer))
-                self._patient.add(waiting)
-                waiting.add_done_callback(self._patient.discard)
+        blocked: list[Pending] = []
+        for pending, outcome in zip(batch, saved, strict=True):
+            if outcome.outcome is not SaveOutcome.BLOCKED:
+                self._answer(*pending, outcome)
+            elif apart:
+                self._blocked.hold(pending)
             else:
-                self._answer(request, answer, outcome)
-
-    async def _save_patiently(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> None:
-        try:
-            (outcome,) = await self._storage.save([request], patient=True)
-        except asyncio.CancelledError:
-            if not answer.done():
-                answer.set_exception(
-                    StorageUnavailable("the client was closed; nobody knows whether it was stored")
-                )
-            raise
-        except Exception as error:  # noqa: BLE001 -- the caller gets it
-            if not answer.done():
-                answer.set_exception(error)
-            return
-        self._answer(request, answer, outcome)
+                blocked.append(pending)
+        if blocked:
+            self._blocked.put(blocked)
 
     def _ring_owner(self, request: SaveRequest) -> None:
         self._storage.doorbell.ring_shards([request.envelope.address.shard])

@@ -19,6 +19,7 @@ from engine.cluster.shard import OwnedShard
 from engine.cluster.stream import StreamProducer
 from engine.core.clock import Clock
 from engine.core.ids import Snowflake
+from engine.core.payload import PayloadLimit
 from engine.storage.protocol import Storage, StreamPosition
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Streams:
         abandoned_after: timedelta,
         poll: Callable[[], timedelta],
         left: Callable[[Snowflake], None],
+        limit: PayloadLimit,
     ) -> None:
         self._storage = storage
         self._clock = clock
@@ -53,6 +55,7 @@ class Streams:
         self._abandoned_after = abandoned_after
         self._poll = poll
         self._left = left
+        self._limit = limit
         self._running: dict[Snowflake, _Running] = {}
         self._asked: list[_Asked] = []
         self._unread: set[Snowflake] = set()
@@ -94,9 +97,10 @@ class Streams:
         position: StreamPosition,
     ) -> Generator[StreamProducer, None, None]:
         """A producer for the handler's generator, with its acknowledgements."""
+        codec = rpc.signature.result
         producer = StreamProducer(
             generator=generator,
-            encode=rpc.signature.result.encode,
+            encode=lambda value: self._limit.check(codec.encode(value), codec.what),
             sink=message.answers,
             position=position,
             resumable=rpc.resumable,

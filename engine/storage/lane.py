@@ -22,6 +22,7 @@ log: logging.Logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 BATCH = 1000
+BATCH_BYTES = 16 << 20
 _SWEEP_LIMIT = 1000
 _ASIDE = (0.1, 5.0)
 
@@ -138,9 +139,9 @@ class Lane:
         """Flush what is queued, then unlock. Stop the shards' work before."""
 
         async def give(session: LaneSession) -> None:
-            for _ in range(-(-len(self._sources) // BATCH)):  # what comes meanwhile is of others
-                if not session.closed:
-                    await self._flush(session)
+            queued = len(self._sources)  # what comes meanwhile is of others
+            while queued > 0 and self._sources and not session.closed:
+                queued -= await self._flush(session)
             held = [s for s in shards if s in self.shards]
             await session.release(held)
             for shard in held:
@@ -273,11 +274,15 @@ class Lane:
             self._arm()
         self._sink.swept(shards, sweep)
 
-    async def _flush(self, session: LaneSession) -> None:
+    async def _flush(self, session: LaneSession) -> int:
+        """Write what is queued, up to a statement's worth; how many sources that were. A commit
+        that is larger by itself goes alone: the server takes no message of a gigabyte."""
         batch: list[tuple[CommitSource, Commit]] = []
-        while self._sources and len(batch) < BATCH:
+        size = asked = 0
+        while self._sources and len(batch) < BATCH and size < BATCH_BYTES:
             source = next(iter(self._sources))
             del self._sources[source]
+            asked += 1
             try:
                 commit = source.collect()
             except Exception:
@@ -286,8 +291,14 @@ class Lane:
             # INVARIANT pen-holds: what is not locked here is not written here, whoever still asks.
             if commit is not None and commit.shard in self.shards:
                 batch.append((source, commit))
+                size += commit.size
+        if size > BATCH_BYTES and len(batch) > 1:
+            *batch, last = batch
+            await self._write(session, batch)
+            batch = [last]
         if batch:
             await self._write(session, batch)
+        return asked
 
     async def _write(self, session: LaneSession, batch: list[tuple[CommitSource, Commit]]) -> None:
         """Write the batch; when it is refused, find the one to blame by halving."""

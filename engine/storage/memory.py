@@ -117,7 +117,7 @@ class MemoryStorage(MemoryInspection):
     # --- requests and what becomes of them ------------------------------------------------------
 
     async def save(
-        self, requests: Sequence[SaveRequest], *, patient: bool = False
+        self, requests: Sequence[SaveRequest], *, apart: bool = False
     ) -> Sequence[Saved]:
         await self._travel()
         saved = self._database.rows.save(requests)

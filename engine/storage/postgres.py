@@ -53,7 +53,8 @@ class PostgresStorage(Inspection):
 
     ``dsn`` must lead to the server itself, or to a pooler in session mode; ``pool_dsn`` may lead
     to a transaction pooler. ``pool_size`` bounds the connections of user transactions; the
-    engine's own statements share up to four more, and volatile messages have one.
+    engine's own statements share up to four more, volatile messages have one, and so have requests
+    whose keys are held by somebody's open transaction.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class PostgresStorage(Inspection):
         )
         self._saving = Saving(
             pool=self._pool,
-            identity=self.identity,
+            apart=self._pools.apart,
             groups=self._groups,
             learn_groups=self._learn_groups,
             channel=self._channel,
@@ -182,9 +183,9 @@ class PostgresStorage(Inspection):
     # --- requests and what becomes of them --------------------------------------------------------
 
     async def save(
-        self, requests: Sequence[SaveRequest], *, patient: bool = False
+        self, requests: Sequence[SaveRequest], *, apart: bool = False
     ) -> Sequence[Saved]:
-        return await self._saving.save(requests, patient=patient) if requests else []
+        return await self._saving.save(requests, apart=apart) if requests else []
 
     async def save_on(self, connection: object, request: SaveRequest) -> Saved:
         return await self._saving.save_on(connection, request)

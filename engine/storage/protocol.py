@@ -64,7 +64,8 @@ class SaveOutcome(Enum):
     """There is no execution with the target's key."""
     TARGET_FINISHED = "target finished"
     BLOCKED = "blocked"
-    """Its key is held by somebody's open transaction: save it again by itself, with patience."""
+    """Its key is held by somebody's open transaction, or was asked for together with one that is:
+    save it again, apart from others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +288,20 @@ class Commit:
         """The request that this ends, if any."""
         ends = (each for each in self.replies if each.kind is not ReplyKind.CHUNK)
         return next((each.request_id for each in ends), None)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it carries."""
+        size = 0
+        for row in self.journal:
+            size += len(row.payload)
+        for reply in self.replies:
+            size += len(reply.payload)
+        for request in self.requests:
+            size += len(request.envelope.payload)
+        for state in self.states:
+            size += len(state.payload)
+        return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -611,12 +626,14 @@ class Storage(Protocol):
     async def release_machine(self, lease: MachineLease) -> None: ...
 
     async def save(
-        self, requests: Sequence[SaveRequest], *, patient: bool = False
+        self, requests: Sequence[SaveRequest], *, apart: bool = False
     ) -> Sequence[Saved]:
         """Store requests, each with its inbox row; answers in the order asked. Run again,
-        unchanged, after an unknown outcome: keys and ids make that harmless. A key that somebody's
-        open transaction holds makes that one request BLOCKED, unless ``patient``: then it waits on
-        a connection of its own."""
+        unchanged, after an unknown outcome: keys and ids make that harmless.
+
+        A key that somebody's open transaction holds makes all that have keys BLOCKED, since nobody
+        knows which it is. ``apart`` finds that out on a session of its own, and makes BLOCKED only
+        those that are held; ask again for them later."""
         ...
 
     async def save_on(self, connection: object, request: SaveRequest) -> Saved:

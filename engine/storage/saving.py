@@ -5,17 +5,15 @@ statement here may be run again when nobody knows whether it committed.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from uuid import UUID
 
 import asyncpg
 
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.storage.columns import request_columns
-from engine.storage.connect import OUR_PLANS, Connector
 from engine.storage.foreign import transaction_of
 from engine.storage.groups import Groups, UnknownGroup
-from engine.storage.outage import LOST, refused, transient, unavailable
+from engine.storage.outage import transient
 from engine.storage.pool import Pool
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest
 from engine.storage.storable import check_storable
@@ -28,29 +26,33 @@ _OUTCOMES = (
 )
 _RACES = 5
 _PARTS = 8
+_FEW = 32
 
 Answers = dict[Snowflake, Saved]
 
 
 class Saving:
-    """Saves batches on the pool. ``channel`` is where this process hears of replies, if it does."""
+    """Saves batches on the pool, and on ``apart`` those that met a lock.
+
+    ``channel`` is where this process hears of replies, if it does.
+    """
 
     def __init__(
         self,
         *,
         pool: Pool,
-        identity: UUID,
+        apart: Pool,
         groups: Groups,
         learn_groups: Callable[[], Awaitable[None]],
         channel: str | None,
     ) -> None:
         self._pool = pool
-        self._identity = identity
+        self._apart = apart
         self._groups = groups
         self._learn_groups = learn_groups
         self._channel = channel
 
-    async def save(self, requests: Sequence[SaveRequest], *, patient: bool) -> Sequence[Saved]:
+    async def save(self, requests: Sequence[SaveRequest], *, apart: bool) -> Sequence[Saved]:
         """Store requests; answers in the order asked. See ``Storage.save``."""
         for request in requests:
             check_storable(request)
@@ -59,11 +61,7 @@ class Saving:
         for request in requests:
             unique.setdefault(request.envelope.request_id, request)
         await self._learn(requests)
-        if patient:
-            for request in unique.values():
-                answers |= await self._save_patiently(request)
-        else:
-            await self._save(list(unique.values()), answers)
+        await self._save(list(unique.values()), answers, apart=apart)
         if len(unique) == len(requests):
             return [answers[request.envelope.request_id] for request in requests]
         return await self._with_repeated(requests, answers)
@@ -86,79 +84,44 @@ class Saving:
                 return saved
         raise _lost_every_race()
 
-    async def _save(self, batch: Sequence[SaveRequest], answers: Answers) -> None:
+    async def _save(
+        self, batch: Sequence[SaveRequest], answers: Answers, *, apart: bool = False
+    ) -> None:
         for _ in range(_RACES):
             if not batch:
                 return
             try:
-                answers |= await self._statement(batch)
+                answers |= await self._statement(batch, self._apart if apart else self._pool)
             except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                await self._divide(batch, answers, error)
+                keyed = [r for r in batch if r.envelope.key is not None]
+                if transient(error) and keyed and not apart:
+                    answers |= {r.envelope.request_id: _blocked(r) for r in keyed}
+                else:
+                    await self._divide(batch, answers, error, apart=apart)
             batch = [r for r in batch if r.envelope.request_id not in answers]
         if batch:
             raise _lost_every_race()
 
     async def _divide(
-        self, batch: Sequence[SaveRequest], answers: Answers, error: Exception
+        self, batch: Sequence[SaveRequest], answers: Answers, error: Exception, *, apart: bool
     ) -> None:
         """Part the batch until the one to blame is alone; the others go on without it."""
         if len(batch) > 1:
-            size = -(-len(batch) // _PARTS)
+            size = 1 if len(batch) <= _FEW else -(-len(batch) // _PARTS)
             for start in range(0, len(batch), size):
-                await self._save(batch[start : start + size], answers)
+                await self._save(batch[start : start + size], answers, apart=apart)
         elif transient(error):
-            request_id = batch[0].envelope.request_id
-            answers[request_id] = Saved(outcome=SaveOutcome.BLOCKED, request_id=request_id)
+            answers[batch[0].envelope.request_id] = _blocked(batch[0])
         else:
             raise InvalidPayload(f"PostgreSQL refused the request: {error}") from error
 
-    async def _statement(self, batch: Sequence[SaveRequest]) -> Answers:
+    async def _statement(self, batch: Sequence[SaveRequest], pool: Pool) -> Answers:
         reruns: list[None] = []
-        rows = await self._pool.fetch(
+        rows = await pool.fetch(
             "save", *self._arguments(batch), again=lambda: reruns.append(None), locks=True
         )
         saved = saved_from(rows)
         return _own(saved) if reruns else saved
-
-    async def _save_patiently(self, request: SaveRequest) -> Answers:
-        """Wait for the transaction that holds the key, on a session that nobody else needs.
-
-        It may be the request's own: one of a lost connection that is still committing.
-        """
-        rerun = False
-        for _ in range(_RACES):
-            try:
-                rows = await self._wait(request)
-            except LOST as error:
-                if rerun:
-                    raise unavailable(error, self._pool.connector.address) from error
-                rerun = True
-                continue
-            except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if refused(error):
-                    raise InvalidPayload(f"PostgreSQL refused the request: {error}") from error
-                raise unavailable(error, self._pool.connector.address) from error
-            saved = saved_from(rows)
-            if saved:
-                return _own(saved)
-        raise _lost_every_race()
-
-    async def _wait(self, request: SaveRequest) -> Sequence[asyncpg.Record]:
-        settings = OUR_PLANS | {"lock_timeout": "0", "statement_timeout": "0"}
-        connector: Connector = self._pool.connector
-        query = self._pool.queries["save"]
-        waiting = Pool(
-            connector=connector,
-            identity=self._identity,
-            role="patient",
-            size=1,
-            settings=settings,
-        )
-        try:
-            async with waiting.session() as session:
-                return await waiting.run(session, query, *self._arguments([request]), within=None)
-        finally:
-            await waiting.close()
 
     async def _with_repeated(
         self, requests: Sequence[SaveRequest], answers: Answers
@@ -206,6 +169,10 @@ def saved_from(rows: Iterable[asyncpg.Record]) -> Answers:
         )
         for row in rows
     }
+
+
+def _blocked(request: SaveRequest) -> Saved:
+    return Saved(outcome=SaveOutcome.BLOCKED, request_id=request.envelope.request_id)
 
 
 def _own(answers: Mapping[Snowflake, Saved]) -> Answers:

@@ -30,6 +30,7 @@ from engine.core.errors import (
 )
 from engine.core.ids import EntityAddress, ShardId, Snowflake, SnowflakeGenerator
 from engine.core.journal import JournalKind
+from engine.core.payload import PayloadLimit
 from engine.core.reply import Exit, Terminated
 from engine.core.status import Status
 from engine.storage.protocol import (
@@ -75,6 +76,7 @@ class ExecutionHost:
         await_exit: Callable[[Snowflake], Awaitable[Exit]],
         renew_lease: Callable[[], Awaitable[None]],
         threads: Executor,
+        limit: PayloadLimit,
         suspend_after: timedelta,
         max_resident: int,
     ) -> None:
@@ -96,6 +98,7 @@ class ExecutionHost:
             await_exit=await_exit,
             renew_lease=renew_lease,
             threads=threads,
+            limit=limit,
         )
         self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
         self._residents: dict[Snowflake, ResidentExecution] = {}

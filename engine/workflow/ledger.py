@@ -15,6 +15,7 @@ from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import Exit
 from engine.core.status import Status
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.lane import BATCH_BYTES
 from engine.storage.protocol import (
     Commit,
     ExecutionUpdate,
@@ -300,11 +301,15 @@ class Ledger:
         return mark <= self._flushed
 
     def collect(self, shard: ShardId) -> Commit | None:
-        """All there is to write, as one commit; None while another is on its way."""
+        """All there is to write, as one commit, or as much of its rows as fits one statement; None
+        while another is on its way."""
         if self._commit is not None:
             return None
         if self.on_trial:
             self._weigh()
+        fitting = _fitting(self._rows)
+        if fitting < len(self._rows):
+            return self._collect_some(fitting, shard)
         self._commit = Commit(
             shard=shard,
             journal=self._rows,
@@ -316,6 +321,19 @@ class Ledger:
         )
         self._commit_mark = self.mark
         self._clear()
+        return self._commit
+
+    def _collect_some(self, count: int, shard: ShardId) -> Commit:
+        """The oldest rows, with the requests whose CALL rows they are; all else follows later."""
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        later = {row.source for row in self._rows if row.kind is JournalKind.CALL}
+        requests = [each for each in self._requests if each.envelope.request_id not in later]
+        self._requests = [each for each in self._requests if each.envelope.request_id in later]
+        update = self._update  # with it, since who finds no start looks for no journal
+        if update is not None:
+            update = replace(update, status=Status.RUNNING, finished_at=None, waiting=None)
+        self._commit = Commit(shard=shard, journal=rows, requests=requests, execution=update)
+        self._commit_mark = self.mark - len(self._rows)
         return self._commit
 
     def _weigh(self) -> None:
@@ -346,6 +364,16 @@ class Ledger:
         self._answers = []
         self._heartbeats = {}
         self._dirty = False
+
+
+def _fitting(rows: Sequence[JournalRow]) -> int:
+    """How many of them go into one statement: one at least."""
+    size = 0
+    for count, row in enumerate(rows):
+        size += len(row.payload)
+        if size > BATCH_BYTES:
+            return max(1, count)
+    return len(rows)
 
 
 def _nobody(_: object) -> None:

@@ -24,12 +24,14 @@ from engine.core.envelope import ReplyTo
 from engine.core.errors import (
     ConfigurationError,
     ErrorDetails,
+    InvalidPayload,
     OwnershipLost,
     PayloadConflict,
     StorageUnavailable,
 )
 from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.payload import PayloadLimit
 from engine.core.reply import Exit, Failure, Success
 from engine.storage.protocol import (
     Commit,
@@ -82,6 +84,7 @@ class Services:
     await_exit: Callable[[Snowflake], Awaitable[Exit]]
     renew_lease: Callable[[], Awaitable[None]]
     threads: Executor
+    limit: PayloadLimit
 
 
 class Outgoing:
@@ -306,6 +309,7 @@ class Outgoing:
             storage=self._services.storage,
             fence=self._shard.fence,
             position=self._position,
+            limit=self._services.limit,
         )
 
     async def _run_activity(self, step: Step, definition: StepDefinition) -> Result:
@@ -323,7 +327,13 @@ class Outgoing:
         context = self._context(step, pulse)
         threads = self._services.threads
         result = await run_activity(
-            self._prototype, step, definition, context, pulse, threads=threads
+            self._prototype,
+            step,
+            definition,
+            context,
+            pulse,
+            threads=threads,
+            limit=self._services.limit,
         )
         if not isinstance(result, Ended):
             pulse.send_rest()
@@ -363,6 +373,11 @@ class Outgoing:
         call = step.call
         assert call is not None
         if step.request_id is not None and not (call.shared or call.told):
+            return
+        try:
+            self._services.limit.check(step.payload, "the arguments of", step.name)
+        except InvalidPayload as error:
+            self._answered(step, Failure(ErrorDetails.of(error)), None)
             return
         try:
             request_id = step.request_id or self._services.ids.next()

@@ -524,6 +524,7 @@ class ResidentExecution:
         self._services.delivery.committed(self.shard, commit, flushed)
         if self._over:
             return
+        self._submit()  # what did not fit into that commit
         self._end_trial()
         if self._ledger.reply is not None and self._ledger.reply in commit.replies:
             self._leave()
@@ -578,9 +579,12 @@ class ResidentExecution:
                 self._end(Failure(self._definition.details_of(error)))
         else:
             try:
-                self._end(Success(self._definition.result.encode(task.result())))
-            except InvalidPayload as unencodable:
-                self._end(Failure(ErrorDetails.of(unencodable)))
+                codec = self._definition.result
+                payload = self._services.limit.check(codec.encode(task.result()), codec.what)
+            except InvalidPayload as unstorable:
+                self._end(Failure(ErrorDetails.of(unstorable)))
+            else:
+                self._end(Success(payload))
 
     def _terminate(self, row: InboxRow) -> None:
         """End it, wherever it stands."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.core.errors import ErrorDetails, OwnershipLost, StorageUnavailable
 from engine.core.journal import JournalRow, Outcome
+from engine.core.payload import PayloadLimit
 from engine.storage.protocol import Fence, Storage
 from engine.storage.transaction import Transaction
 from engine.workflow.activity import StepDefinition, StepKind
@@ -73,6 +74,7 @@ async def run_activity(
     pulse: Pulse,
     *,
     threads: Executor,
+    limit: PayloadLimit,
 ) -> Ended | Errored | Postponed:
     """One attempt, in ``threads`` unless it is async. Cancellation is passed on; everything else
     comes back as a value.
@@ -90,7 +92,7 @@ async def run_activity(
             async with asyncio.timeout(seconds) as scope:
                 pulse.watch(scope)
                 result = await _call(definition, instance, step, pulse, threads)
-        return Ended(*definition.signature.result.settle(result))
+        return _ended(definition, result, limit)
     except CompleteLater:
         return Postponed()
     except PASSED_ON:
@@ -110,6 +112,7 @@ async def run_transaction(
     storage: Storage,
     fence: Fence,
     position: Callable[[Step, bytes], "asyncio.Future[JournalRow]"],
+    limit: PayloadLimit,
 ) -> Ended | Errored | Unavailable:
     """One attempt in a transaction of its own, its journal row included."""
     current_step.set(context)
@@ -127,7 +130,7 @@ async def run_transaction(
                     result = await definition.function(
                         instance, transaction, *step.args, **step.kwargs
                     )
-            ended = Ended(*definition.signature.result.settle(result))
+            ended = _ended(definition, result, limit)
         except Exception as error:
             own.append(error)
             raise
@@ -143,6 +146,12 @@ async def run_transaction(
         return failed(error, definition, prototype)
     assert ended is not None
     return ended
+
+
+def _ended(definition: StepDefinition, result: object, limit: PayloadLimit) -> Ended:
+    codec = definition.signature.result
+    payload, value = codec.settle(result)
+    return Ended(limit.check(payload, codec.what), value)
 
 
 def failed(

@@ -1,4 +1,4 @@
-"""A runner with a handler that nothing ends: ``stubborn_process DSN``; it prints when that began."""
+"""A runner with a handler that nothing ends: ``stubborn_process DSN``; prints when it began."""
 
 import asyncio
 import sys

@@ -427,10 +427,10 @@ async def slow_to_store(client: Client) -> AsyncIterator[tuple[asyncio.Event, as
     storage, storing, go = client._node.storage, asyncio.Event(), asyncio.Event()
     save = storage.save
 
-    async def slowly(requests: Sequence[SaveRequest], *, patient: bool = False) -> Sequence[Saved]:
+    async def slowly(requests: Sequence[SaveRequest], *, apart: bool = False) -> Sequence[Saved]:
         storing.set()
         await go.wait()
-        return await save(requests, patient=patient)
+        return await save(requests, apart=apart)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "save", slowly)

@@ -24,6 +24,7 @@ class Session:
     def __init__(self) -> None:
         self.closed = False
         self.flushed: list[Commit] = []
+        self.statements: list[int] = []
         self.locked: set[ShardId] = set()
         self.epochs: dict[ShardId, int] = {}
         self._closing: list[Callable[[], None]] = []
@@ -43,6 +44,8 @@ class Session:
         if any(commit.shard in self.locked for commit in commits):
             raise BadBatch("a lock", transient=True)
         self.flushed += commits
+        self.statements.append(len(commits))
+        await asyncio.sleep(0)
         return Flushed(requests={}, replies={})
 
     async def sweep(self, shards: Sequence[ShardId], **_: object) -> Sweep:
@@ -72,10 +75,10 @@ class Sink:
 class Source:
     """One commit of one shard."""
 
-    def __init__(self, shard: ShardId) -> None:
+    def __init__(self, shard: ShardId, payload: bytes = b"") -> None:
         row = JournalRow(
             execution=Snowflake(1), run=1, position=1, kind=JournalKind.STEP, name="a",
-            ordinal=0, at=NOW,
+            ordinal=0, at=NOW, payload=payload,
         )  # fmt: skip
         self.commit = Commit(shard=shard, journal=[row])
         self.done = False
@@ -188,3 +191,27 @@ async def test_a_shard_is_given_away_also_while_others_write_without_a_pause() -
         assert last.done
         assert lane.shards.keys() == {TWO}
         session.terminate()
+
+
+async def test_a_statement_has_a_bounded_size_and_a_commit_that_exceeds_it_goes_alone() -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE])
+        sizes = [6, 6, 6, 1, 40, 1, 1]
+        sources = [Source(ONE, bytes(mebibytes << 20)) for mebibytes in sizes]
+        for source in sources:
+            lane.submit(source, lane.generation)
+        await eventually(lambda: all(source.done for source in sources))
+        assert session.statements == [2, 1, 1, 1, 2]
+        assert session.flushed == [source.commit for source in sources]
+
+
+async def test_all_that_is_queued_is_written_before_a_shard_is_given_away() -> None:
+    session = Session()
+    async with lane_over(session) as lane:
+        await lane.acquire([ONE])
+        sources = [Source(ONE, bytes(12 << 20)) for _ in range(4)]
+        for source in sources:
+            lane.submit(source, lane.generation)
+        await lane.release([ONE])
+        assert all(source.done for source in sources)

@@ -61,7 +61,7 @@ async def test_batches_that_hold_the_same_keys_in_opposite_order_do_not_deadlock
     assert await sql.fetchval("select count(*) from engine.dedup") == 1200
 
 
-async def test_a_key_in_an_open_transaction_blocks_only_itself(
+async def test_a_key_in_an_open_transaction_blocks_only_itself_once_it_is_known(
     postgres: World, sql: asyncpg.Connection
 ) -> None:
     process = await postgres.process(register=False)
@@ -71,18 +71,17 @@ async def test_a_key_in_an_open_transaction_blocks_only_itself(
 
     async with sql.transaction():
         await process.storage.save_on(sql, held)
-        saved = await process.storage.save(batch)
-        patient = asyncio.ensure_future(process.storage.save([batch[33]], patient=True))
-        await asyncio.sleep(0.2)
-        waits = not patient.done()
+        keyless = message()
+        saved = await process.storage.save([*batch, keyless])
+        assert [answer.outcome for answer in saved] == [BLOCKED] * 61 + [CREATED]
+        saved = await process.storage.save(batch, apart=True)
+        assert [answer.outcome for answer in saved] == [CREATED] * 33 + [BLOCKED] + [CREATED] * 27
 
-    assert [answer.outcome for answer in saved] == [CREATED] * 33 + [BLOCKED] + [CREATED] * 27
-    assert waits
-    (answer,) = await patient
+    (answer,) = await process.storage.save([batch[33]], apart=True)
     assert (answer.outcome, answer.request_id) == (EXISTS, held.envelope.request_id)
 
 
-async def test_a_patient_start_is_created_when_the_transaction_before_it_rolls_back(
+async def test_a_blocked_start_is_created_when_the_transaction_before_it_rolls_back(
     postgres: World, sql: asyncpg.Connection
 ) -> None:
     process = await postgres.process(register=False)
@@ -91,11 +90,11 @@ async def test_a_patient_start_is_created_when_the_transaction_before_it_rolls_b
     await process.storage.save_on(sql, start("o-1"))
     mine = start("o-1")
 
-    patient = asyncio.ensure_future(process.storage.save([mine], patient=True))
-    await asyncio.sleep(0.2)
+    (answer,) = await process.storage.save([mine], apart=True)
+    assert answer.outcome is BLOCKED
     await transaction.rollback()
 
-    (answer,) = await patient
+    (answer,) = await process.storage.save([mine], apart=True)
     assert (answer.outcome, answer.request_id) == (CREATED, mine.envelope.request_id)
 
 
