@@ -497,8 +497,7 @@ class _Incarnation:
             for wait in waits:
                 wait.cancel()
         if stopping.is_set() and not self._membership.lost.is_set():
-            self.delivery.grace = self._settings.grace_period
-            self.delivery.stopping = True
+            self.delivery.stop(self._settings.grace_period)
             try:
                 async with asyncio.timeout(self._settings.grace_period.total_seconds()):
                     await self._membership.drain()

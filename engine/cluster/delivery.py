@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from engine.cluster.handover import Handover, InHand
 from engine.cluster.parking import Parking
 from engine.cluster.shard import OwnedShard
 from engine.cluster.suspects import Suspects
@@ -65,6 +66,13 @@ class MessageHost(ShardWork, Protocol):
 
     def __len__(self) -> int: ...
     def deliver(self, shard: OwnedShard, row: InboxRow) -> None: ...
+    def in_hand(self, shard: OwnedShard) -> InHand:
+        """What runs of the shard now and ends by itself."""
+        ...
+
+    def stay(self, shard: OwnedShard) -> None:
+        """It is not handed over after all: begin what was put off for that."""
+        ...
 
 
 class ExecutionsHost(MessageHost, Protocol):
@@ -191,20 +199,50 @@ class Delivery:
         return taken.keys()
 
     async def release(self, shards: Collection[ShardId]) -> None:
-        """Stop intake, drain, flush, unlock."""
+        """Let running work end while the shards are served; then stop intake, drain, flush, unlock.
+        A runner that stops does not serve them meanwhile. Passes over those that are kept."""
         owned = [self.shards[id] for id in shards if id in self.shards]
-        for shard in owned:
-            shard.accepting = False
-            self._suspects.leave(shard)
         async with asyncio.TaskGroup() as group:
             drains = {group.create_task(self._drain(shard)) for shard in owned}
             while drains:
                 done, drains = await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED)
-                await self._unlock([drain.result() for drain in done])
+                await self._unlock([shard for each in done if (shard := each.result())])
 
-    async def _drain(self, shard: OwnedShard) -> OwnedShard:
-        await asyncio.gather(*(work.drain(shard, self.grace) for work in self._all_work()))
+    async def _drain(self, shard: OwnedShard) -> OwnedShard | None:
+        """The shard, once nothing of it runs here; None if it is kept."""
+        grace = self.grace
+        if not self.stopping:
+            handover = Handover((each.in_hand(shard) for each in self._all_hosts()), limit=grace)
+            shard.leaving = handover
+            if not await handover.wait():
+                return None
+            grace = self.grace if self.stopping else handover.left
+        shard.accepting = False
+        self._suspects.leave(shard)
+        await asyncio.gather(*(work.drain(shard, grace) for work in self._all_work()))
         return shard
+
+    def keep(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        """Give the release of these shards up, and serve them on; gives those that are past it."""
+        late: set[ShardId] = set()
+        for id in shards:
+            shard = self.shards.get(id)
+            if shard is None or shard.leaving is None or not shard.accepting:
+                late.add(id)
+                continue
+            shard.leaving.keep()
+            shard.leaving = None
+            for host in self._all_hosts():
+                host.stay(shard)
+        return frozenset(late)
+
+    def stop(self, grace: timedelta) -> None:
+        """The runner stops: what runs has so long to end, and nothing else is served."""
+        self.grace = grace
+        self.stopping = True
+        for shard in self.shards.values():
+            if shard.leaving is not None:
+                shard.leaving.hurry()
 
     async def _unlock(self, shards: Collection[OwnedShard]) -> None:
         """Give up drained shards, those of one lane together, and tell who may take them."""

@@ -14,6 +14,7 @@ from engine.cluster.by_shard import ByShard
 from engine.cluster.delivery import Delivery, delivered_in_vain
 from engine.cluster.entity import Entity, check_handlers
 from engine.cluster.handling import Handling
+from engine.cluster.handover import InHand
 from engine.cluster.instance import Instance
 from engine.cluster.message import Message
 from engine.cluster.residency import Residency
@@ -281,6 +282,20 @@ class EntityHost:
             message.answered = True
             message.answers.give_back()
 
+    def in_hand(self, shard: OwnedShard) -> InHand:
+        mine = [
+            (each.task, each.stays)
+            for each in self._messages.of(shard)
+            if each.task is not None and each.id not in self.streams  # which end when they drain
+        ]
+        return InHand(
+            running=[task for task, _ in mine], staying=[task for task, stays in mine if stays]
+        )
+
+    def stay(self, shard: OwnedShard) -> None:
+        for instance in self._instances.of(shard):
+            instance.mailbox.look()
+
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         mine = self._messages.of(shard)
         for instance in self._instances.of(shard):
@@ -289,28 +304,15 @@ class EntityHost:
             if message.task is None:
                 self._leave(message)
         tasks = {each.task for each in mine if each.task is not None}
-        stay = {each.task for each in mine if each.task is not None and each.stays}
         if tasks:
             await asyncio.wait(tasks, timeout=grace.total_seconds())
-        if stay and not self.delivery.stopping:
-            await self._wait_for(stay)
         self.drop(shard)
         if tasks:
             # What a handler does when it is cancelled belongs to this epoch still.
             await asyncio.wait(tasks, timeout=_CANCELLED)
 
-    async def _wait_for(self, stay: set[asyncio.Task[None]]) -> None:
-        """Until they end, or for the grace period from when the runner stops meanwhile."""
-        while stay:
-            stopping = self.delivery.stopping
-            patience = self.delivery.grace.total_seconds() if stopping else _LOOK
-            _, stay = await asyncio.wait(stay, timeout=patience)
-            if stopping:
-                return
-
 
 _CANCELLED = 1.0
-_LOOK = 0.25
 
 
 def _moved() -> Exit:

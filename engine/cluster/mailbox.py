@@ -13,7 +13,8 @@ class Mailbox:
     """Starts messages in the order they were put in, while fewer than ``concurrency`` run.
 
     ``capacity`` is how many may wait. With ``exclusive``, messages that may write run one at a
-    time. A reader counts neither way: it starts as soon as all before it have started.
+    time. A reader counts neither way: it starts as soon as all before it have started. One that is
+    put off holds up all behind it.
 
     INVARIANT order: a sender that awaits each send has its rows in order of seq, and a mailbox
     starts rows in the order they were delivered, which is that of seq for one shard's sweeps.
@@ -86,6 +87,10 @@ class Mailbox:
         self._queue.clear()
         return messages
 
+    def look(self) -> None:
+        """Start what may start by now."""
+        self._pump()
+
     def _pump(self) -> None:
         while self._queue and not self._paused and self._may_start(self._queue[0]):
             message = self._queue.popleft()
@@ -94,4 +99,6 @@ class Mailbox:
             self._start(message)
 
     def _may_start(self, message: Message) -> bool:
+        if message.put_off:
+            return False
         return message.readonly or self._limit == 0 or self._writing < self._limit

@@ -72,6 +72,11 @@ class Message:
         """Whether a hand-over of its shard waits for it."""
         return bool(self.envelope.uninterruptible & Uninterruptible.SERVER)
 
+    @property
+    def put_off(self) -> bool:
+        """Whether it is left to the shard's next owner, as it would keep the shard here."""
+        return self.shard.leaving is not None and self.stays
+
     def interrupted_by(self, seq: int) -> None:
         """Note the inbox row of an interrupt, to be settled with the exit."""
         if isinstance(self.answers, StoredAnswers):

@@ -5,8 +5,9 @@ Follows the views of ``membership`` through ``assignment``; moves shards through
 """
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
@@ -38,6 +39,10 @@ class ShardHost(Protocol):
         """Stop intake, drain, flush, unlock. Shards not owned (any more) are passed over."""
         ...
 
+    def keep(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        """Give up releasing these and serve them on; those for which it is too late."""
+        ...
+
 
 class Views(Protocol):
     """What this loop needs of ``Membership``."""
@@ -56,6 +61,7 @@ class Ownership:
     A shard is acquired as soon as it is wanted, and asked for again while somebody else holds its
     lock: at once when topology rings, else after ``retry`` doubling up to ``poll``. A shard is
     released when two views, one after the other, assign alike and neither gives it to this runner.
+    A release may take as long as the shard's work; one that is wanted again meanwhile is kept.
     While ``views.accepting`` is false nothing moves. Leaving the context releases all that
     ``host`` still owns.
 
@@ -86,7 +92,8 @@ class Ownership:
         self._failing = False
         self._ground: Ground | None = None
         self._settled = False
-        self._moving: frozenset[ShardId] = frozenset()
+        self._moving: dict[ShardId, int] = {}
+        self._handovers = itertools.count()
 
     @property
     def wanted(self) -> frozenset[ShardId]:
@@ -143,7 +150,7 @@ class Ownership:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
             self._wake.clear()
-        await self._hand_over(self._host.owned() - self._moving)
+        await self._hand_over(self._host.owned() - self._moving.keys())
 
     async def _reconcile(self) -> float | None:
         """One step towards the wanted shards; seconds until the next, None when nothing is open."""
@@ -156,7 +163,10 @@ class Ownership:
         return min((delay for delay in delays if delay is not None), default=None)
 
     def _give_away(self, wanted: frozenset[ShardId]) -> float | None:
-        surplus = self._host.owned() - wanted - self._moving
+        regretted = wanted & self._moving.keys()
+        for shard in regretted - self._host.keep(regretted):
+            del self._moving[shard]
+        surplus = self._host.owned() - wanted - self._moving.keys()
         if not surplus:
             return None
         if not self._settled:
@@ -166,12 +176,11 @@ class Ownership:
             return self._handing_over.wait
         # In a task of its own: a shard is given away when its running steps have ended, and others
         # are to be acquired meanwhile.
-        self._moving |= surplus
         self._group.create_task(self._hand_over(surplus))
         return None
 
     async def _take(self, wanted: frozenset[ShardId]) -> float | None:
-        missing = wanted - self._host.owned() - self._moving
+        missing = wanted - self._host.owned() - self._moving.keys()
         if not missing:
             self._acquiring.reset()
             return None
@@ -184,10 +193,15 @@ class Ownership:
             logger.info("acquired shards", extra={"acquired": len(got), "asked": len(missing)})
         return self._acquiring.wait if missing - got else None
 
-    async def _hand_over(self, shards: frozenset[ShardId]) -> None:
+    def _hand_over(self, shards: frozenset[ShardId]) -> Coroutine[None, None, None]:
+        """Release shards, which are moving from this call on."""
+        number = next(self._handovers)
+        self._moving |= dict.fromkeys(shards, number)
+        return self._release(shards, number)
+
+    async def _release(self, shards: frozenset[ShardId], number: int) -> None:
         if not shards:
             return
-        self._moving |= shards
         try:
             await self._host.release(shards)
             logger.info("released shards", extra={"released": len(shards)})
@@ -196,7 +210,9 @@ class Ownership:
             logger.warning("shards could not be released", exc_info=error)
             self._handing_over.failed()
         finally:
-            self._moving -= shards
+            for shard in shards:
+                if self._moving.get(shard) == number:  # else it was kept, and may move again
+                    del self._moving[shard]
             self._ring_topology()
             self._wake.set()
 

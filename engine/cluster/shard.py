@@ -4,6 +4,7 @@ Made by ``cluster.delivery`` when a lane has acquired the shard; held by every p
 shard, which stops as soon as ``alive`` is false.
 """
 
+from engine.cluster.handover import Handover
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
@@ -15,7 +16,8 @@ class OwnedShard:
 
     ``in_flight`` are the inbox rows handed out here; a row leaves only after the flush that
     deleted it, or when it is given back. ``held`` are entities and executions whose requests are
-    to stay in the inbox for now. ``accepting`` is false while the shard is being given away.
+    to stay in the inbox for now. ``leaving`` is set while the shard is being handed over, and
+    ``accepting`` is false from when it is served no more.
 
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
@@ -36,6 +38,7 @@ class OwnedShard:
         "id",
         "in_flight",
         "lane",
+        "leaving",
         "passed_over",
         "runner",
     )
@@ -53,6 +56,7 @@ class OwnedShard:
         self._missed: bool = True
         self.alive: bool = True
         self.accepting: bool = True
+        self.leaving: Handover | None = None
 
     def submit(self, source: CommitSource) -> None:
         """Queue a write of this epoch; ``OwnershipLost`` once the epoch is over."""

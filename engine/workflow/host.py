@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.cluster.answering import Answers
 from engine.cluster.delivery import Delivery
+from engine.cluster.handover import InHand
 from engine.cluster.residency import Residency
 from engine.cluster.shard import OwnedShard
 from engine.cluster.write import write
@@ -243,6 +244,13 @@ class ExecutionHost:
         for resident in list(self._by_shard.get(shard, ())):
             resident.drop()
         self._forget_shard(shard)
+
+    def in_hand(self, shard: OwnedShard) -> InHand:
+        residents = self._by_shard.get(shard, ())
+        return InHand(running=[task for each in residents for task in each.running])
+
+    def stay(self, shard: OwnedShard) -> None:
+        """Nothing was put off."""
 
     async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
         residents = list(self._by_shard.get(shard, ()))

@@ -330,6 +330,12 @@ class ResidentExecution:
             self._residents.forget(self)
             self._free()
 
+    @property
+    def running(self) -> list[asyncio.Task[None]]:
+        """The attempts of its steps that run now."""
+        steps = () if self._body is None else self._body.steps.values()
+        return [step.task for step in steps if step.task is not None]
+
     async def drain(self, grace: timedelta) -> None:
         """Start nothing new, let running steps end and be written, then leave memory."""
         if self._quiet is None and not self._over:

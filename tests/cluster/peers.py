@@ -111,6 +111,9 @@ class LaneHost:
                 await self.lane.release(sorted(held))
                 self.changed()
 
+    def keep(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        return frozenset(shards)  # a release is over at once
+
     def drop(self) -> None:
         """Declared dead: own nothing any more, at once."""
         self.dropped = True

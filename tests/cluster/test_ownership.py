@@ -178,6 +178,8 @@ class Locks:
         self.released: list[frozenset[ShardId]] = []
         self.release_waits_for: asyncio.Event | None = None
         self.fail_releases = 0
+        self.kept: set[ShardId] = set()
+        self.past_keeping: set[ShardId] = set()
 
     def owned(self) -> frozenset[ShardId]:
         return frozenset(self.held)
@@ -194,8 +196,12 @@ class Locks:
             raise StorageUnavailable("gone for a moment")
         if self.release_waits_for is not None:
             await self.release_waits_for.wait()
-        self.held -= frozenset(shards)
-        self.released.append(frozenset(shards))
+        self.held -= frozenset(shards) - self.kept
+        self.released.append(frozenset(shards) - self.kept)
+
+    def keep(self, shards: Collection[ShardId]) -> frozenset[ShardId]:
+        self.kept |= frozenset(shards) - self.past_keeping
+        return frozenset(shards) & self.past_keeping
 
 
 class Rings:
@@ -349,6 +355,45 @@ async def test_a_slow_release_does_not_hold_up_acquisitions() -> None:
         assert extra in locks.held
         locks.release_waits_for.set()
         await eventually(lambda: extra not in locks.held)
+
+
+async def test_shards_that_are_wanted_again_are_kept_unless_it_is_too_late() -> None:
+    locks, views = Locks(), Script()
+    views.publish(ME)
+    async with following(locks, views):
+        await eventually(lambda: locks.held == every_shard())
+        locks.release_waits_for = asyncio.Event()
+        late, *kept = every_shard() - my_share(ME, OTHER)
+        locks.past_keeping = {late}
+        views.publish(ME, OTHER)
+        views.publish(ME, OTHER)
+        await turns()
+        views.publish(ME)
+        await eventually(lambda: locks.kept == {*kept})
+        locks.release_waits_for.set()
+        await eventually(lambda: locks.released == [frozenset({late})])
+        await eventually(lambda: locks.held == every_shard())
+
+
+async def test_a_shard_that_was_kept_can_be_released_while_others_still_are() -> None:
+    locks, views = Locks(), Script()
+    views.publish(ME)
+    async with following(locks, views):
+        await eventually(lambda: locks.held == every_shard())
+        locks.release_waits_for = slow = asyncio.Event()
+        late, *kept = every_shard() - my_share(ME, OTHER)
+        locks.past_keeping = {late}
+        for runners in ((ME, OTHER), (ME, OTHER), (ME,)):
+            views.publish(*runners)
+            await turns()
+        assert locks.kept == {*kept}
+        locks.kept = set()
+        locks.release_waits_for = None
+        views.publish(ME, OTHER)
+        views.publish(ME, OTHER)
+        await eventually(lambda: locks.held == my_share(ME, OTHER) | {late})
+        assert locks.released == [frozenset(kept)]
+        slow.set()
 
 
 async def test_a_release_that_failed_is_tried_again() -> None:

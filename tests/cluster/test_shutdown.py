@@ -253,7 +253,7 @@ async def test_a_hand_over_that_waits_for_such_a_handler_does_not_hold_up_a_stop
             shards = first._incarnation and first._incarnation.delivery.shards
             assert shards
             (shard,) = shards.values()
-            await eventually(lambda: not shard.accepting)
+            await eventually(lambda: shard.leaving is not None)
             async with asyncio.timeout(15):
                 await first.sharding.shutdown()
             await eventually(lambda: len(second.epochs) == 1)
