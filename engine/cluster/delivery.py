@@ -216,7 +216,7 @@ class Delivery:
             shard.leaving = handover
             if not await handover.wait():
                 return None
-            grace = self.grace if self.stopping else handover.left
+            grace = handover.grace
         shard.accepting = False
         self._suspects.leave(shard)
         await asyncio.gather(*(work.drain(shard, grace) for work in self._all_work()))
@@ -242,7 +242,7 @@ class Delivery:
         self.stopping = True
         for shard in self.shards.values():
             if shard.leaving is not None:
-                shard.leaving.hurry()
+                shard.leaving.hurry(grace)
 
     async def _unlock(self, shards: Collection[OwnedShard]) -> None:
         """Give up drained shards, those of one lane together, and tell who may take them."""

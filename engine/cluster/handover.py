@@ -46,8 +46,10 @@ class Handover:
         return not self._decided.done() or self._decided.result()
 
     @property
-    def left(self) -> timedelta:
+    def grace(self) -> timedelta:
         """How long what has begun meanwhile may go on; nothing is served in that time."""
+        if self._decided.done():
+            return self._limit
         return max(
             self._limit - timedelta(seconds=self._loop.time() - self._began),
             min(self._limit, _LAST),
@@ -57,8 +59,9 @@ class Handover:
         """Give the hand-over up."""
         self._decide(False)
 
-    def hurry(self) -> None:
-        """Wait no longer: the runner stops."""
+    def hurry(self, grace: timedelta) -> None:
+        """Wait no longer: the runner stops, and what runs has ``grace`` to end."""
+        self._limit = grace
         self._decide(True)
 
     def _decide(self, go_on: bool) -> None:
@@ -70,6 +73,5 @@ class Handover:
         if late and not self._decided.done():
             # A gathering that is not waited for any more cancels nothing.
             ended = asyncio.gather(*late, return_exceptions=True)
-            await asyncio.wait(
-                {ended, self._decided}, timeout=within, return_when=asyncio.FIRST_COMPLETED
-            )
+            either: set[asyncio.Future[Any]] = {ended, self._decided}
+            await asyncio.wait(either, timeout=within, return_when=asyncio.FIRST_COMPLETED)

@@ -23,8 +23,8 @@ class Postman:
     """Hands on what has come, in order. ``receive`` must not raise.
 
     With ``poll``, which gives the time between two looks nobody asked for, it looks without a ring
-    as well, and throws away now and then what nobody will fetch any more. Without it, somebody
-    calls ``fetch``.
+    as well, and throws away now and then what nobody will fetch or wait for any more. Without it,
+    somebody calls ``fetch``.
     """
 
     def __init__(
@@ -104,3 +104,4 @@ class Postman:
         if self._poll is not None and now - self._swept > _SWEEP_EVERY:
             self._swept = now
             await self._storage.sweep_post(_STALE)
+            await self._storage.sweep_waiters()

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, Self
@@ -22,6 +22,7 @@ from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
 _READ = 1000
+_LINGER = 1.0
 _CLOSED = "this client is closed; open a new one"
 
 
@@ -56,6 +57,10 @@ class ReplyBoard:
         self._unread: set[Snowflake] = set()
         self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
+        self._registered: set[Snowflake] = set()
+        self._left: set[Snowflake] = set()
+        self._leaving: asyncio.TimerHandle | None = None
+        self._unwatch_now = False
         self._alarm: asyncio.TimerHandle | None = None
         self._group = asyncio.TaskGroup()
         self._closing = False
@@ -68,8 +73,9 @@ class ReplyBoard:
     async def __aexit__(self, *exc: object) -> None:
         self._closing = True
         self._wake.set()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for alarm in (self._alarm, self._leaving):
+            if alarm is not None:
+                alarm.cancel()
         for waiters in self._waiting.values():
             for waiter in waiters:
                 if isinstance(waiter, StreamReader):
@@ -77,6 +83,11 @@ class ReplyBoard:
                 elif isinstance(waiter, _ExitWaiter):
                     waiter.exit.cancel()
         await self._group.__aexit__(None, None, None)
+        left = self._left | self._registered
+        if left:
+            with suppress(StorageUnavailable, TimeoutError, OSError):  # then a sweep does it
+                async with asyncio.timeout(_LINGER):
+                    await self._storage.unwatch(sorted(left))
 
     async def wait(self, request_id: Snowflake) -> Exit:
         """The exit of a request, stored or to come, whoever sent it."""
@@ -119,6 +130,7 @@ class ReplyBoard:
             raise StorageUnavailable(_CLOSED)
         waiters = self._waiting.setdefault(request_id, set())
         waiters.add(waiter)
+        self._registered.add(request_id)
         self._arm()
         try:
             yield
@@ -130,6 +142,17 @@ class ReplyBoard:
     def _forget(self, request_id: Snowflake) -> None:
         del self._waiting[request_id]
         self._volatile.discard(request_id)
+        if request_id in self._registered:
+            self._registered.discard(request_id)
+            self._left.add(request_id)
+            if self._leaving is None and not self._closing:
+                loop = asyncio.get_running_loop()
+                self._leaving = loop.call_later(_LINGER, self._unwatch_soon)
+
+    def _unwatch_soon(self) -> None:
+        self._leaving = None
+        self._unwatch_now = True
+        self._wake.set()
 
     def watch(self, request_id: Snowflake) -> None:
         """Register for the request's replies, then read them."""
@@ -140,6 +163,7 @@ class ReplyBoard:
     def read(self, request_id: Snowflake) -> None:
         """Read the request's replies: this process has been registered for more of them."""
         if request_id in self._waiting:
+            self._registered.add(request_id)
             self._unread.add(request_id)
             self._wake.set()
 
@@ -147,6 +171,8 @@ class ReplyBoard:
         """A reply that was committed by this very process; whether it has come to the one consumer
         of the stream."""
         waiters = self._waiting.get(reply.request_id, ())
+        if reply.kind is not ReplyKind.CHUNK:
+            self._registered.discard(reply.request_id)  # its commit is rung as well
         for waiter in waiters:
             waiter.replied(reply, pushed=True)
         return any(waiter.consumes for waiter in waiters)
@@ -157,6 +183,7 @@ class ReplyBoard:
         """A request that is awaited is volatile: nothing of it is to be read."""
         if request_id in self._waiting:
             self._volatile.add(request_id)
+            self._registered.discard(request_id)
 
     def keep(self, request_id: Snowflake) -> "KeptReplies":
         """Gather the replies of a volatile request that is about to be sent, until its exit."""
@@ -208,6 +235,7 @@ class ReplyBoard:
         """The doorbell says that these have replies; read those that are awaited here."""
         mine = self._stored & set(requests)
         if mine:
+            self._registered -= mine
             self._rung.update(mine)
             self._wake.set()
 
@@ -235,7 +263,7 @@ class ReplyBoard:
     async def _run(self) -> None:
         failures = 0
         while not self._closing:
-            if not (self._unwatched or self._unread or self._rung):
+            if not (self._unwatched or self._unread or self._rung or self._unwatch_now):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -244,7 +272,9 @@ class ReplyBoard:
             unread = (self._unread | unwatched | rung) & self._stored
             self._unread = set()
             try:
+                await self._unwatch()
                 if unwatched:
+                    self._registered |= unwatched & self._waiting.keys()
                     await self._storage.watch(sorted(unwatched))
                 before = self._after(unread)
                 for ids in _chunks(sorted(unread)):
@@ -259,6 +289,16 @@ class ReplyBoard:
                 self._rung |= rung
                 self._unread |= unread
                 await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+
+    async def _unwatch(self) -> None:
+        """Take back the registrations of those who left before a ring used them up: what they
+        waited for had ended already, or they gave up."""
+        if self._unwatch_now:
+            self._unwatch_now = False
+            self._left -= self._waiting.keys()
+            for ids in _chunks(sorted(self._left)):
+                await self._storage.unwatch(ids)
+                self._left.difference_update(ids)
 
     async def _read(self, ids: Sequence[Snowflake], after: Mapping[Snowflake, int]) -> None:
         behind = {id: after[id] for id in ids if id in after}

@@ -138,6 +138,15 @@ class MemoryStorage(MemoryInspection):
         await self._travel()
         self._doorbell.watch(requests)
 
+    async def unwatch(self, requests: Sequence[Snowflake]) -> None:
+        await self._travel()
+        self._database.unwatch(requests, self._doorbell)
+
+    async def sweep_waiters(self) -> int:
+        """A process that ends takes its waiters with it."""
+        await self._travel()
+        return 0
+
     async def acknowledge(
         self, acks: Sequence[AckChunk], *, wait: bool = False
     ) -> Mapping[Snowflake, int]:

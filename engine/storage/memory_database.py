@@ -148,10 +148,16 @@ class MemoryDatabase:
         for request_id in requests:
             self._waiters.setdefault(request_id, {})[hearer] = None
 
+    def unwatch(self, requests: Iterable[Snowflake], hearer: Hearer) -> None:
+        for request_id in requests:
+            hearers = self._waiters.get(request_id, {})
+            hearers.pop(hearer, None)
+            if not hearers:
+                self._waiters.pop(request_id, None)
+
     def forget(self, hearer: Hearer) -> None:
         self.hearers.pop(hearer, None)
-        for request_id in [each for each, hearers in self._waiters.items() if hearer in hearers]:
-            del self._waiters[request_id][hearer]
+        self.unwatch([each for each, hearers in self._waiters.items() if hearer in hearers], hearer)
 
     def waiters(self, requests: Iterable[Snowflake]) -> Mapping[Hearer, list[Snowflake]]:
         """Who waits for which of these. To be told again, they have to register again."""

@@ -193,6 +193,12 @@ class PostgresStorage(Inspection):
     async def watch(self, requests: Sequence[Snowflake]) -> None:
         await self._requests.watch(requests)
 
+    async def unwatch(self, requests: Sequence[Snowflake]) -> None:
+        await self._requests.unwatch(requests)
+
+    async def sweep_waiters(self) -> int:
+        return await self._requests.sweep_waiters()
+
     async def acknowledge(
         self, acks: Sequence[AckChunk], *, wait: bool = False
     ) -> Mapping[Snowflake, int]:

@@ -645,6 +645,15 @@ class Storage(Protocol):
         """Register this process as a waiter. Read ``replies`` after this, then wait."""
         ...
 
+    async def unwatch(self, requests: Sequence[Snowflake]) -> None:
+        """This process does not wait for these any more: forget what no ring has used up."""
+        ...
+
+    async def sweep_waiters(self) -> int:
+        """Forget the waiters of processes that are gone; how many there were. One that is only
+        disconnected registers again when its doorbell is restored."""
+        ...
+
     async def replies(
         self, requests: Sequence[Snowflake], *, after: Mapping[Snowflake, int] | None = None
     ) -> Sequence[StoredReply]:

@@ -43,6 +43,14 @@ class StoredRequests:
             await self._listening()
             await self._pool.fetch("watch", requests, self._channel)
 
+    async def unwatch(self, requests: Sequence[Snowflake]) -> None:
+        if self._channel is not None and requests:
+            await self._pool.fetch("unwatch", requests, self._channel)
+
+    async def sweep_waiters(self) -> int:
+        rows = await self._pool.fetch("sweep_waiters")
+        return int(rows[0]["waiters"])
+
     async def acknowledge(self, acks: Sequence[AckChunk], *, wait: bool) -> Mapping[Snowflake, int]:
         furthest: dict[Snowflake, int] = {}
         for ack in acks:

@@ -47,6 +47,7 @@ from tests.storage.world import (
     chunk,
     event,
     ids_of,
+    listening,
     message,
     next_id,
     run_key,
@@ -1579,3 +1580,18 @@ async def test_the_key_of_a_run_names_its_execution(process: Process) -> None:
     (again,) = await process.storage.save([start("o-1", payload=b"[]")])
     assert again.outcome is SaveOutcome.EXISTS
     assert (again.request_id, again.payload) == (run.envelope.request_id, b"{}")
+
+
+async def test_who_does_not_wait_any_more_is_not_told(world: World) -> None:
+    owner = await world.process()
+    leaves, stays = [await world.process() for _ in range(2)]
+    ears = [await listening(process) for process in (leaves, stays)]
+    request = await save_one(owner, message())
+    for process in (leaves, stays):
+        await process.storage.watch([request.envelope.request_id])
+
+    await leaves.storage.unwatch([request.envelope.request_id, next_id()])
+    owner.storage.doorbell.ring_replies([request.envelope.request_id])
+
+    await eventually(lambda: ears[1].replies)
+    assert ears[0].replies == set()

@@ -247,3 +247,16 @@ async def test_no_notifications_means_no_connections(dsn: str, sql: asyncpg.Conn
         )
         assert [name for (name,) in names] == [f"outlast:{storage.identity}:pool"]
         assert await sql.fetchval("select count(*) from engine.waiters") == 0
+
+
+async def test_waiters_of_processes_that_are_gone_are_swept_and_no_others(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    lives = await postgres.process(register=False)
+    awaited = next_id()
+    await lives.storage.watch([awaited])
+    await sql.execute("insert into engine.waiters values (1, 'outlast_gone'), (2, 'outlast_gone')")
+
+    assert await lives.storage.sweep_waiters() == 2
+    assert await sql.fetch("select request_id from engine.waiters") == [(awaited,)]
+    assert await lives.storage.sweep_waiters() == 0

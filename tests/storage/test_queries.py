@@ -38,6 +38,7 @@ HOT = {
     "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), []),
     "ring": (*[[]] * 7,),
     "watch": ([], "outlast_1"),
+    "unwatch": ([], "outlast_1"),
     "replies": ([], [], []),
     "streams": ([],),
     "acknowledge": ([], [], "outlast_1"),

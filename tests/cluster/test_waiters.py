@@ -1,0 +1,88 @@
+"""Who waits for replies is registered, and not for longer than that."""
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+
+import asyncpg
+
+from engine import Client, Deferred, Workflow
+from engine.testing import TestCluster
+from tests.eventually import eventually
+
+
+class Echo(Workflow[str, str]):
+    @classmethod
+    def key(cls, request: str) -> str:
+        return request
+
+    async def execute(self, request: str) -> str:
+        return request
+
+
+class Waits(Echo):
+    go = Deferred(bool)
+
+    async def execute(self, request: str) -> str:
+        await self.go.wait()
+        return request
+
+
+async def registered(sql: asyncpg.Connection) -> int:
+    return await sql.fetchval("select count(*) from engine.waiters")
+
+
+async def test_who_asks_for_what_has_ended_leaves_nothing_behind(dsn: str) -> None:
+    sql = await asyncpg.connect(dsn)
+    async with TestCluster(Echo(), dsn=dsn) as cluster, Client(cluster.settings) as other:
+        for number in range(20):
+            await cluster.client.execute(Echo, f"{number}")
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(other.execution(Echo, f"{number}").join())
+                group.create_task(other.execute(Echo, f"{number}"))
+
+        async def nobody() -> bool:
+            return await registered(sql) == 0
+
+        await eventually(nobody)
+    await sql.close()
+
+
+async def test_who_stops_waiting_is_registered_no_more_and_who_asks_again_is(dsn: str) -> None:
+    sql = await asyncpg.connect(dsn)
+    async with (
+        TestCluster(Waits(), dsn=dsn) as cluster,
+        Client(cluster.settings.model_copy(update={"poll_interval": timedelta(hours=1)})) as other,
+    ):
+        execution = await other.start(Waits, "a")
+
+        async def gives_up() -> None:
+            with suppress(TimeoutError):
+                await execution.join(timedelta(milliseconds=200))
+
+        async def nobody() -> bool:
+            return await registered(sql) == 0
+
+        await gives_up()
+        await eventually(nobody)
+        await gives_up()
+        async with asyncio.TaskGroup() as group:
+            joined = group.create_task(execution.join(timedelta(seconds=10)))
+            await asyncio.sleep(1.5)  # longer than a registration lingers
+            await execution.resolve(Waits.go, True)
+            assert await joined == "a"
+        await eventually(nobody)
+    await sql.close()
+
+
+async def test_a_client_that_closes_takes_its_registrations_along(dsn: str) -> None:
+    sql = await asyncpg.connect(dsn)
+    async with TestCluster(Waits(), dsn=dsn) as cluster:
+        async with Client(cluster.settings) as other:
+            execution = await other.start(Waits, "a")
+            with suppress(TimeoutError):
+                await execution.join(timedelta(milliseconds=200))
+            assert await registered(sql) == 1
+        assert await registered(sql) == 0
+    await sql.close()
