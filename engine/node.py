@@ -44,8 +44,13 @@ def postgres(settings: Settings) -> OpenStorage:
     return make
 
 
+def _rings(_: SaveRequest) -> bool:
+    return False
+
+
 class Node:
-    """Enter it to open; ``local`` is asked first to ring shards and gives those not owned here."""
+    """Enter it to open; ``local`` is asked first to ring shards and gives those not owned here.
+    ``waits`` says of which stored requests their owner, here, need not be told."""
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Node:
             settled=self.outbox.settled,
         )
         self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
+        self.waits: Callable[[SaveRequest], bool] = _rings
         self.entered: bool = False
         self._groups: set[str] = set()
         self._stack = AsyncExitStack()
@@ -111,7 +117,8 @@ class Node:
         return self.settings.poll_interval if healthy else self.settings.poll_interval_degraded
 
     def _ring(self, request: SaveRequest) -> None:
-        self.ring_shards((request.envelope.address.shard,))
+        if not self.waits(request):
+            self.ring_shards((request.envelope.address.shard,))
 
     def ring_shards(self, shards: Collection[ShardId]) -> None:
         """Have the owners of these shards read their inboxes."""

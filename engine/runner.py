@@ -296,6 +296,7 @@ class Runner:
                     self._incarnation = incarnation
                     incarnation.serve_registered()  # what came while it was being entered
                     self._node.local = incarnation.ring
+                    self._node.waits = incarnation.delivery.waits
                     self._node.acknowledger.producers = incarnation.streams
                     self._node.mail.volatile.local = incarnation.reception
                     failures = 0
@@ -317,6 +318,7 @@ class Runner:
             finally:
                 self._incarnation = None
                 self._node.local = lambda shards: shards
+                self._node.waits = lambda _: False
                 self._node.acknowledger.producers = None
                 self._node.mail.volatile.local = None
 
@@ -342,6 +344,7 @@ class _Incarnation:
         self._tasks = _running_tasks()
         self.storage: Storage = open_storage(self.id, node.clock)
         self.ids = SnowflakeGenerator(now=node.clock.now)
+        self._residency = Residency(settings.max_resident)
         self.delivery = Delivery(
             runner=self.id,
             clock=node.clock,
@@ -351,13 +354,14 @@ class _Incarnation:
             moved=self._lanes_moved,
             streams=self.storage.streams,
             spawn=self._tasks.spawn,
+            residency=self._residency,
             max_deliveries=settings.max_deliveries,
             unregistered_timeout=settings.unregistered_timeout,
+            settled_after=settings.statement_timeout * 1.5,
         )
         self._executions: ExecutionHost | None = None
         self._singletons = SingletonHost(spawn=self._tasks.spawn, end=self._tasks.end)
         self._crons: CronHost | None = None
-        self._residency = Residency(settings.max_resident)
         self._states = StateLoader(storage=self.storage, spawn=self._tasks.spawn)
         self.streams = Streams(
             storage=self.storage,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from engine.cluster.handover import Handover, InHand
 from engine.cluster.parking import Parking
+from engine.cluster.residency import Residency
 from engine.cluster.shard import OwnedShard
 from engine.cluster.suspects import Suspects
 from engine.cluster.trials import Trials
@@ -21,7 +22,7 @@ from engine.cluster.unhandled import Unhandled
 from engine.core.clock import Alarm, Clock
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails
-from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.core.ids import RunnerId, ShardId, Snowflake, entity_key
 from engine.core.reply import Defect, Exit, ReplyKind
 from engine.storage.lane import Lane
 from engine.storage.protocol import (
@@ -38,6 +39,9 @@ from engine.storage.protocol import (
 )
 
 log: logging.Logger = logging.getLogger(__name__)
+
+
+_SETTLED_AFTER = timedelta(seconds=15)
 
 
 class ShardWork(Protocol):
@@ -70,6 +74,10 @@ class MessageHost(ShardWork, Protocol):
         """What runs of the shard now and ends by itself."""
         ...
 
+    def keys(self, shard: OwnedShard) -> Collection[int]:
+        """The entities of the shard that are in memory, by ``core.ids.entity_key``."""
+        ...
+
     def stay(self, shard: OwnedShard) -> None:
         """It is not handed over after all: begin what was put off for that."""
         ...
@@ -97,7 +105,8 @@ class Delivery:
     when a lane came or went, so that shards may be acquired. ``streams`` is the storage's.
 
     A request that was delivered in vain ``max_deliveries`` times is a dead letter, and so is one
-    whose type nobody has registered here for ``unregistered_timeout``.
+    whose type nobody has registered here for ``unregistered_timeout``. ``residency`` is that of
+    the entities. No statement of anybody's takes longer than ``settled_after``.
     """
 
     def __init__(
@@ -111,8 +120,10 @@ class Delivery:
         moved: Callable[[], None],
         streams: Callable[[Sequence[Snowflake]], Awaitable[Mapping[Snowflake, StreamPosition]]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        residency: Residency,
         max_deliveries: int,
         unregistered_timeout: timedelta,
+        settled_after: timedelta = _SETTLED_AFTER,
     ) -> None:
         self.lanes: list[Lane] = []
         self.grace = grace
@@ -123,6 +134,9 @@ class Delivery:
         self._doorbell = doorbell
         self._replied = replied
         self._moved = moved
+        self._settled_after = settled_after
+        self._residency = residency
+        residency.reopened = self._read_again
         self._hosts: dict[str, MessageHost] = {}
         self._executions: ExecutionsHost | None = None
         self._followers: list[ShardFollower] = []
@@ -185,7 +199,13 @@ class Delivery:
         epochs = await lane.acquire(shards)
         taken = {id: epoch for id, epoch in epochs.items() if lane.shards.get(id) == epoch}
         for id, epoch in taken.items():
-            owned = OwnedShard(id=id, epoch=epoch, lane=lane, runner=self._runner)
+            owned = OwnedShard(
+                id=id,
+                epoch=epoch,
+                lane=lane,
+                runner=self._runner,
+                settled_after=self._settled_after,
+            )
             self.shards[id] = owned
             for follower in self._followers:
                 follower.acquired(owned)
@@ -277,14 +297,24 @@ class Delivery:
     def held(self, shards: Collection[ShardId]) -> Sequence[int]:
         owned = [shard for id in shards if (shard := self.shards.get(id))]
         for shard in owned:
-            shard.begin_sweep()
+            shard.begin_sweep(crowded=self._residency.closed)
         return [key for shard in owned for key in shard.held]
+
+    def admitted(self, shards: Collection[ShardId]) -> Sequence[int] | None:
+        if not self._residency.closed:
+            return None
+        owned = [shard for id in shards if (shard := self.shards.get(id))]
+        return [key for host in self._hosts.values() for each in owned for key in host.keys(each)]
+
+    def floors(self, shards: Collection[ShardId]) -> Sequence[int]:
+        owned = [self.shards.get(id) for id in shards]
+        return [0 if shard is None else shard.floor for shard in owned]
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
         for id in shards:
             shard = self.shards.get(id)
             if shard is not None:
-                shard.end_sweep(more=sweep.more)
+                shard.end_sweep(more=sweep.more, last=sweep.last)
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
@@ -367,6 +397,22 @@ class Delivery:
         )
         self.unhandled.end(shard, row, Defect(details))
 
+    def waits(self, request: SaveRequest) -> bool:
+        """Whether the request stays in an inbox here until its entity can take messages again,
+        upon which the inbox is read anyway."""
+        address = request.envelope.address
+        shard = self.shards.get(address.shard)
+        if shard is None or not shard.held or request.envelope.deliver_at is not None:
+            return False
+        return entity_key(address.entity_type, address.entity_id) in shard.held
+
+    def _read_again(self) -> None:
+        """Newcomers can be taken again, whose messages were passed over."""
+        for shard in self.shards.values():
+            shard.read_again()
+        for lane in self.lanes:
+            lane.ring_all()
+
     def due_at(self, when: datetime) -> None:
         """Something of an owned shard is due then: sweep at that time."""
         if self._alarm_at is not None and self._alarm_at <= when:
@@ -444,7 +490,7 @@ class Delivery:
                 )
             else:
                 self.due_at(request.envelope.deliver_at)
-        else:
+        elif not (plain and self.waits(request)):
             elsewhere.extend(self.ring((request.envelope.address.shard,)))
 
     def _all_work(self) -> list[ShardWork]:

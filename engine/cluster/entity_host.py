@@ -77,7 +77,12 @@ class EntityHost:
         id = row.envelope.address.entity_id
         instance = self._instances.get(shard, id)
         waits = self._waiting.get(shard, id) is not None
-        if waits or (instance is not None and instance.held):
+        newcomer = instance is None and not waits
+        if (
+            waits
+            or (instance is not None and instance.held)
+            or (newcomer and self.residency.close_when_crowded())
+        ):
             shard.give_back(row.seq, row.recipient)
             return
         message = self._message(
@@ -291,6 +296,9 @@ class EntityHost:
         return InHand(
             running=[task for task, _ in mine], staying=[task for task, stays in mine if stays]
         )
+
+    def keys(self, shard: OwnedShard) -> Collection[int]:
+        return [each.key for each in self._instances.of(shard)]
 
     def stay(self, shard: OwnedShard) -> None:
         for instance in self._instances.of(shard):

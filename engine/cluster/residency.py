@@ -3,6 +3,7 @@
 Shared by the hosts of one runner; each resident and each waiter is told by a call.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -20,12 +21,23 @@ class Resident(Protocol):
         ...
 
 
+_WAITING = 1000
+
+
 class Residency:
     """At most ``limit`` residents. Idle ones make room, the longest idle first; when all are busy
-    newcomers wait in the order they came, and for each of them the eldest resident gives way."""
+    newcomers wait in the order they came, and for each of them the eldest resident gives way.
 
-    def __init__(self, limit: int) -> None:
+    As many may wait at most, or ``waiting``: ``closed`` says that others are to be left where they
+    are, and ``reopened`` is called when they can come again.
+    """
+
+    def __init__(self, limit: int, *, waiting: int = 0) -> None:
+        self.closed = False
+        self.reopened: Callable[[], None] = lambda: None
         self._limit = limit
+        self._most_waiting = waiting or max(limit, _WAITING)
+        self._reopening = False
         self._residents: dict[Resident, bool] = {}
         self._idle: OrderedDict[Resident, None] = OrderedDict()
         self._waiting: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
@@ -41,6 +53,13 @@ class Residency:
             resident, _ = self._idle.popitem(last=False)
             resident.evict()
         return len(self._residents) < self._limit
+
+    def close_when_crowded(self) -> bool:
+        """Whether as many wait as may."""
+        # INVARIANT order: it stays closed until the loop's next turn at the least, so that of one
+        # newcomer no later message is taken where an earlier one was not.
+        self.closed = self.closed or len(self._waiting) >= self._most_waiting
+        return self.closed
 
     def enter(self, resident: Resident) -> None:
         self._residents.setdefault(resident, False)
@@ -80,9 +99,20 @@ class Residency:
 
     def forget(self, key: Hashable) -> None:
         """It waits no more."""
-        self._waiting.pop(key, None)
+        if self._waiting.pop(key, None) is not None:
+            self._look()
 
     def _admit(self) -> None:
         while self._waiting and len(self._residents) < self._limit:
             _, admit = self._waiting.popitem(last=False)
             admit()
+            self._look()
+
+    def _look(self) -> None:
+        if self.closed and not self._reopening and len(self._waiting) <= self._most_waiting // 2:
+            self._reopening = True
+            asyncio.get_running_loop().call_soon(self._reopen)
+
+    def _reopen(self) -> None:
+        self.closed = self._reopening = False
+        self.reopened()

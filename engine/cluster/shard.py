@@ -4,11 +4,16 @@ Made by ``cluster.delivery`` when a lane has acquired the shard; held by every p
 shard, which stops as soon as ``alive`` is false.
 """
 
+from datetime import timedelta
+
 from engine.cluster.handover import Handover
+from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
 from engine.storage.protocol import Fence, Recipient
+
+_READ_ALL_EVERY = 5.0
 
 
 class OwnedShard:
@@ -22,17 +27,27 @@ class OwnedShard:
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
 
+    ``floor``: while rows are passed over, the next sweep looks only at those behind this one, so
+    that a long backlog of an entity that is held is not looked at time and again.
+
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
     ``begin_sweep`` on.
     """
 
     __slots__ = (
+        "_again",
+        "_began",
         "_missed",
+        "_read_all_at",
+        "_ripening",
+        "_safe",
+        "_settled_after",
         "accepting",
         "alive",
         "behind",
         "epoch",
+        "floor",
         "generation",
         "held",
         "id",
@@ -43,7 +58,9 @@ class OwnedShard:
         "runner",
     )
 
-    def __init__(self, *, id: ShardId, epoch: int, lane: Lane, runner: RunnerId) -> None:
+    def __init__(
+        self, *, id: ShardId, epoch: int, lane: Lane, runner: RunnerId, settled_after: timedelta
+    ) -> None:
         self.id: ShardId = id
         self.epoch: int = epoch
         self.lane: Lane = lane
@@ -54,6 +71,13 @@ class OwnedShard:
         self.passed_over: set[Recipient] = set()
         self.behind: bool = True
         self._missed: bool = True
+        self.floor: int = 0
+        self._safe: int = 0
+        self._ripening: tuple[int, float] | None = None
+        self._began: float = 0.0
+        self._read_all_at: float = 0.0
+        self._again: bool = False
+        self._settled_after: float = settled_after.total_seconds()
         self.alive: bool = True
         self.accepting: bool = True
         self.leaving: Handover | None = None
@@ -72,7 +96,7 @@ class OwnedShard:
     def release(self, key: int) -> None:
         """Its requests may be read again."""
         self.held.discard(key)
-        self.fall_behind()
+        self.read_again()
         if self.alive:
             self.lane.ring((self.id,))
 
@@ -81,19 +105,42 @@ class OwnedShard:
         what came for the same recipient after it."""
         self.in_flight.discard(seq)
         self.passed_over.add(recipient)
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Rows that a sweep has passed over can be delivered now, or soon."""
+        self._safe, self._ripening, self._again = 0, None, True
         self.fall_behind()
 
     def fall_behind(self) -> None:
         """There are rows that the sweep under way, if any, does not read."""
         self.behind = self._missed = True
 
-    def begin_sweep(self) -> None:
+    def begin_sweep(self, *, crowded: bool) -> None:
+        """``crowded``: rows of entities that are not in memory are passed over."""
         self.passed_over.clear()
-        self._missed = bool(self.held)
+        self._missed = bool(self.held) or crowded
+        self._again = False
+        self._began = monotonic()
+        self.floor = self._safe
+        if not self._missed or self._began - self._read_all_at > _READ_ALL_EVERY:
+            self.floor, self._read_all_at = 0, self._began
 
-    def end_sweep(self, *, more: bool) -> None:
-        """Its rows are about to be delivered; with ``more`` there are others."""
+    def end_sweep(self, *, more: bool, last: int | None) -> None:
+        """Its rows are about to be delivered; with ``more`` there are others. ``last`` is the
+        highest seq there was, if rows were passed over."""
         self.behind = more or self._missed
+        if more or self._again or last is None:
+            return
+        # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
+        # that can have drawn such a seq was over. What was seen is in flight or passed over, and
+        # ``read_again`` takes the floor away when something passed over can be delivered. (Only a
+        # start on a user's own connection may commit later: all is read now and then.)
+        if self._ripening is None:
+            self._ripening = last, self._began
+        elif self._began - self._ripening[1] > self._settled_after:
+            self._safe = self._ripening[0]
+            self._ripening = last, self._began
 
     @property
     def fence(self) -> Fence:

@@ -46,7 +46,12 @@ class LaneSink(Protocol):
 
     def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]: ...
     def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]: ...
-    def held(self, shards: Collection[ShardId]) -> Sequence[int]: ...
+    def held(self, shards: Collection[ShardId]) -> Sequence[int]:
+        """Asked first of these; a sweep is about to begin."""
+        ...
+
+    def admitted(self, shards: Collection[ShardId]) -> Sequence[int] | None: ...
+    def floors(self, shards: Collection[ShardId]) -> Sequence[int]: ...
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None: ...
     def lane_opened(self, lane: "Lane") -> None:
         """It has a session and can acquire shards."""
@@ -256,9 +261,11 @@ class Lane:
         try:
             sweep = await session.sweep(
                 shards,
+                held=self._sink.held(shards),
+                admitted=self._sink.admitted(shards),
+                floors=self._sink.floors(shards),
                 in_flight=self._sink.in_flight(shards),
                 resident=self._sink.resident(shards),
-                held=self._sink.held(shards),
                 limit=_SWEEP_LIMIT,
                 horizon=self._horizon,
             )

@@ -99,12 +99,14 @@ class PostgresLaneSession:
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
         held: Sequence[int] = (),
+        admitted: Sequence[int] | None = None,
+        floors: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
         # A shard with a deep backlog must not make every sweep read all of it.
         per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
-        arguments = in_flight, resident, limit, per_shard, horizon, held
+        arguments = in_flight, resident, limit, per_shard, horizon, held, floors, admitted
         return await self._alone(self._sweep(shards, arguments))
 
     def terminate(self) -> None:

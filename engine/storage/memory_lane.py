@@ -93,6 +93,8 @@ class MemoryLane:
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
         held: Sequence[int] = (),
+        admitted: Sequence[int] | None = None,
+        floors: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
@@ -103,6 +105,8 @@ class MemoryLane:
                 in_flight=frozenset(in_flight),
                 resident=frozenset(resident),
                 held=frozenset(held),
+                admitted=None if admitted is None else frozenset(admitted),
+                floors=floors,
                 limit=limit,
                 horizon=horizon,
             )

@@ -307,6 +307,8 @@ class MemoryRows:
         in_flight: Collection[int],
         resident: Collection[Snowflake],
         held: Collection[int],
+        admitted: Collection[int] | None,
+        floors: Sequence[int],
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
@@ -315,7 +317,11 @@ class MemoryRows:
         until = now + horizon
         swept = [self._known(each) for each in dict.fromkeys(shards)]
         ready = heapq.merge(
-            *(shard.ready(now, in_flight, held) for shard in swept), key=lambda row: row.seq
+            *(
+                shard.ready(now, in_flight, held, admitted, floor)
+                for shard, floor in zip(swept, floors or [0] * len(swept), strict=True)
+            ),
+            key=lambda row: row.seq,
         )
         due = heapq.merge(*(shard.due(until, resident) for shard in swept))
         rows = list(islice(ready, limit + 1))
@@ -327,6 +333,9 @@ class MemoryRows:
             next_due=None if next_due == NEVER else next_due,
             more=max(len(rows), len(wakes)) > limit,
             now=now,
+            last=max((each.last or 0 for each in swept), default=None)
+            if held or admitted is not None
+            else None,
         )
 
     def envelope(self, request_id: Snowflake) -> EnvelopeRequest | None:

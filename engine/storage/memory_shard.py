@@ -110,16 +110,29 @@ class MemoryShard:
         return self._requests.get(request_id)
 
     def ready(
-        self, now: datetime, in_flight: Collection[int] = (), held: Collection[int] = ()
+        self,
+        now: datetime,
+        in_flight: Collection[int] = (),
+        held: Collection[int] = (),
+        admitted: Collection[int] | None = None,
+        floor: int = 0,
     ) -> Iterator[MemoryRow]:
         """The rows due by now that are not in flight, in order of ``seq``; no requests for those
-        entities and executions that are ``held``."""
+        entities and executions that are ``held``, or for entities that are not ``admitted``, and of
+        the rows up to ``floor`` only such as were to be delivered later."""
         self._promote(now)
         return (
             row
             for seq, row in self._ready.items()
-            if seq not in in_flight and not (held and _receiver(row) in held)
+            if seq not in in_flight
+            and (seq > floor or row.due_at is not None)
+            and not (held and _receiver(row) in held)
+            and (admitted is None or row.entity is None or row.entity in admitted)
         )
+
+    @property
+    def last(self) -> int | None:
+        return next(reversed(self._rows), None)
 
     def sleep(self, execution: Snowflake, wake_at: datetime) -> None:
         insort(self._wakes, (wake_at, execution))

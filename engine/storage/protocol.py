@@ -229,6 +229,8 @@ class Sweep:
     next_due: datetime | None
     more: bool
     now: datetime
+    last: int | None = None
+    """The highest ``seq`` there is in these shards; told only if rows were passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,13 +357,17 @@ class LaneSession(Protocol):
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
         held: Sequence[int] = (),
+        admitted: Sequence[int] | None = None,
+        floors: Sequence[int] = (),
         limit: int,
         horizon: timedelta,
     ) -> Sweep:
         """Read what these shards have to deliver and is not in flight here, oldest first.
 
         ``held`` are entities (``core.ids.entity_key``) and executions that can take no message now:
-        their REQUEST rows are passed over and do not count towards the limit.
+        their REQUEST rows are passed over and do not count towards the limit. So are those of all
+        entities that are not ``admitted``, if it is given. ``floors``, one for each shard: rows up
+        to there are passed over without a look, unless they were to be delivered later.
 
         ``BadBatch`` when it met a lock: nothing was read, ask again later. ``due`` lists executions
         whose ``wake_at`` has come or comes within the horizon and that are not resident here;

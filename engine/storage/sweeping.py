@@ -33,6 +33,7 @@ def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId)
         next_due=header["next_due"],
         more=header["more"],
         now=header["now"],
+        last=header["last"],
     )
 
 

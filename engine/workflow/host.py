@@ -249,6 +249,9 @@ class ExecutionHost:
         residents = self._by_shard.get(shard, ())
         return InHand(running=[task for each in residents for task in each.running])
 
+    def keys(self, shard: OwnedShard) -> Collection[int]:
+        return ()
+
     def stay(self, shard: OwnedShard) -> None:
         """Nothing was put off."""
 

@@ -173,6 +173,13 @@ def make_messages(schema: str | None) -> None:
         postgresql_where=sa.text("due_at is not null"),
     )
     op.create_index(
+        "inbox_request",
+        "inbox",
+        ["request_id"],
+        schema=schema,
+        postgresql_where=sa.text("kind = 0"),
+    )
+    op.create_index(
         "inbox_trial",
         "inbox",
         ["group_id", "shard"],

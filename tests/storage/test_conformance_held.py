@@ -123,3 +123,40 @@ async def test_follow_ups_to_held_entities_are_passed_over(
     swept = await sweep_of(lane, held=(STOCK,))
 
     assert [row.envelope.address.entity_id for row in swept.rows] == ["sku-2"]
+
+
+async def test_only_entities_that_are_admitted_get_requests_while_nobody_else_can(
+    process: Process, lane: LaneSession
+) -> None:
+    mine, other, execution = message(), message(entity="sku-2"), start("o-1")
+    await process.storage.save([other, mine, execution])
+
+    swept = await sweep_of(lane, admitted=(STOCK,))
+
+    assert ids_of(swept) == [each.envelope.request_id for each in (mine, execution)]
+    assert ids_of(await sweep_of(lane, admitted=())) == [execution.envelope.request_id]
+
+
+async def test_rows_up_to_a_floor_are_not_looked_at_unless_they_were_to_come_later(
+    process: Process, lane: LaneSession
+) -> None:
+    earlier = datetime.now(UTC) - HOUR
+    due = await save_one(process, message(deliver_at=earlier))
+    ids = await save_many(process, 3)
+    seqs = await seqs_of(lane)
+
+    swept = await sweep_of(lane, floors=(seqs[2],))
+
+    assert ids_of(swept) == [due.envelope.request_id, ids[2]]
+
+
+async def test_a_sweep_that_passes_rows_over_tells_how_far_it_has_looked(
+    process: Process, lane: LaneSession
+) -> None:
+    await save_many(process, 3)
+    (*_, last) = await seqs_of(lane)
+
+    assert (await sweep_of(lane)).last is None
+    assert (await sweep_of(lane, held=(STOCK,))).last == last
+    assert (await sweep_of(lane, admitted=())).last == last
+    assert (await sweep_of(lane, held=(STOCK,), floors=(last,))).last == last

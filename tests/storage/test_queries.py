@@ -35,7 +35,7 @@ HOT = {
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),
     "count_lost": ([], [], 3, 200),
-    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), []),
+    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), [], [], None),
     "ring": (*[[]] * 7,),
     "watch": ([], "outlast_1"),
     "unwatch": ([], "outlast_1"),

@@ -312,6 +312,8 @@ async def sweep_of(
     in_flight: tuple[int, ...] = (),
     resident: tuple[Snowflake, ...] = (),
     held: tuple[int, ...] = (),
+    admitted: tuple[int, ...] | None = None,
+    floors: tuple[int, ...] = (),
     limit: int = 100,
     horizon: timedelta = timedelta(0),
 ) -> Sweep:
@@ -320,6 +322,8 @@ async def sweep_of(
         in_flight=in_flight,
         resident=resident,
         held=held,
+        admitted=admitted,
+        floors=floors,
         limit=limit,
         horizon=horizon,
     )

@@ -1,10 +1,12 @@
 -- name: sweep
 -- What these shards have to deliver that is not in flight, what executions are due, and when the
--- next thing will be. Requests for those who are held are passed over. An interrupt comes with the
--- row of the request that it is for. The first row carries the header; a header alone means nothing
--- to deliver.
+-- next thing will be. Requests for those who are held are passed over, and of entities all but
+-- those that are admitted, if anything is said of that; nothing up to a shard's floor is looked at.
+-- An interrupt comes with the row of the request that it is for. The first row carries the header;
+-- a header alone means nothing to deliver.
 with owned as (
-    select o.group_id, o.shard from unnest($1::int[], $2::smallint[]) as o (group_id, shard)
+    select o.group_id, o.shard, coalesce(o.floor, 0) as floor
+    from unnest($1::int[], $2::smallint[], $9::bigint[]) as o (group_id, shard, floor)
 ),
 found as (
     select
@@ -15,10 +17,16 @@ found as (
             select i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
             from engine.inbox i
             where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
+                and i.seq > o.floor
                 and i.seq not in (select unnest($3::bigint[]))
                 and (
                     i.kind <> 0
                     or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                    and (
+                        $10::bigint[] is null
+                        or i.entity is null
+                        or i.entity in (select unnest($10::bigint[]))
+                    )
                 )
             order by i.seq
             limit $6::bigint
@@ -32,6 +40,11 @@ found as (
                 and (
                     i.kind <> 0
                     or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                    and (
+                        $10::bigint[] is null
+                        or i.entity is null
+                        or i.entity in (select unnest($10::bigint[]))
+                    )
                 )
             order by i.due_at
             limit $6::bigint
@@ -45,15 +58,14 @@ picked as (
     limit $5::bigint
 ),
 aims as (
-    select i.request_id, i.seq
-    from (select distinct p.group_id, p.shard from picked p where p.kind = 2) s
+    select p.request_id, i.seq
+    from picked p
     cross join lateral (
-        select i.request_id, i.seq
-        from engine.inbox i
-        where i.group_id = s.group_id and i.shard = s.shard and i.kind = 0
-            and (i.request_id in (select p.request_id from picked p where p.kind = 2)) is true
+        select i.seq from engine.inbox i
+        where i.request_id = p.request_id and i.kind = 0
         offset 0
     ) i
+    where p.kind = 2
 ),
 due as (
     select x.request_id, x.wake_at
@@ -89,6 +101,17 @@ header as (
     select
         1::bigint as nth,
         now() as now,
+        (
+            select max(i.seq)
+            from owned o
+            cross join lateral (
+                select i.seq from engine.inbox i
+                where i.group_id = o.group_id and i.shard = o.shard
+                    and (cardinality($8::bigint[]) > 0 or $10::bigint[] is not null)
+                order by i.seq desc
+                limit 1
+            ) i
+        ) as last,
         (
             select coalesce(array_agg(d.request_id order by d.wake_at), '{}')
             from (select d.* from due d order by d.wake_at limit $5::bigint) d
@@ -126,7 +149,7 @@ rows as (
     ) r on true
     left join aims a on a.request_id = p.request_id and p.kind = 2
 )
-select h.now, h.due, h.next_due, h.more, d.*
+select h.now, h.last, h.due, h.next_due, h.more, d.*
 from header h
 full join rows d on d.nth = h.nth
 order by d.nth;

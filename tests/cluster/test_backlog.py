@@ -1,0 +1,223 @@
+"""Long lines: what is kept in memory of them, and what they cost those beside them."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from engine import Entity, rpc
+from engine.cluster import residency
+from engine.cluster import shard as shards
+from engine.cluster.delivery import Delivery
+from engine.cluster.shard import OwnedShard
+from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.storage.lane import Lane
+from engine.storage.protocol import Sweep
+from engine.testing import TestCluster
+from tests.eventually import eventually
+
+
+class Line(Entity):
+    """Takes nothing before it is opened."""
+
+    mailbox_capacity = 4
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.taken: list[tuple[str, int]] = []
+
+    @rpc
+    async def stand(self, number: int) -> None:
+        await self.open.wait()
+        self.taken.append((self.entity_id, number))
+
+
+class Quick(Entity):
+    @rpc
+    async def hi(self) -> int:
+        return 1
+
+
+def delivery_of(cluster: TestCluster) -> Delivery:
+    assert cluster.runner._incarnation is not None
+    return cluster.runner._incarnation.delivery
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sweep]]:
+    """The sweeps meanwhile."""
+    sweeps: list[Sweep] = []
+    swept = Delivery.swept
+
+    def note(self: Delivery, of: Any, sweep: Sweep) -> None:
+        sweeps.append(sweep)
+        swept(self, of, sweep)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Delivery, "swept", note)
+        yield sweeps
+
+
+async def test_few_of_many_waiting_entities_are_in_memory_and_each_has_its_turn_in_order(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "_WAITING", 5)
+    line = Line()
+    async with TestCluster(line, max_resident=2, shards_per_group=3, **where) as cluster:
+        for number in range(3):
+            async with asyncio.TaskGroup() as group:
+                for id in range(40):
+                    stand = cluster.client.entity(Line, f"e{id}").stand
+                    group.create_task(cluster.client.tell(stand, number))
+        await cluster.runner.sharding.poll_storage()
+        owned = delivery_of(cluster).shards.values()
+        assert sum(len(each.in_flight) for each in owned) <= 2 * 5 + 5
+        assert sum(len(each.held) for each in owned) <= 2 + 5
+        line.open.set()
+        await eventually(lambda: len(line.taken) == 120, timeout=30)
+        for id in range(40):
+            assert [n for who, n in line.taken if who == f"e{id}"] == [0, 1, 2]
+
+
+async def test_what_is_in_memory_goes_on_while_newcomers_wait(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "_WAITING", 1)
+    line = Line()
+    async with TestCluster(line, Quick(), max_resident=1, **where) as cluster:
+        first = cluster.client.entity(Line, "first")
+        await cluster.client.tell(first.stand, 0)
+        await eventually(lambda: delivery_of(cluster).active == 1)
+        for id in range(5):
+            await cluster.client.tell(cluster.client.entity(Line, f"e{id}").stand, 0)
+        await cluster.runner.sharding.poll_storage()
+        answer = asyncio.ensure_future(cluster.client.entity(Quick, "q").hi())
+        line.open.set()
+        assert await answer == 1
+        await eventually(lambda: len(line.taken) == 6)
+
+
+async def test_a_message_to_a_full_mailbox_rings_nobody(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line()
+    quiet = {"poll_interval": timedelta(minutes=5), "poll_interval_degraded": timedelta(minutes=5)}
+    async with TestCluster(line, shards_per_group=1, **quiet, **where) as cluster:
+        stand = cluster.client.entity(Line, "a").stand
+        for number in range(10):
+            await cluster.client.tell(stand, number)
+        await cluster.runner.sharding.poll_storage()
+        with counted(monkeypatch) as sweeps:
+            for number in range(10, 30):
+                await cluster.client.tell(stand, number)
+            await asyncio.sleep(0.1)
+            assert sweeps == []
+        line.open.set()
+        await eventually(lambda: [n for _, n in line.taken] == [*range(30)])
+
+
+# --- the floor ------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(shards, "monotonic", clock)
+    monkeypatch.setattr(shards, "_READ_ALL_EVERY", 60.0)
+    return clock
+
+
+async def owned_shard() -> OwnedShard:
+    async def no_session() -> Any:
+        raise OSError
+
+    lane = Lane(
+        index=0,
+        open_session=no_session,
+        sink=None,  # type: ignore[arg-type]
+        poll=lambda: timedelta(seconds=5),
+        horizon=timedelta(0),
+    )
+    return OwnedShard(
+        id=ShardId("default", 1),
+        epoch=1,
+        lane=lane,
+        runner=RunnerId(uuid4()),
+        settled_after=timedelta(seconds=15),
+    )
+
+
+def sweep(shard: OwnedShard, clock: Clock, *, at: float, last: int, more: bool = False) -> int:
+    """Sweep all there is up to ``last``; where the sweep began to look."""
+    clock.now = 100 + at
+    shard.begin_sweep(crowded=False)
+    floor = shard.floor
+    shard.end_sweep(more=more, last=last if shard.held else None)
+    return floor
+
+
+async def test_a_backlog_is_not_looked_at_again_once_no_statement_can_add_to_it(
+    clock: Clock,
+) -> None:
+    shard = await owned_shard()
+    shard.hold(1)
+    assert sweep(shard, clock, at=0, last=1000) == 0
+    assert sweep(shard, clock, at=10, last=1100) == 0
+    assert sweep(shard, clock, at=16, last=1200) == 0
+    assert sweep(shard, clock, at=17, last=1300) == 1000
+    assert sweep(shard, clock, at=32, last=1400) == 1000
+    assert sweep(shard, clock, at=33, last=1400) == 1200
+
+
+async def test_all_is_read_when_something_passed_over_can_be_delivered(clock: Clock) -> None:
+    shard = await owned_shard()
+    shard.hold(1)
+    for at in (0, 16):
+        sweep(shard, clock, at=at, last=1000)
+    assert sweep(shard, clock, at=17, last=1000) == 1000
+    shard.give_back(7, Snowflake(1))
+    assert sweep(shard, clock, at=18, last=1000) == 0
+    assert sweep(shard, clock, at=19, last=1000) == 0
+
+
+async def test_what_is_given_back_during_a_sweep_is_not_below_its_floor(clock: Clock) -> None:
+    shard = await owned_shard()
+    shard.hold(1)
+    sweep(shard, clock, at=0, last=1000)
+    clock.now = 116
+    shard.begin_sweep(crowded=False)
+    shard.give_back(7, Snowflake(1))
+    shard.end_sweep(more=False, last=1000)
+    assert sweep(shard, clock, at=17, last=1000) == 0
+
+
+async def test_a_sweep_that_left_rows_behind_settles_nothing(clock: Clock) -> None:
+    shard = await owned_shard()
+    shard.hold(1)
+    for at in (0, 16, 32):
+        assert sweep(shard, clock, at=at, last=1000, more=True) == 0
+    assert sweep(shard, clock, at=33, last=1000) == 0
+
+
+async def test_all_is_read_now_and_then_all_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_READ_ALL_EVERY", 20.0)
+    shard = await owned_shard()
+    shard.hold(1)
+    for at in (0, 16):
+        sweep(shard, clock, at=at, last=1000)
+    assert sweep(shard, clock, at=17, last=1000) == 1000
+    assert sweep(shard, clock, at=21, last=1000) == 0
+    assert sweep(shard, clock, at=22, last=1000) == 1000
