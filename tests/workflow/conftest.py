@@ -34,6 +34,15 @@ class World:
 
         return await eventually(looked, timeout=30)
 
+    async def result(self, cluster: TestCluster, execution: Any) -> Any:
+        """What an execution ends with, while time goes on."""
+
+        async def ended() -> bool:
+            return bool((await execution.describe()).status.finished)
+
+        await self.until(cluster, ended)
+        return await execution.join()
+
 
 @pytest.fixture(params=["memory", "postgres", "memory, always replayed", "postgres, one shard"])
 def world(request: pytest.FixtureRequest) -> World:
