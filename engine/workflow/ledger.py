@@ -61,6 +61,7 @@ class Ledger:
         self._start_durable = state.started_at is not None
         self._start_marked = False
         self._dirty = False
+        self._stored_run: int = state.run
         self._rows: list[JournalRow] = []
         self._requests: list[SaveRequest] = []
         self._answers: list[NewReply] = []
@@ -331,8 +332,16 @@ class Ledger:
         self._requests = [each for each in self._requests if each.envelope.request_id in later]
         update = self._update  # with it, since who finds no start looks for no journal
         if update is not None:
-            update = replace(update, status=Status.RUNNING, finished_at=None, waiting=None)
-        self._commit = Commit(shard=shard, journal=rows, requests=requests, execution=update)
+            # A new run counts from its last row on: half a copied journal would run steps again.
+            update = replace(
+                update, run=self._stored_run, status=Status.RUNNING, finished_at=None, waiting=None
+            )
+        answered = {row.source for row in rows if row.kind is JournalKind.ANSWER}
+        answers = [each for each in self._answers if each.request_id in answered]
+        self._answers = [each for each in self._answers if each.request_id not in answered]
+        self._commit = Commit(
+            shard=shard, journal=rows, replies=answers, requests=requests, execution=update
+        )
         self._commit_mark = self.mark - len(self._rows)
         return self._commit
 
@@ -350,6 +359,8 @@ class Ledger:
         commit, self._commit = self._commit, None
         if commit is not None:
             self._flushed = self._commit_mark
+            if commit.execution is not None:
+                self._stored_run = commit.execution.run
             self._start_durable = self._start_durable or commit.execution is not None
         return commit
 
