@@ -308,9 +308,13 @@ class Ledger:
             return None
         if self.on_trial:
             self._weigh()
+        # A new run is there as a whole or not at all: half a copied journal would run steps again,
+        # and after a crash its rows would be in the way of those of the next attempt.
         fitting = _fitting(self._rows)
         if fitting < len(self._rows):
-            return self._collect_some(fitting, shard)
+            fitting = min(fitting, sum(row.run == self._stored_run for row in self._rows))
+            if fitting:
+                return self._collect_some(fitting, shard)
         self._commit = Commit(
             shard=shard,
             journal=self._rows,
@@ -325,14 +329,15 @@ class Ledger:
         return self._commit
 
     def _collect_some(self, count: int, shard: ShardId) -> Commit:
-        """The oldest rows, with the requests whose CALL rows they are; all else follows later."""
+        """The oldest rows, with the requests up to the first whose CALL row is not among them; all
+        else follows later."""
         rows, self._rows = self._rows[:count], self._rows[count:]
         later = {row.source for row in self._rows if row.kind is JournalKind.CALL}
-        requests = [each for each in self._requests if each.envelope.request_id not in later]
-        self._requests = [each for each in self._requests if each.envelope.request_id in later]
+        asked = [each.envelope.request_id in later for each in self._requests]
+        cut = asked.index(True) if True in asked else len(asked)
+        requests, self._requests = self._requests[:cut], self._requests[cut:]
         update = self._update  # with it, since who finds no start looks for no journal
         if update is not None:
-            # A new run counts from its last row on: half a copied journal would run steps again.
             update = replace(
                 update, run=self._stored_run, status=Status.RUNNING, finished_at=None, waiting=None
             )
@@ -342,7 +347,7 @@ class Ledger:
         self._commit = Commit(
             shard=shard, journal=rows, replies=answers, requests=requests, execution=update
         )
-        self._commit_mark = self.mark - len(self._rows)
+        self._commit_mark = max(self._flushed, self.mark - len(self._rows))
         return self._commit
 
     def _weigh(self) -> None:

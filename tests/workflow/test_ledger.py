@@ -1,11 +1,12 @@
 """What one execution writes, when that is more than one statement should carry."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from engine.core.clock import SystemClock
 from engine.core.envelope import EnvelopeRequest
 from engine.core.ids import EntityAddress, EntityId, EntityType, ShardId, Snowflake
-from engine.core.journal import JournalKind
+from engine.core.journal import JournalKind, JournalRow
 from engine.core.reply import ReplyKind
 from engine.core.status import Status
 from engine.storage.protocol import Commit, NewReply, SaveRequest, StoredExecution
@@ -35,6 +36,19 @@ def call(id: int) -> SaveRequest:
         envelope=EnvelopeRequest(
             request_id=Snowflake(id), address=address, tag="put", payload=b"{}"
         )
+    )
+
+
+def step_row(position: int) -> JournalRow:
+    return JournalRow(
+        execution=Snowflake(1),
+        run=1,
+        position=position,
+        kind=JournalKind.STEP,
+        name="step",
+        ordinal=position,
+        at=datetime(2026, 1, 1, tzinfo=UTC),
+        payload=LARGE,
     )
 
 
@@ -98,3 +112,30 @@ def test_the_end_leaves_with_the_last_of_its_rows() -> None:
     assert (last.replies, last.settled) == ([reply], [7])
     assert last.execution is not None
     assert last.execution.status is Status.SUCCEEDED
+
+
+def test_what_was_asked_after_a_call_does_not_leave_before_it() -> None:
+    full = ledger()
+    for number in range(3):
+        full.append(JournalKind.STEP, "step", number, payload=LARGE)
+    full.append(JournalKind.CALL, "child", 0, source=Snowflake(10))
+    full.request(call(10))
+    full.request(call(11))  # such as an interrupt of the child, which has no row of its own
+
+    commits = commits_of(full)
+
+    assert [[each.envelope.request_id for each in c.requests] for c in commits] == [[], [10, 11]]
+
+
+def test_a_new_run_begins_as_a_whole_behind_what_is_left_of_the_one_before() -> None:
+    full = ledger()
+    for number in range(2):
+        full.append(JournalKind.STEP, "step", number, payload=LARGE)
+    full.repair([replace(step_row(number), run=2) for number in range(1, 4)])
+    full.set_status(Status.RUNNING)
+
+    before, begun = commits_of(full)
+
+    assert [(row.run, row.position) for row in before.journal] == [(1, 1), (1, 2)]
+    assert [(row.run, row.position) for row in begun.journal] == [(2, 1), (2, 2), (2, 3)]
+    assert [each.execution and each.execution.run for each in (before, begun)] == [1, 2]
