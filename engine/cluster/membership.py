@@ -253,5 +253,6 @@ class Membership:
                         extra={"runner": str(self.id)},
                     )
                 failing = True
-            self._viewed.clear()
-            await self._viewed.wait()
+            if not self._ended.is_set():  # the end may have come meanwhile: no view follows it
+                self._viewed.clear()
+                await self._viewed.wait()

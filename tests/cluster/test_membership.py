@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 
+from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
-from engine.core.clock import monotonic
+from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import ConfigurationError, StorageUnavailable
-from engine.core.ids import RunnerId, ShardId
+from engine.core.ids import MachineLease, RunnerId, ShardId, SnowflakeGenerator
 from engine.storage.protocol import LaneSession, Registry, RunnerRow, Storage
 from tests.cluster.conftest import Cluster
 from tests.cluster.peers import GROUP, Pace, Peer, joined
@@ -131,6 +132,36 @@ async def test_giving_up_on_joining_leaves_no_thread_behind() -> None:
         async with asyncio.timeout(0.2):
             await membership.__aenter__()
     assert str(runner.id) not in " ".join(thread.name for thread in threading.enumerate())
+
+
+async def test_a_lease_that_is_renewed_while_the_runner_leaves_does_not_keep_it(
+    cluster: Cluster,
+) -> None:
+    storage = await cluster.process()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def lease(_: MachineLease | None) -> MachineLease:
+        asked.set()
+        await answered.wait()
+        return await storage.lease_machine(None)
+
+    clock = SystemClock()
+    tenant = MachineTenant(generator=SnowflakeGenerator(now=clock.now), clock=clock, lease=lease)
+    id = RunnerId(getattr(storage, "identity", None) or uuid4())
+    membership = Membership(
+        runner=RunnerRow(id=id, groups=()),
+        open_registry=lambda: storage.open_registry(id),
+        ring_topology=lambda: None,
+        tenants=[tenant],
+    )
+    await membership.__aenter__()
+    await asked.wait()
+    leaving = asyncio.ensure_future(membership.__aexit__(None, None, None))
+    await eventually(lambda: str(id) not in " ".join(t.name for t in threading.enumerate()))
+    answered.set()
+
+    async with asyncio.timeout(10):
+        await leaving
 
 
 # --- the dead -----------------------------------------------------------------------------------
