@@ -13,7 +13,6 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from functools import cache, partial
@@ -55,6 +54,7 @@ from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
 from engine.workflow.cron import WorkflowCron, workflow_cron, workflow_of
 from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.host import ExecutionHost
+from engine.workflow.step_threads import StepThreads
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -189,6 +189,11 @@ class Runner:
     def resident(self) -> int:
         """How many executions are in memory."""
         return 0 if self._incarnation is None else self._incarnation.resident
+
+    @property
+    def threads_in_use(self) -> int:
+        """How many steps run in threads."""
+        return 0 if self._incarnation is None else self._incarnation.threads_in_use
 
     def crash(self) -> None:
         """For tests: cut every lane's session, as a lost network would."""
@@ -360,6 +365,7 @@ class _Incarnation:
             settled_after=settings.statement_timeout * 1.5,
         )
         self._executions: ExecutionHost | None = None
+        self._threads: StepThreads | None = None
         self._singletons = SingletonHost(spawn=self._tasks.spawn, end=self._tasks.end)
         self._crons: CronHost | None = None
         self._states = StateLoader(storage=self.storage, spawn=self._tasks.spawn)
@@ -410,7 +416,7 @@ class _Incarnation:
             stack.push_async_callback(self._tasks.end_all)
             tenant = MachineTenant(generator=self.ids, clock=clock, lease=storage.lease_machine)
             # Of their own, so that steps that take long keep no host name from being looked up.
-            threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="outlast-step")
+            threads = self._threads = StepThreads(_THREADS)
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             self._executions = ExecutionHost(
                 delivery=self.delivery,
@@ -511,6 +517,10 @@ class _Incarnation:
     @property
     def resident(self) -> int:
         return 0 if self._executions is None else len(self._executions)
+
+    @property
+    def threads_in_use(self) -> int:
+        return 0 if self._threads is None else self._threads.in_use
 
     def serve_registered(self) -> None:
         """Serve what is registered and not served yet, and say so in the register."""

@@ -9,7 +9,7 @@ from engine.storage.memory_database import Fault
 from engine.testing.clock import VirtualClock
 from engine.testing.cluster import TestCluster
 from engine.testing.crashes import CrashOutcome, crash_at_every_step
-from engine.testing.linter import Finding, lint_files, lint_source
+from engine.testing.linter import Finding, lint_files, lint_source, lint_workflows
 from engine.testing.replay import load_histories, replay
 from engine.testing.stub import Stub, stub
 
@@ -24,6 +24,7 @@ __all__ = [
     "crash_at_every_step",
     "lint_files",
     "lint_source",
+    "lint_workflows",
     "load_histories",
     "replay",
     "stub",

@@ -2,22 +2,32 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
+from engine.core.clock import monotonic
+
 _IDLE_TURNS = 5
 _TURNS = 100_000
+_PATIENCE = 1.0
+_LOOK = 0.0005
 
 
 class VirtualClock:
     """A ``Clock``. ``advance`` fires what is due on the way, in order, each at its own time, and
-    lets the program settle in between."""
+    lets the program settle in between.
+
+    What is on its way outside of the event loop it cannot see, except for steps in threads, which
+    it gives a second.
+    """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
         self._alarms: list[_Alarm] = []
         self._numbers = count()
+        self._outside: list[Callable[[], int]] = []
 
     def now(self) -> datetime:
         return self._now
@@ -50,8 +60,24 @@ class VirtualClock:
         await self.advance(max(self._alarms[0].when - self._now, timedelta(0)))
         return True
 
+    @contextmanager
+    def watching(self, outside: Callable[[], int]) -> Generator[None]:
+        """Wait, while time stands, for what ``outside`` counts."""
+        self._outside.append(outside)
+        try:
+            yield
+        finally:
+            self._outside.remove(outside)
+
     async def settle(self) -> None:
         """Let everything that can run now run, as far as it needs no outside."""
+        await self._settle()
+        patience = monotonic() + _PATIENCE
+        while any(outside() for outside in self._outside) and monotonic() < patience:
+            await asyncio.sleep(_LOOK)
+            await self._settle()
+
+    async def _settle(self) -> None:
         ready = getattr(asyncio.get_running_loop(), "_ready", ())
         idle = 0
         for _ in range(_TURNS):

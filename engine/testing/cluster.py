@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, Self
 from uuid import UUID
@@ -63,6 +64,7 @@ class TestCluster:
         self.settings: Settings = Settings(**options) if dsn else GivenSettings(**options)
         self.prototypes: Sequence[Registered] = stubbed(prototypes, stubs)
         self.clock: Clock
+        self._stack = AsyncExitStack()
         self._open: OpenStorage
         if dsn is None:
             self.database: MemoryDatabase | None = database or MemoryDatabase(VirtualClock())
@@ -79,12 +81,16 @@ class TestCluster:
         return self.runner.client
 
     async def __aenter__(self) -> Self:
-        await self.runner.register(*self.prototypes).__aenter__()
-        await self._owning()
+        async with AsyncExitStack() as stack:
+            if isinstance(self.clock, VirtualClock):
+                stack.enter_context(self.clock.watching(lambda: self.runner.threads_in_use))
+            await stack.enter_async_context(self.runner.register(*self.prototypes))
+            await self._owning()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.runner.__aexit__(*exc)
+        await self._stack.aclose()
 
     async def advance(self, duration: timedelta) -> None:
         """Move the virtual clock; what becomes due fires in order."""

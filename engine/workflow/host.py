@@ -9,7 +9,6 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -51,6 +50,7 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.outgoing import Services
 from engine.workflow.query import Query, look_back
 from engine.workflow.resident import ResidentExecution
+from engine.workflow.step_threads import StepThreads
 from engine.workflow.tags import INTERRUPT, TERMINATE, decode_text, query_of, update_of
 from engine.workflow.waiting_executions import WaitingExecutions
 
@@ -76,7 +76,7 @@ class ExecutionHost:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         await_exit: Callable[[Snowflake], Awaitable[Exit]],
         renew_lease: Callable[[], Awaitable[None]],
-        threads: Executor,
+        threads: StepThreads,
         limit: PayloadLimit,
         suspend_after: timedelta,
         max_resident: int,

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -50,6 +49,7 @@ from engine.workflow.pulse import Pulse
 from engine.workflow.repair import Origin
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext
+from engine.workflow.step_threads import StepThreads
 from engine.workflow.steps import (
     Ended,
     Errored,
@@ -83,7 +83,7 @@ class Services:
     call_soon: Callable[[Callable[[], None]], object]
     await_exit: Callable[[Snowflake], Awaitable[Exit]]
     renew_lease: Callable[[], Awaitable[None]]
-    threads: Executor
+    threads: StepThreads
     limit: PayloadLimit
 
 

@@ -8,7 +8,6 @@ there as an event.
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -26,6 +25,7 @@ from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.pulse import Pulse
 from engine.workflow.step import Step
 from engine.workflow.step_context import StepContext, current_step
+from engine.workflow.step_threads import StepThreads
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def run_activity(
     context: StepContext,
     pulse: Pulse,
     *,
-    threads: Executor,
+    threads: StepThreads,
     limit: PayloadLimit,
 ) -> Ended | Errored | Postponed:
     """One attempt, in ``threads`` unless it is async. Cancellation is passed on; everything else
@@ -181,7 +181,7 @@ async def _call(
     instance: Workflow[Any, Any],
     step: Step,
     pulse: Pulse,
-    threads: Executor,
+    threads: StepThreads,
 ) -> Any:
     if not definition.sync:
         pulse.begin()
@@ -195,7 +195,7 @@ async def _call(
         except StopIteration as error:  # a future cannot carry it: nobody would hear of the end
             raise RuntimeError("the step raised StopIteration") from error
 
-    return await asyncio.get_running_loop().run_in_executor(threads, run)
+    return await threads.run(run)
 
 
 def is_transaction(step: Step) -> bool:

@@ -18,7 +18,7 @@ STATEMENT = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 # A session's own set-up is where the session is made.
-EXEMPT = {Path("engine/_migrations")}
+EXEMPT = {Path("engine/_migrations"), Path("engine/testing")}
 
 
 def modules() -> list[Path]:
