@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ def load_prototypes(app: str) -> "Sequence[Registered]":
     """Import APP, for what it registers; no database is needed. Errors as of ``load_runner``."""
     from engine.runner import Runner
 
+    # A Runner that is made wants to know where its database is; it is not asked anything.
+    os.environ.setdefault("OUTLAST_DSN", "postgresql://localhost/not-asked")
     loaded = _loaded(app)
     if isinstance(loaded, Runner):
         return list(loaded.registered.values())
