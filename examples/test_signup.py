@@ -24,7 +24,7 @@ async def test_who_confirms_is_welcomed() -> None:
     async def note(email: str, message: str) -> None:
         sent.append(message)
 
-    async with TestCluster(Signup(), stubs=[stub(Signup.send, note)]) as cluster:
+    async with TestCluster(Signup(), stubs=[stub(Signup.send).by(note)]) as cluster:
         execution = await cluster.client.start(Signup, ADA)
         await cluster.advance(timedelta(days=2))
         await execution.resolve(Signup.confirmed, True)
@@ -64,7 +64,7 @@ async def test_a_provider_that_fails_is_tried_again() -> None:
         if error is not None:
             raise error
 
-    async with TestCluster(Signup(), stubs=[stub(Signup.send, fail_twice)]) as cluster:
+    async with TestCluster(Signup(), stubs=[stub(Signup.send).by(fail_twice)]) as cluster:
         execution = await cluster.client.start(Signup, ADA)
         await cluster.advance(timedelta(minutes=5))
         history = await execution.history()

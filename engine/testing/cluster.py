@@ -41,7 +41,7 @@ class TestCluster:
     ...     async def charge(self, cents: int) -> str:
     ...         raise ConnectionError("the real thing")
     >>> async def main() -> str:
-    ...     paid = stub(Pay.charge, lambda cents: "paid")
+    ...     paid = stub(Pay.charge).by(lambda cents: "paid")
     ...     async with TestCluster(Pay(), stubs=[paid]) as cluster:
     ...         execution = await cluster.client.start(Pay, 100)
     ...         await cluster.advance(timedelta(days=30))

@@ -2,9 +2,9 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 
 from engine.core.clock import monotonic
 from engine.core.errors import ConfigurationError, ExecutionFailed
@@ -53,14 +53,35 @@ class CrashOutcome(Generic[Out]):
         return f"the run with a crash {self.crash}" if self.crash else "the run without a crash"
 
 
-async def crash_at_every_step(
-    workflow: Workflow[In, Out] | Callable[[], Workflow[In, Out]],
+@overload
+def crash_at_every_step(
+    workflow: Workflow[In, Out],
     request: In,
+    /,
     *others: Registered,
     drive: Drive[Out] | None = None,
-    stubs: list[Stub] | None = None,
+    stubs: Sequence[Stub] = (),
     limit: int = 500,
-) -> AsyncGenerator[CrashOutcome[Out]]:
+) -> AsyncGenerator[CrashOutcome[Out]]: ...
+@overload
+def crash_at_every_step(
+    workflow: Callable[[], Workflow[In, Out]],
+    request: In,
+    /,
+    *others: Registered,
+    drive: Drive[Out] | None = None,
+    stubs: Sequence[Stub] = (),
+    limit: int = 500,
+) -> AsyncGenerator[CrashOutcome[Out]]: ...
+async def crash_at_every_step(
+    workflow: Any,
+    request: Any,
+    /,
+    *others: Registered,
+    drive: Drive[Any] | None = None,
+    stubs: Sequence[Stub] = (),
+    limit: int = 500,
+) -> AsyncGenerator[CrashOutcome[Any]]:
     """Run an execution again and again, in memory, each time with a crash at another place.
 
     First without any; then once before and once after each write of its journal: a crash before
@@ -73,11 +94,9 @@ async def crash_at_every_step(
     ``ConfigurationError`` when there are more than ``limit`` places.
     """
 
-    async def run(fault: Fault | None, place: int) -> tuple[CrashOutcome[Out], bool]:
-        prototype: Workflow[In, Out] = _fresh(workflow)
-        cluster = TestCluster(
-            prototype, *[_fresh(each) for each in others], stubs=stubs or (), lanes=1
-        )
+    async def run(fault: Fault | None, place: int) -> tuple[CrashOutcome[Any], bool]:
+        prototype: Workflow[Any, Any] = _fresh(workflow)
+        cluster = TestCluster(prototype, *[_fresh(each) for each in others], stubs=stubs, lanes=1)
         crash = None
         if fault is not None:
             before = fault is Fault.BEFORE_COMMIT

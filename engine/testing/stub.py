@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from engine.core.errors import ConfigurationError
 from engine.workflow.activity import StepDefinition, step_method, step_of
@@ -15,41 +15,47 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """A step, and what does its work instead. Made by ``stub``."""
+    """A step, and what does its work instead."""
 
     step: StepDefinition
     function: Callable[..., Coroutine[Any, Any, Any]]
 
 
-@overload
-def stub(
-    step: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
-    instead: Callable[P, Awaitable[R]],
-    /,
-) -> Stub: ...
-@overload
-def stub(
-    step: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], instead: Callable[P, R], /
-) -> Stub: ...
-def stub(step: Callable[..., Any], instead: Callable[..., Any], /) -> Stub:
-    """Let ``instead`` do the work of a step: ``stub(Fulfil.charge, lambda cents: "paid")``.
+@dataclass(frozen=True, slots=True)
+class StubbedStep(Generic[P, R]):
+    """A step that is to be stubbed. Made by ``stub``."""
 
-    It takes the arguments that callers of the step pass (neither ``self`` nor a transaction), and
-    may be ``async`` or not. Everything else of the step stays: its name in the journal, its
-    retries, its time-out.
+    step: StepDefinition
+
+    @overload
+    def by(self, instead: Callable[P, Awaitable[R]], /) -> Stub: ...
+    @overload
+    def by(self, instead: Callable[P, R], /) -> Stub: ...
+    def by(self, instead: Callable[..., Any], /) -> Stub:
+        """What does the work: a function, ``async`` or not, of the arguments that callers of the
+        step pass (neither ``self`` nor a transaction), and of its result."""
+
+        async def work(*args: Any, **kwargs: Any) -> Any:
+            result = instead(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+        return Stub(self.step, work)
+
+
+def stub(step: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> StubbedStep[P, R]:
+    """Let another function do the work of a step, in the ``TestCluster`` it is given to:
+    ``stub(Fulfil.charge).by(lambda cents: "paid")``.
+
+    All else of the step stays: its name in the journal, its retries, its time-out. It takes two
+    calls because so a type checker compares the function with the step.
     """
     definition = step_of(step)
     if definition is None:
         raise ConfigurationError(
             f"{step!r} is not a step: give the method of the class that is marked @activity or"
-            " @transaction, as in stub(Fulfil.charge, fake)"
+            " @transaction, as in stub(Fulfil.charge).by(fake)"
         )
-
-    async def work(*args: Any, **kwargs: Any) -> Any:
-        result = instead(*args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
-    return Stub(definition, work)
+    return StubbedStep(definition)
 
 
 def stubbed(prototypes: Sequence[Any], stubs: Sequence[Stub]) -> list[Any]:

@@ -83,7 +83,7 @@ async def test_the_end_is_the_same_wherever_the_runner_dies() -> None:
     crashes: list[str | None] = []
     repeated = 0
     async for outcome in crash_at_every_step(
-        Order(), 3, Stock(), Part(), drive=approve, stubs=[stub(Order.record, recorded)]
+        Order(), 3, Stock(), Part(), drive=approve, stubs=[stub(Order.record).by(recorded)]
     ):
         crashes.append(outcome.crash)
         assert outcome.result == "hold 3", outcome
@@ -97,7 +97,7 @@ async def test_the_end_is_the_same_wherever_the_runner_dies() -> None:
 
 async def test_a_failure_with_compensations_is_the_same_too() -> None:
     async for outcome in crash_at_every_step(
-        Order(), 3, Stock(), Part(), drive=refuse, stubs=[stub(Order.record, recorded)]
+        Order(), 3, Stock(), Part(), drive=refuse, stubs=[stub(Order.record).by(recorded)]
     ):
         names = [event.name for event in outcome.history]
         assert "Stock.release" in names, outcome

@@ -24,6 +24,7 @@ from engine import (
     transaction,
     update,
 )
+from engine.testing import TestCluster, crash_at_every_step, stub
 
 
 class Order(BaseModel):
@@ -248,3 +249,31 @@ async def talk(chat: Execution[str]) -> None:
     text: str = await chat.update(Chat.add, "x")  # expect-error
     await chat.query(Chat.last, "2")  # expect-error
     print(text)
+
+
+class Bill(Workflow[int, str]):
+    async def execute(self, request: int) -> str:
+        return await self.charge(request)
+
+    @activity
+    async def charge(self, cents: int) -> str:
+        return str(cents)
+
+
+async def charged(cents: str) -> str:
+    return cents
+
+
+async def counted(cents: int) -> int:
+    return cents
+
+
+async def bill() -> None:
+    stub(Bill.charge).by(charged)  # expect-error
+    stub(Bill.charge).by(counted)  # expect-error
+    stub(Bill.charge).by(str.upper)  # expect-error
+    TestCluster(Bill)  # expect-error
+    crash_at_every_step(Bill(), "1")  # expect-error
+    async for outcome in crash_at_every_step(Bill(), 1):
+        number: int = outcome.result  # expect-error
+        print(number)
