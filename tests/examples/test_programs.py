@@ -1,10 +1,12 @@
 """The examples, run as a reader would run them, small."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,22 @@ def test_the_documents_script_says_what_is_wrong_with_its_argument(tmp_path: Pat
     assert done.returncode == 1
     assert "is not a folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_example_of_tests_passes_as_it_stands(server_dsn: str) -> None:
+    """The fixtures are found by their entry point, once the project is installed with it."""
+    found = any(each.value == "cli.pytest_plugin" for each in entry_points(group="pytest11"))
+    plugin = [] if found else ["-p", "cli.pytest_plugin"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugin, "examples/test_signup.py"],
+        cwd=ROOT,
+        env={**os.environ, "OUTLAST_TEST_DSN": server_dsn},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "8 passed" in done.stdout, done.stdout + done.stderr
 
 
 async def test_a_member_who_confirms_is_welcomed(
