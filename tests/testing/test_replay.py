@@ -186,3 +186,35 @@ def test_a_file_that_is_none_is_refused_with_the_line(text: str, tmp_path: Path)
 
     with pytest.raises(InvalidPayload, match="line 2 is not of an exported history"):
         load_histories(file)
+
+
+class Flaky(Workflow[int, int]):
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+
+    async def execute(self, request: int) -> int:
+        first = await self.double(request)
+        if self.broken:
+            raise ValueError("a mistake in the code")
+        return await self.double(first)
+
+    @activity
+    async def double(self, number: int) -> int:
+        return number * 2
+
+
+async def test_what_was_retried_or_forked_fits_the_code_it_went_on_with() -> None:
+    async with TestCluster(Flaky(broken=True)) as cluster:
+        execution = await cluster.client.start(Flaky, 1)
+        await cluster.settle()
+        database = cluster.database
+    async with TestCluster(Flaky(), database=database) as cluster:
+        repaired = cluster.client.execution(Flaky, execution.id)
+        await repaired.retry()
+        assert await repaired.join() == 4
+        fork = await repaired.fork("double", key="again", request=5)
+        assert await fork.join() == 20
+        histories = [await repaired.history(), await fork.history()]
+
+    for history in histories:
+        await replay(history, Flaky())
