@@ -199,7 +199,7 @@ async def test_runners_and_shards_show_who_owns_what(dsn: str) -> None:
 
     assert (runner["state"], runner["shards"]) == ("live", 4)
     assert runner["types"]["Fulfil"] == "workflow:default"
-    assert "Broken, Fulfil, Held, Slow" in table.out
+    assert "Broken, Fulfil, Held" in table.out
     assert shards.out.splitlines()[0] == "default  4 shards"
     assert shards.out.splitlines()[-1] == "1 AAAA"
     assert len(every.out.splitlines()) == 5
