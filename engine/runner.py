@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
+from datetime import timedelta
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
@@ -43,6 +44,7 @@ from engine.cluster.singleton import Singleton, SingletonHost, singleton_shard
 from engine.cluster.state_loader import StateLoader
 from engine.cluster.streams import Streams
 from engine.cluster.timetable import Rules, Timetable
+from engine.cluster.view import View
 from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
@@ -60,6 +62,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 Registered = Workflow[Any, Any] | Entity | Singleton | Cron | WorkflowCron[Any, Any]
 _HORIZON_SHARE = 0.5
+_POST_POLL = timedelta(seconds=60)
 _THREADS = 32
 _LEAVE_WITHIN = 3.0
 
@@ -388,7 +391,7 @@ class _Incarnation:
             arrived=node.mail.volatile.arrived,
         )
         self._postman = Postman(
-            storage=self.storage, receive=self.reception.receive, poll=self._poll
+            storage=self.storage, receive=self.reception.receive, poll=self._poll_post
         )
         self._callers = Callers(
             storage=self.storage,
@@ -466,6 +469,7 @@ class _Incarnation:
                 ttl=settings.time_to_live,
                 block_limit=settings.block_limit,
             )
+            self._membership.watch(self._viewed)
             stack.callback(self.reception.close)
             await stack.enter_async_context(self._postman)
             await stack.enter_async_context(self._callers)
@@ -594,10 +598,19 @@ class _Incarnation:
     def ring(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
         return list(self.delivery.ring(shards))
 
-    def _poll(self) -> Any:
+    def _poll(self) -> timedelta:
         healthy = self.storage.doorbell.healthy
         settings = self._settings
         return settings.poll_interval if healthy else settings.poll_interval_degraded
+
+    def _poll_post(self) -> timedelta:
+        """Rarely, while the doorbell works: each heartbeat says whether there is any."""
+        settings = self._settings
+        return _POST_POLL if self.storage.doorbell.healthy else settings.poll_interval_degraded
+
+    def _viewed(self, view: View) -> None:
+        if view.post:
+            self._postman.rung()
 
     def _lanes_moved(self) -> None:
         if self._ownership is not None:

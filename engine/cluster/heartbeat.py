@@ -240,6 +240,7 @@ class Heartbeat:
             runners=tuple(beat.runners),
             sent=sent,
             received=monotonic(),
+            post=beat.post,
         )
         view = self._undertaker.judge(view, server_up=beat.now - beat.server_started)
         self._tell(view)

@@ -18,7 +18,7 @@ class View:
 
     ``sent`` and ``received`` are this process's monotonic clock around the heartbeat, in seconds.
     ``silent`` are runners whose heartbeat is overdue: not judged yet, but perhaps gone, in which
-    case their locks are free.
+    case their locks are free. ``post``: volatile messages wait for this runner.
     """
 
     me: RunnerId
@@ -27,6 +27,7 @@ class View:
     sent: float
     received: float
     silent: frozenset[RunnerId] = frozenset()
+    post: bool = False
 
     def candidates(self, group: str) -> tuple[RunnerRow, ...]:
         """Who may be given shards of the group: its runners that are not draining, by id."""

@@ -27,6 +27,9 @@ class MemoryPost:
     def take(self, channel: UUID) -> list[Received]:
         return [message for _, message in self._boxes.pop(channel, [])]
 
+    def waits(self, channel: UUID) -> bool:
+        return channel in self._boxes
+
     def sweep(self, older_than: timedelta) -> int:
         """Throw away what is that old; how many there were."""
         until, count = self._clock.now() - older_than, 0

@@ -49,6 +49,7 @@ class MemoryRegistry:
                 now=now,
                 server_started=self._database.started_at,
                 runners=[each for each in runners.values() if each.died_at is None],
+                post=self._database.post.waits(runner),
             )
 
     async def drain(self, runner: RunnerId) -> None:

@@ -438,6 +438,8 @@ class Beat:
     server_started: datetime
     runners: Sequence[RunnerRow]
     """All that are not dead, this one included."""
+    post: bool = False
+    """Whether volatile messages wait on this runner's channel."""
 
 
 class Registry(Protocol):

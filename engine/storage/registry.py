@@ -63,6 +63,7 @@ class PostgresRegistry:
             now=now,
             server_started=rows[0]["server_started"],
             runners=[runner_from(row) for row in rows if row["id"] is not None],
+            post=rows[0]["post"],
         )
 
     async def drain(self, runner: RunnerId) -> None:

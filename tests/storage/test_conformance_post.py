@@ -91,6 +91,19 @@ async def test_a_message_is_taken_once(world: World) -> None:
     assert list(await receiver.storage.take_post()) == []
 
 
+async def test_a_heartbeat_says_whether_there_are_messages(world: World) -> None:
+    sender, receiver = await world.process(), await world.process()
+    assert not (await receiver.registry.beat(receiver.runner)).post
+
+    await sender.storage.post([parcel(receiver)])
+
+    assert (await receiver.registry.beat(receiver.runner)).post
+    assert not (await sender.registry.beat(sender.runner)).post
+    while await receiver.storage.take_post():
+        pass
+    assert not (await receiver.registry.beat(receiver.runner)).post
+
+
 async def test_of_many_that_take_at_once_each_gets_others(world: World) -> None:
     sender, receiver = await world.process(), await world.process()
     sent = [b"%d" % n for n in range(50)]

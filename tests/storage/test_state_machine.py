@@ -91,6 +91,8 @@ class StorageMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.context = open_world()
+        self.world = self.run(self.context.__aenter__())
+        self.lanes: list[LaneSession] = []
         self.faults = faults
         self.model = Model()
         self.position = 0
@@ -101,16 +103,17 @@ class StorageMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whoever owns the shards next finds exactly what was not settled."""
-        self.run(self._everything_is_found_by_the_next_owner())
-        self.run(self.context.__aexit__(None, None, None))
-        self.runner.close()
+        try:
+            self.run(self._everything_is_found_by_the_next_owner())
+        finally:
+            self.run(self.context.__aexit__(None, None, None))
+            self.runner.close()
 
     @initialize()
     def begin(self) -> None:
-        self.world = self.run(self.context.__aenter__())
         self.client: Process = self.run(self.world.process(register=False))
         self.processes: list[Process] = [self.run(self.world.process()) for _ in range(2)]
-        self.lanes: list[LaneSession] = [self.run(each.lane()) for each in self.processes]
+        self.lanes = [self.run(each.lane()) for each in self.processes]
 
     # --- rules --------------------------------------------------------------------------------
 
@@ -633,7 +636,7 @@ def test_postgres_does_what_the_model_does(dsn: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=8,
+            max_examples=int(__import__("os").environ.get("EX","8")),
             stateful_step_count=15,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
