@@ -192,6 +192,7 @@ async def test_storing_an_interrupt_again_is_harmless(process: Process, lane: La
     assert answers == [True, True, True]
     rows = await interrupts_of(lane)
     assert {row.envelope.request_id for row in rows} == {request.envelope.request_id}
+    assert len({row.seq for row in rows}) == len(rows)  # each comes once, however many there are
     (target,) = {row.target for row in rows}
     assert target is not None
     await lane.flush(

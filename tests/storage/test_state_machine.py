@@ -636,7 +636,7 @@ def test_postgres_does_what_the_model_does(dsn: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=int(__import__("os").environ.get("EX","8")),
+            max_examples=8,
             stateful_step_count=15,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -58,7 +58,7 @@ picked as (
     limit $5::bigint
 ),
 aims as (
-    select p.request_id, i.seq
+    select p.nth, i.seq
     from picked p
     cross join lateral (
         select i.seq from engine.inbox i
@@ -147,7 +147,7 @@ rows as (
         order by r.sequence desc
         limit 1
     ) r on true
-    left join aims a on a.request_id = p.request_id and p.kind = 2
+    left join aims a on a.nth = p.nth
 )
 select h.now, h.last, h.due, h.next_due, h.more, d.*
 from header h
