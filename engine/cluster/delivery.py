@@ -232,7 +232,12 @@ class Delivery:
         """The shard, once nothing of it runs here; None if it is kept."""
         grace = self.grace
         if not self.stopping:
-            handover = Handover((each.in_hand(shard) for each in self._all_hosts()), limit=grace)
+            hosts = self._all_hosts()
+            handover = Handover(
+                lambda: [each.in_hand(shard) for each in hosts],
+                let_in=lambda: [each.stay(shard) for each in hosts],
+                limit=grace,
+            )
             shard.leaving = handover
             if not await handover.wait():
                 return None

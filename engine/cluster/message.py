@@ -75,7 +75,8 @@ class Message:
     @property
     def put_off(self) -> bool:
         """Whether it is left to the shard's next owner, as it would keep the shard here."""
-        return self.shard.leaving is not None and self.stays
+        leaving = self.shard.leaving
+        return leaving is not None and leaving.closed and self.stays
 
     def interrupted_by(self, seq: int) -> None:
         """Note the inbox row of an interrupt, to be settled with the exit."""

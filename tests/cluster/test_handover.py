@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from engine import Entity, Runner, Settings, Uninterruptible, rpc
+from engine import Client, Entity, Runner, Settings, Uninterruptible, rpc
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import monotonic
 from engine.node import postgres
@@ -20,6 +20,7 @@ class Stage:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.go = asyncio.Event()
+        self.client: Client | None = None
 
 
 class Actor(Entity):
@@ -29,6 +30,13 @@ class Actor(Entity):
     @rpc(uninterruptible=Uninterruptible.SERVER)
     async def stays(self) -> None:
         await self._wait()
+
+    @rpc(uninterruptible=Uninterruptible.SERVER)
+    async def asks(self) -> None:
+        await self._wait()
+        assert self.stage.client is not None
+        await self.stage.client.entity(Actor, "b").stays()
+        self.stage.log.append(f"{self.entity_id} has its answer")
 
     @rpc
     async def takes_long(self) -> None:
@@ -110,6 +118,16 @@ async def test_what_takes_longer_than_the_limit_costs_the_others_no_silence(dsn:
         assert max(silences) < LIMIT.total_seconds()
         await eventually(lambda: two.stage.log == ["a begins", "a begins"])
         two.stage.go.set()
+
+
+async def test_one_that_is_waited_for_may_wait_for_another_of_its_shard(dsn: str) -> None:
+    async with handing_over(dsn, "asks") as two, two.heavy:
+        await eventually(lambda: two.shard.leaving is not None)
+        two.stage.client = two.light.client
+        two.stage.go.set()
+        await eventually(lambda: len(two.heavy.epochs) == 1)
+        assert two.stage.log == ["a begins", "a ends", "b begins", "b ends", "a has its answer"]
+        await two.answer_within(5)
 
 
 async def test_what_would_hold_the_shard_up_again_is_left_to_the_next_owner(dsn: str) -> None:
