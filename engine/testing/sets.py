@@ -21,6 +21,7 @@ class Sets:
 
     def __init__(self, module: Module, function: ast.AST, owner: WorkflowClass | None) -> None:
         self._module = module
+        self._instance = first_parameter(function) if isinstance(function, _FUNCTIONS) else ""
         self._names: set[str] = set()
         self._attributes: set[str] = set()
         if owner is not None:
@@ -47,7 +48,6 @@ class Sets:
                 self.tasks.update(names)
                 if "FIRST_COMPLETED" in ast.unparse(node.value):
                     self.first_done.update(names[:1])
-        self._instance = first_parameter(function) if isinstance(function, _FUNCTIONS) else ""
         for _ in range(2):  # a name may be assigned from another
             self._names = self._only_sets(
                 (target.id, value, annotation)

@@ -128,6 +128,7 @@ FINE = [
     "Path(request).name",
     "httpx.URL(request)",
     "await asyncio.sleep(1)",
+    "mine = self.name; rest = self.a - self.b",
     "asyncio.get_running_loop().time()",
     "for x in sorted({1, 2}): await self.step(x)",
     "x = sum(y for y in {1, 2}); y = len(set(request)); z = 1 in {1, 2}",
