@@ -360,6 +360,7 @@ class _Incarnation:
             grace=settings.handover_limit,
             replied=node.replies.replied,
             moved=self._lanes_moved,
+            acquired=node.replies.read_again,
             streams=self.storage.streams,
             spawn=self._tasks.spawn,
             residency=self._residency,

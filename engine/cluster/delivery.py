@@ -102,7 +102,8 @@ class Delivery:
 
     ``grace`` is how long running work of a shard may go on when it is given away. ``replied`` is
     told of every reply committed here, and says whether its stream's consumer is here; ``moved``
-    when a lane came or went, so that shards may be acquired. ``streams`` is the storage's.
+    when a lane came or went, so that shards may be acquired; ``acquired`` when some were, of which
+    the owner before may have committed replies and told nobody. ``streams`` is the storage's.
 
     A request that was delivered in vain ``max_deliveries`` times is a dead letter, and so is one
     whose type nobody has registered here for ``unregistered_timeout``. ``residency`` is that of
@@ -118,6 +119,7 @@ class Delivery:
         grace: timedelta,
         replied: Callable[[NewReply], bool],
         moved: Callable[[], None],
+        acquired: Callable[[], None],
         streams: Callable[[Sequence[Snowflake]], Awaitable[Mapping[Snowflake, StreamPosition]]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         residency: Residency,
@@ -134,6 +136,7 @@ class Delivery:
         self._doorbell = doorbell
         self._replied = replied
         self._moved = moved
+        self._acquired = acquired
         self._settled_after = settled_after
         self._residency = residency
         residency.reopened = self._read_again
@@ -216,6 +219,7 @@ class Delivery:
                 shard.fall_behind()
             for each in self.lanes:
                 each.ring_all()
+            self._acquired()
         return taken.keys()
 
     async def release(self, shards: Collection[ShardId]) -> None:

@@ -244,6 +244,11 @@ class ReplyBoard:
         self._unwatched.update(self._stored)
         self._wake.set()
 
+    def read_again(self) -> None:
+        """Somebody may have committed replies and died before telling anybody: read everything."""
+        self._unread.update(self._stored)
+        self._wake.set()
+
     @property
     def _stored(self) -> Set[Snowflake]:
         """What is awaited and can be read."""
@@ -256,8 +261,7 @@ class ReplyBoard:
 
     def _poll_now(self) -> None:
         self._alarm = None
-        self._unread.update(self._stored)
-        self._wake.set()
+        self.read_again()
         self._arm()
 
     async def _run(self) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from engine import (
     ConfigurationError,
+    Entity,
     ExecutionFailed,
     RetryPolicy,
     Transaction,
     Workflow,
     activity,
+    rpc,
     transaction,
 )
 from engine.testing import Fault, TestCluster, stub
@@ -198,6 +200,21 @@ async def test_a_fault_can_be_planned_for_a_later_write(fault: Fault) -> None:
         await asyncio.sleep(0.1)
         await cluster.advance(timedelta(days=30))
         assert await execution.join() == 30
+
+
+class Counter(Entity):
+    @rpc
+    async def add(self, number: int) -> int:
+        return number + 1
+
+
+async def test_an_answer_that_nobody_was_told_of_is_read_once_its_shard_is_owned_again() -> None:
+    async with (
+        asyncio.timeout(10),
+        TestCluster(Counter(), poll_interval=timedelta(hours=1)) as cluster,
+    ):
+        cluster.fail_next_flush(Fault.AFTER_COMMIT)
+        assert await cluster.client.entity(Counter, "c").add(1) == 2
 
 
 async def test_what_was_started_before_an_outage_goes_on_after_it() -> None:
