@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine.workflow.execution import Execution
 
 In = TypeVar("In")
-Out = TypeVar("Out")
+Out_co = TypeVar("Out_co", covariant=True)
 A = TypeVar("A")
 B = TypeVar("B")
 E = TypeVar("E", bound=Entity)
@@ -46,7 +46,7 @@ P = ParamSpec("P")
 _DEFINITION = "__outlast_workflow__"
 
 
-class Workflow(ActivityGroup, Generic[In, Out]):
+class Workflow(ActivityGroup, Generic[In, Out_co]):
     """Base class of workflows: ``execute`` is the durable body, its steps are marked methods.
 
     The object you register is a prototype: each execution gets a shallow copy, so ``self.x`` is
@@ -97,7 +97,7 @@ class Workflow(ActivityGroup, Generic[In, Out]):
             definition_of(cls).request.encode(request), digest_size=16
         ).hexdigest()
 
-    async def execute(self, request: In) -> Out:
+    async def execute(self, request: In) -> Out_co:
         """The body. Override it."""
         raise NotImplementedError(f"{type(self).__name__} does not define execute()")
 
@@ -331,7 +331,7 @@ def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
             " import the types it names at the top of its module, not under TYPE_CHECKING"
         ) from error
     declared = _variables(cls, Workflow, {})
-    result = hints.pop("return", declared[Out])
+    result = hints.pop("return", declared[Out_co])
     request = next(iter(hints.values()), declared[In])
     author = next(each for each in cls.__mro__ if "execute" in vars(each))
     known = _variables(cls, author, {})

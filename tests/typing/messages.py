@@ -60,3 +60,8 @@ async def talk(client: Client) -> None:
     assert_type(await chat.update(Chat.count), int)
     await client.execution(Chat, "room", key="once").signal(Chat.say, "hi")
     await chat.terminate("enough")
+
+
+async def show(client: Client) -> None:
+    """A result whose place takes anything is still that of the workflow."""
+    print(await client.execute(Child, 1), await client.execute(Chat, "room"))
