@@ -14,11 +14,12 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from engine import EngineError
+from engine import Client, EngineError, Runner, Settings, Workflow
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
@@ -45,6 +46,16 @@ async def database(name: str) -> AsyncGenerator[str]:
                 await admin.execute(f"drop database {database} with (force)")
         finally:
             await admin.close()
+
+
+@asynccontextmanager
+async def serving(name: str, *prototypes: Workflow[Any, Any]) -> AsyncGenerator[Client]:
+    """A client beside a runner of these in this process, over a database of their own."""
+    async with (
+        database(name) as dsn,
+        Runner(Settings(dsn=dsn, schema="engine")).register(*prototypes) as runner,
+    ):
+        yield runner.client
 
 
 @contextmanager

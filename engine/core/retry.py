@@ -37,7 +37,10 @@ class RetryPolicy:
         if self.attempts < 0:
             raise ConfigurationError("RetryPolicy.attempts must be 0 (without end) or more")
         if self.initial < timedelta(0) or self.maximum < self.initial:
-            raise ConfigurationError("RetryPolicy needs 0 <= initial <= maximum")
+            raise ConfigurationError(
+                f"RetryPolicy needs 0 <= initial <= maximum: initial is {self.initial}, and maximum"
+                f" {self.maximum}; give both for delays above its default of a minute"
+            )
         if not self.factor >= 1 or not 0 <= self.jitter <= 1:
             raise ConfigurationError("RetryPolicy needs factor >= 1 and jitter between 0 and 1")
 
