@@ -237,9 +237,14 @@ class Delivery:
         grace = self.grace
         if not self.stopping:
             hosts = self._all_hosts()
+
+            def let_in() -> None:
+                for each in hosts:
+                    each.stay(shard)
+
             handover = Handover(
                 lambda: [each.in_hand(shard) for each in hosts],
-                let_in=lambda: [each.stay(shard) for each in hosts],
+                let_in=let_in,
                 limit=grace,
             )
             shard.leaving = handover
