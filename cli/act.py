@@ -1,5 +1,6 @@
-"""Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``interrupt``,
-``terminate``, ``retry``, ``fork``.
+"""Act on executions: ``start``, ``poll``, ``join``, ``resolve``, ``reject``, ``fork``.
+
+What ends them, pauses them or lets them go on, one or many, is in ``cli.repairing``.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from cli.executions import ExecutionId, find, name_of
 from cli.exits import CommandError, ExitCode, UsageError
 from cli.output import printable, to_json
 from cli.session import Session, database_now
-from cli.telling import message_to, tell
+from cli.telling import message_to
 
 if TYPE_CHECKING:
     from engine.core.outcome import ExecutionInfo
@@ -33,7 +34,7 @@ DeferredName = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    for function in (start, poll, join, resolve, reject, interrupt, terminate, retry, fork):
+    for function in (start, poll, join, resolve, reject, fork):
         add_command(app, function, panel=PANEL)
 
 
@@ -160,70 +161,6 @@ async def reject(
 ) -> None:
     """Let an execution's wait for a value fail."""
     await _settle(session, id, name, json.dumps(error).encode(), rejected=True)
-
-
-async def interrupt(
-    session: Session,
-    id: ExecutionId,
-    reason: Annotated[
-        str, typer.Option("--reason", "-r", help="Why; stored with it.", metavar="TEXT")
-    ] = "",
-) -> None:
-    """Ask an execution to end early: its cleanup and compensations run."""
-    from engine.core.status import Status
-    from engine.workflow.tags import INTERRUPT, encode_text
-
-    stored, asked = await tell(session, id, INTERRUPT, encode_text(reason))
-    name = name_of(stored)
-    if session.output.as_json:
-        session.output.line({"id": name, "interrupted": asked})
-    elif asked:
-        session.output.say(f"asked {name} to end; 'outlast join {name}' waits for that")
-    else:
-        session.output.say(f"{name} had ended before")
-    if asked and stored.status is Status.BLOCKED:
-        session.output.note(f"it is blocked, and ends once it is not: 'outlast why {name}'")
-
-
-async def terminate(
-    session: Session,
-    id: ExecutionId,
-    reason: Annotated[
-        str, typer.Option("--reason", "-r", help="Why; stored with it.", metavar="TEXT")
-    ] = "",
-) -> None:
-    """End an execution here and now: no cleanup, no compensation. Blocked ones end too."""
-    from engine.workflow.tags import TERMINATE, encode_text
-
-    stored, asked = await tell(session, id, TERMINATE, encode_text(reason))
-    name = name_of(stored)
-    if session.output.as_json:
-        session.output.line({"id": name, "terminated": asked})
-    elif asked:
-        session.output.say(f"{name} is ended by its runner; 'outlast poll {name}' shows it")
-    else:
-        session.output.say(f"{name} had ended before")
-
-
-async def retry(session: Session, id: ExecutionId) -> None:
-    """Let an execution that failed, was ended or is blocked go on from its last good step."""
-    from engine import repair
-    from engine.core.errors import ConfigurationError, NotFound
-    from engine.core.status import Status
-
-    async with session.node() as node:
-        stored = await find(node.storage, id)
-        name = name_of(stored)
-        if stored.status is not Status.BLOCKED and not stored.status.finished:
-            raise CommandError(f"{name} goes on anyway: 'outlast why {name}' says where it stands")
-        try:
-            await repair.retry(node, stored)
-        except (NotFound, ConfigurationError) as error:
-            raise CommandError(str(error)) from error
-    if session.output.as_json:
-        session.output.line({"id": name, "retried": True})
-    else:
-        session.output.say(f"{name} goes on; 'outlast join {name}' waits for its result")
 
 
 async def fork(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from engine.by_name import Message
     from engine.core.reply import Exit
+    from engine.node import Node
     from engine.storage.protocol import StoredExecution
 
 PANEL = "Act"
@@ -118,15 +119,20 @@ def message_to(
     )
 
 
-async def tell(
-    session: Session, id: str, tag: str, payload: bytes
-) -> "tuple[StoredExecution, bool]":
-    """The execution, and whether it was told in time."""
-    from engine import by_name
-
+async def tell(session: Session, id: str, tag: str, reason: str) -> "tuple[StoredExecution, bool]":
+    """The execution that was given an order, and whether that came in time."""
     async with session.node() as node:
-        stored = await find(node.storage, id)
-        return stored, await by_name.tell(node, message_to(stored, tag, payload))
+        return await tell_on(node, id, tag, reason)
+
+
+async def tell_on(node: "Node", id: str, tag: str, reason: str) -> "tuple[StoredExecution, bool]":
+    """As ``tell``, from a place in the cluster."""
+    from engine import by_name
+    from engine.workflow.tags import encode_order
+
+    stored = await find(node.storage, id)
+    payload = encode_order(reason, node.settings.author)
+    return stored, await by_name.tell(node, message_to(stored, tag, payload))
 
 
 async def _in_time(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import cast
 
 from cli.durations import ago, brief, readable
 from cli.output import error_text, to_json
@@ -158,8 +159,11 @@ class Timeline:
                 self._instant(event, f"answer {name}", "sent")
             case JournalKind.CONTINUED:
                 self._instant(event, "continued as new", _value(event.payload))
+            case JournalKind.PAUSED | JournalKind.RESUMED:
+                of = "" if name == "execution" else f" ({name})"
+                self._instant(event, f"{event.kind.name.lower()}{of}", _order_text(event.payload))
             case _:
-                self._instant(event, name, str(event.payload or ""))
+                self._instant(event, name, _order_text(event.payload))
 
     def _instant(self, event: JournalEvent, name: str, note: str) -> None:
         """What has no duration."""
@@ -199,6 +203,15 @@ def timeline(
     last = events[-1] if events else None
     run, since = (1, begin) if last is None else (last.run, last.at)
     return collected.lines(waiting=waiting, run=run, since=since)
+
+
+def _order_text(payload: object) -> str:
+    """Why somebody wanted something, and who."""
+    if not isinstance(payload, dict):
+        return str(payload or "")
+    told = cast("dict[str, object]", payload)
+    by = f"by {told['by']}" if told.get("by") else ""
+    return ": ".join(str(each) for each in (by, told.get("reason")) if each)
 
 
 def _order(line: Line) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from engine.core.journal import JournalRow
 from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
 from engine.core.status import Status
+from engine.storage.pauses import Pause
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
 from engine.why import Situation, why
 
@@ -52,6 +53,7 @@ async def describe(
         owner=runners.get(execution.runner) if execution.runner is not None else None,
         starts_at=None if request is None else request.deliver_at,
         silent_before=silent_before,
+        pause=(await storage.pauses()).get(execution.workflow),
     )
     return replace(
         info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)
@@ -63,10 +65,12 @@ async def executions(
 ) -> AsyncIterator[ExecutionInfo]:
     """Executions that match, youngest first, read page by page."""
     left, wanted = limit, filter
+    pauses = await storage.pauses()
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
-        for info in await _with_exits(storage, [summary(execution) for execution in page]):
+        infos = [summary(each, pauses.get(each.workflow)) for each in page]
+        for info in await _with_exits(storage, infos):
             yield info
         if len(page) < size:
             return
@@ -107,8 +111,8 @@ def readable(payload: bytes) -> object:
         return payload
 
 
-def summary(execution: StoredExecution) -> ExecutionInfo:
-    """What the execution's own row says."""
+def summary(execution: StoredExecution, pause: Pause | None = None) -> ExecutionInfo:
+    """What the execution's own row says, and what was last said of its workflow."""
     attributes = readable(execution.attributes or b"")
     return ExecutionInfo(
         workflow=execution.workflow,
@@ -124,7 +128,7 @@ def summary(execution: StoredExecution) -> ExecutionInfo:
         parent=execution.parent,
         runner=execution.runner,
         shard=execution.shard,
-        why=why(Situation(execution=execution)),
+        why=why(Situation(execution=execution, pause=pause)),
         attributes=attributes if isinstance(attributes, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
     )
 

@@ -162,6 +162,16 @@ async def query(node: "Node", message: Message) -> Exit:
         return await answer
 
 
+async def pause(node: "Node", workflow: str, *, paused: bool, reason: str) -> bool:
+    """Let all executions of a workflow stand still, or go on; False when they do already, as
+    whoever said so first said."""
+    by = node.settings.author
+    changed = await node.storage.write_pause(workflow, paused=paused, reason=reason, by=by)
+    # Also when nothing changed: a first try may have been lost after it was written.
+    node.storage.doorbell.ring_topology()
+    return changed
+
+
 def _check_target(message: Message, saved: Saved, *, ended: bool = False) -> None:
     if saved.outcome is SaveOutcome.NO_TARGET:
         raise NotFound(f"there is no execution {message}; 'outlast ls' lists those there are")

@@ -140,6 +140,19 @@ class Client:
         id = entity_id(id, what="the id")
         return ClientExecution(self._node, definition_of(workflow), id, key=key)
 
+    async def pause(self, workflow: type[Workflow[Any, Any]] | str, reason: str = "") -> None:
+        """Let all executions of a workflow, also those to come, stand still until ``resume``.
+
+        Durable once this returns; runners hear of it at once, or with their next heartbeat. What
+        runs of their steps ends, and nothing is started. Starts and messages are stored as ever
+        and wait. An execution that is paused by itself stays so when its workflow is resumed.
+        """
+        await by_name.pause(self._node, _name_of(workflow), paused=True, reason=reason)
+
+    async def resume(self, workflow: type[Workflow[Any, Any]] | str, reason: str = "") -> None:
+        """Let the executions of a workflow go on after ``pause``."""
+        await by_name.pause(self._node, _name_of(workflow), paused=False, reason=reason)
+
     async def complete(self, token: str, value: object) -> bool:
         """Give the result of a step that has called ``complete_later``; it is durable once this
         returns. ``token`` is what the step read as ``self.token``.
@@ -173,13 +186,8 @@ class Client:
         after: Snowflake | None = None,
     ) -> AsyncIterator[ExecutionInfo]:
         """Executions that match, youngest first, read page by page as you iterate."""
-        name = (
-            workflow
-            if workflow is None or isinstance(workflow, str)
-            else definition_of(workflow).name
-        )
         wanted = ExecutionFilter(
-            workflow=name,
+            workflow=None if workflow is None else _name_of(workflow),
             statuses=(status,) if isinstance(status, Status) else tuple(status),
             attributes=dict(attributes or {}),
             started_after=started_after,
@@ -295,6 +303,10 @@ class Client:
         if at is not None and at.tzinfo is None:
             raise ConfigurationError("at= needs an aware datetime; give it a time zone")
         return self._node.clock.now() + delay if delay is not None else at
+
+
+def _name_of(workflow: type[Workflow[Any, Any]] | str) -> str:
+    return workflow if isinstance(workflow, str) else definition_of(workflow).name
 
 
 def _answer(call: EntityCall, exit: Exit) -> Any:

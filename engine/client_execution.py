@@ -30,8 +30,11 @@ from engine.workflow.execution import UNCHANGED, Execution
 from engine.workflow.handlers import HandlerKind
 from engine.workflow.tags import (
     INTERRUPT,
+    PAUSE,
+    RESUME,
     TERMINATE,
     deferred_key,
+    encode_order,
     encode_text,
     query_tag,
     reject_tag,
@@ -90,10 +93,16 @@ class ClientExecution(Execution[T]):
             return self.result_of(await self._node.replies.wait(request_id))
 
     async def interrupt(self, reason: str = "") -> None:
-        await self._tell(INTERRUPT, encode_text(reason))
+        await self._order(INTERRUPT, reason)
 
     async def terminate(self, reason: str = "") -> None:
-        await self._tell(TERMINATE, encode_text(reason))
+        await self._order(TERMINATE, reason)
+
+    async def pause(self, reason: str = "") -> None:
+        await self._order(PAUSE, reason)
+
+    async def resume(self, reason: str = "") -> None:
+        await self._order(RESUME, reason)
 
     async def retry(self) -> None:
         found = await admin.find(self._node.storage, self._definition.name, self.id)
@@ -165,6 +174,9 @@ class ClientExecution(Execution[T]):
             payload=payload,
             key=key,
         )
+
+    async def _order(self, tag: str, reason: str) -> None:
+        await self._tell(tag, encode_order(reason, self._node.settings.author))
 
     async def _tell(self, tag: str, payload: bytes, *, once: str | None = None) -> bool:
         return await by_name.tell(self._node, self._target(tag, payload, once))

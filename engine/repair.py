@@ -15,8 +15,8 @@ from engine.core.journal import JournalKind
 from engine.core.names import entity_id
 from engine.core.status import Status
 from engine.storage.protocol import ExecutionStart, LoadedExecution, SaveRequest, StoredExecution
-from engine.workflow.repair import forked, retried
-from engine.workflow.tags import RETRY, RUN, encode_text
+from engine.workflow.repair import Order, forked, retried
+from engine.workflow.tags import RETRY, RUN, encode_order
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -39,12 +39,12 @@ async def retry(node: "Node", execution: StoredExecution) -> None:
                 group=execution.shard.group,
                 id=execution.execution_id,
                 tag=RETRY,
-                payload=encode_text(""),
+                payload=encode_order("", node.settings.author),
             ),
         )
         return
     loaded = await _load(node, execution.request_id)
-    rows = retried(loaded, await _children(node, loaded))
+    rows = retried(loaded, await _children(node, loaded), order=_order(node))
     shard = await node.storage.reopen(execution.request_id, run=loaded.execution.run, journal=rows)
     if shard is not None:
         node.ring_shards([shard])
@@ -73,6 +73,7 @@ async def fork(
         from_step=from_step,
         request_id=request_id,
         request=request,
+        order=_order(node),
     )
     workflow, group = execution.workflow, execution.shard.group
     await node.know(group)
@@ -91,6 +92,10 @@ async def fork(
         raise AlreadyStarted(f"{workflow}/{key} was started before; fork under another key")
     node.ring_shards([envelope.address.shard])
     return request_id
+
+
+def _order(node: "Node") -> Order:
+    return Order(by=node.settings.author, at=node.clock.now())
 
 
 async def _load(node: "Node", request_id: Snowflake) -> LoadedExecution:

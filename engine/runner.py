@@ -612,6 +612,8 @@ class _Incarnation:
     def _viewed(self, view: View) -> None:
         if view.post:
             self._postman.rung()
+        if self._executions is not None:
+            self._executions.pause(view.pauses)
 
     def _lanes_moved(self) -> None:
         if self._ownership is not None:

@@ -1,6 +1,9 @@
 """Everything that can be set, from arguments or ``OUTLAST_…`` variables, checked at once."""
 
+import getpass
+import os
 import re
+import socket
 import warnings
 from contextlib import suppress
 from datetime import timedelta
@@ -11,6 +14,15 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.core.errors import ConfigurationError
+
+
+def _author() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in a container
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:255]
+
 
 with warnings.catch_warnings():
     # "schema" is the right name, whatever BaseModel had
@@ -93,6 +105,9 @@ with warnings.catch_warnings():
         """How many bytes one encoded value may have: the arguments of a message or start, a result,
         an element of a stream, an entity's state. A larger one is ``InvalidPayload`` to whoever
         made it, and one of more than half of that is reported in the log."""
+        author: str = Field(default_factory=_author, min_length=1, max_length=255)
+        """Who pauses, interrupts, terminates, retries and forks: it is kept in the history of the
+        execution. The user and host of the process, unless told otherwise."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 

@@ -13,7 +13,9 @@ from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
 from engine.core.status import Status
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerRow, StoredExecution
+from engine.workflow.pause import in_words
 
 _SHOWN = 80
 _NOTHING = (
@@ -28,6 +30,7 @@ class Situation:
 
     ``queued``: how many messages wait for it. ``starts_at``: not to begin before then.
     ``silent_before``: an owner without a later sign of life may be dead; None: not judged.
+    ``pause``: what was last said of its workflow as a whole.
     """
 
     execution: StoredExecution
@@ -37,6 +40,7 @@ class Situation:
     owner: RunnerRow | None = None
     starts_at: datetime | None = None
     silent_before: datetime | None = None
+    pause: Pause | None = None
 
 
 def why(situation: Situation) -> str:
@@ -46,6 +50,15 @@ def why(situation: Situation) -> str:
         return f"it has ended: {execution.status}"
     if execution.status is Status.BLOCKED:
         return f"it is blocked: {execution.waiting}"
+    if (pause := situation.pause) is not None and pause.paused:
+        since = in_words(pause.reason, pause.by, pause.at)
+        return (
+            f"its workflow is paused {since}: 'outlast resume {execution.workflow}' lets it go on;"
+            f" {_standing(situation)}"
+        )
+    if execution.status is Status.PAUSED and not _returns(execution):
+        name = f"{execution.workflow}/{execution.execution_id}"
+        return f"it is paused {execution.waiting}: 'outlast resume {name}' lets it go on"
     if execution.runner is None:
         return (
             f"nobody owns its shard {execution.shard}: start a runner that serves"
@@ -84,14 +97,21 @@ def _standing(situation: Situation) -> str:
             runs = f"runs on {_name(situation)}" if _at_work(situation) else "was running"
             last = f"{_last(situation.journal)}{_beat(situation.heartbeats)}"
             return f"it {runs}{last}{_queued(situation.queued)}"
+        case Status.PAUSED if _returns(execution):
+            return "it goes on in a moment"
         case Status.PAUSED:
-            return "it is paused"
+            return f"it is paused {execution.waiting}"
         case Status.BLOCKED | Status.SUCCEEDED | Status.FAILED:
             return f"it is {execution.status}"
         case Status.INTERRUPTED | Status.TERMINATED:
             return f"it was {execution.status}"
         case _:
             assert_never(execution.status)
+
+
+def _returns(execution: StoredExecution) -> bool:
+    """Whether it was paused with its whole workflow only, and goes on with that."""
+    return execution.wake_at is not None
 
 
 def _served(situation: Situation) -> bool:

@@ -241,6 +241,7 @@ class Heartbeat:
             sent=sent,
             received=monotonic(),
             post=beat.post,
+            pauses=beat.pauses,
         )
         view = self._undertaker.judge(view, server_up=beat.now - beat.server_started)
         self._tell(view)

@@ -1,6 +1,7 @@
 """Messages of types that nobody serves here: they wait for a registration or for the next owner.
 
-Put here by ``cluster.delivery`` and ``workflow.host``; taken out when the type is registered.
+Put here by ``cluster.delivery`` and ``workflow.host``; taken out when the type is registered, or is
+not paused any more.
 """
 
 import logging
@@ -31,12 +32,21 @@ class Parking:
         self._rows: dict[str, dict[int, _Parked]] = defaultdict(dict)
         self._alarm: Alarm | None = None
 
-    def park(self, name: str, shard: OwnedShard, row: InboxRow, *, forever: bool = False) -> None:
+    def park(
+        self,
+        name: str,
+        shard: OwnedShard,
+        row: InboxRow,
+        *,
+        forever: bool = False,
+        because: str = "is not registered here",
+    ) -> None:
         """Keep a row until ``unpark`` or ``forget``, or ``forever`` or its time is over."""
         rows = self._rows[name]
         if not rows:
             log.warning(
-                "messages wait for a type that is not registered here",
+                "messages wait for a type that %s",
+                because,
                 extra={"entity_type": name, "runner": str(shard.runner)},
             )
         until = None if forever else self._clock.now() + self._patience

@@ -3,10 +3,12 @@
 Made by ``heartbeat`` from the database's answer; read by ``ownership`` to decide who owns what.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from engine.core.ids import RunnerId
+from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerRow
 
 Electorate = tuple[tuple[RunnerId, float, tuple[str, ...]], ...]
@@ -19,6 +21,7 @@ class View:
     ``sent`` and ``received`` are this process's monotonic clock around the heartbeat, in seconds.
     ``silent`` are runners whose heartbeat is overdue: not judged yet, but perhaps gone, in which
     case their locks are free. ``post``: volatile messages wait for this runner.
+    ``pauses`` are the workflows that are paused as a whole, or were.
     """
 
     me: RunnerId
@@ -28,6 +31,7 @@ class View:
     received: float
     silent: frozenset[RunnerId] = frozenset()
     post: bool = False
+    pauses: Mapping[str, Pause] = field(default_factory=dict[str, Pause])
 
     def candidates(self, group: str) -> tuple[RunnerRow, ...]:
         """Who may be given shards of the group: its runners that are not draining, by id."""

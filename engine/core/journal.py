@@ -43,6 +43,12 @@ class JournalKind(IntEnum):
     POSTPONED = 14
     """An attempt has left its end to whoever has its token, until ``due_at`` if it has a timeout.
     What they say is an ATTEMPT or a STEP, whose ``source`` is their message."""
+    PAUSED = 15
+    """From here on nothing of it is started; ``name`` says whether it or its workflow is paused."""
+    RESUMED = 16
+    """It, or its workflow, is not paused any more."""
+    RETRIED = 17
+    """It was blocked, and somebody asked it to go on from where it stands."""
 
 
 class Outcome(IntEnum):

@@ -21,6 +21,7 @@ from engine.storage.entities import (
 from engine.storage.execution_page import execution_page
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.pauses import Pause
 from engine.storage.pool import Pool
 from engine.storage.protocol import (
     ExecutionFilter,
@@ -39,6 +40,7 @@ from engine.storage.records import (
     heartbeat_from,
     journal_from,
     owned_execution_from,
+    pause_from,
     reply_from,
     runner_from,
     schedule_from,
@@ -138,6 +140,9 @@ class Inspection:
     async def heartbeats(self, executions: Sequence[Snowflake]) -> Sequence[StepHeartbeat]:
         ids = list(dict.fromkeys(executions))
         return [heartbeat_from(row) for row in await self._pool.fetch("heartbeats", ids)]
+
+    async def pauses(self) -> Mapping[str, Pause]:
+        return {row["workflow"]: pause_from(row) for row in await self._pool.fetch("pauses")}
 
     async def waiting_rows(self, execution: Snowflake) -> int:
         rows = await self._pool.fetch("waiting_rows", execution)

@@ -21,6 +21,7 @@ from engine.storage.memory_inspection import MemoryInspection
 from engine.storage.memory_lane import MemoryLane
 from engine.storage.memory_registry import MemoryRegistry
 from engine.storage.memory_transaction import MemoryTransaction, UserConnection
+from engine.storage.pauses import Pause
 from engine.storage.protocol import (
     Doorbell,
     Fence,
@@ -165,6 +166,17 @@ class MemoryStorage(MemoryInspection):
         stored = self._database.rows.interrupt(interrupts)
         await self._travel()
         return stored
+
+    async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
+        await self._travel()
+        old = self._database.pauses.get(workflow)
+        if paused is (old is not None and old.paused):
+            return False
+        self._database.pauses[workflow] = Pause(
+            workflow=workflow, paused=paused, reason=reason, by=by, at=self._database.clock.now()
+        )
+        await self._travel()
+        return True
 
     async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
         await self._travel()

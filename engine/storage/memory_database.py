@@ -18,6 +18,7 @@ from engine.core.ids import MACHINE_IDS, MachineLease, RunnerId, ShardId, Snowfl
 from engine.storage.memory_post import MemoryPost
 from engine.storage.memory_rows import MemoryRows
 from engine.storage.memory_shard import MemoryShard
+from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerRow
 
 _MACHINE_LEASE = timedelta(minutes=10)
@@ -69,6 +70,7 @@ class MemoryDatabase:
         self.rows: MemoryRows = MemoryRows(clock, self.shards)
         self.post: MemoryPost = MemoryPost(clock, self.shards)
         self.runners: dict[RunnerId, RunnerRow] = {}
+        self.pauses: dict[str, Pause] = {}
         self.unburied: set[RunnerId] = set()
         self.sessions: dict[Session, None] = {}
         self.hearers: dict[Hearer, None] = {}

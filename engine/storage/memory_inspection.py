@@ -14,6 +14,7 @@ from engine.core.journal import JournalRow
 from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow, StoredState
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.memory_database import MemoryDatabase
+from engine.storage.pauses import Pause
 from engine.storage.protocol import (
     ExecutionFilter,
     LoadedExecution,
@@ -93,6 +94,10 @@ class MemoryInspection:
     async def heartbeats(self, executions: Sequence[Snowflake]) -> Sequence[StepHeartbeat]:
         await self._travel()
         return self._database.rows.heartbeats.of(frozenset(executions))
+
+    async def pauses(self) -> Mapping[str, Pause]:
+        await self._travel()
+        return dict(self._database.pauses)
 
     async def waiting_rows(self, execution: Snowflake) -> int:
         await self._travel()

@@ -50,6 +50,7 @@ class MemoryRegistry:
                 server_started=self._database.started_at,
                 runners=[each for each in runners.values() if each.died_at is None],
                 post=self._database.post.waits(runner),
+                pauses=dict(self._database.pauses),
             )
 
     async def drain(self, runner: RunnerId) -> None:

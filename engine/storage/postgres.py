@@ -221,6 +221,9 @@ class PostgresStorage(Inspection):
         await self.ensure_groups([request.envelope.address.shard.group])
         return await self._requests.fork(request, started_at=started_at, journal=journal)
 
+    async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
+        return bool(await self._pool.fetch("write_pause", workflow, paused, reason, by))
+
     async def transact(
         self, fence: Fence, work: Callable[[Transaction], Awaitable[JournalRow]]
     ) -> None:

@@ -26,6 +26,7 @@ from engine.storage.entities import (
     StoredState,
 )
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.pauses import Pause
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.transaction import Transaction
 
@@ -214,6 +215,12 @@ class InboxRow:
     def recipient(self) -> Recipient:
         """Who has to take it."""
         return self.envelope.address if self.execution is None else self.execution
+
+    @property
+    def told(self) -> str:
+        """The tag of what an execution is told; empty for a reply, which has the tag of whatever
+        was asked, and for an interrupt."""
+        return self.envelope.tag if self.kind is InboxKind.REQUEST else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +447,8 @@ class Beat:
     """All that are not dead, this one included."""
     post: bool = False
     """Whether volatile messages wait on this runner's channel."""
+    pauses: Mapping[str, Pause] = field(default_factory=dict[str, Pause])
+    """Workflows that are paused as a whole, or were, by name."""
 
 
 class Registry(Protocol):
@@ -778,6 +787,15 @@ class Storage(Protocol):
     ) -> bool:
         """Store a start whose execution has these rows already; False when its key is taken. Ring
         its shard afterwards."""
+        ...
+
+    async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
+        """Pause a workflow as a whole, or end that; False when it is so already. Ring the topology
+        afterwards: runners read the pauses with each heartbeat."""
+        ...
+
+    async def pauses(self) -> Mapping[str, Pause]:
+        """What was last said of each workflow that was ever paused as a whole, by name."""
         ...
 
     async def schedules(self, names: Sequence[str] | None = None) -> Sequence[ScheduleRow]:

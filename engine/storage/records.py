@@ -1,6 +1,8 @@
 """Records of the database as protocol values: the way back from ``columns``."""
 
 import json
+from datetime import datetime
+from typing import Any
 
 import asyncpg
 
@@ -12,6 +14,7 @@ from engine.core.status import Status
 from engine.storage.entities import DeadLetter, EntityRow, StoredState
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
@@ -118,6 +121,24 @@ def runner_from(record: asyncpg.Record) -> RunnerRow:
         beat_at=record["beat_at"],
         died_at=record["died_at"],
     )
+
+
+def pause_from(record: asyncpg.Record | dict[str, Any]) -> Pause:
+    return Pause(
+        workflow=record["workflow"],
+        paused=record["paused"],
+        reason=record["reason"],
+        by=record["author"],
+        at=record["at"],
+    )
+
+
+def pauses_in(stored: str | None) -> dict[str, Pause]:
+    """Those in a JSON array of such rows, by workflow."""
+    rows: list[dict[str, Any]] = [] if stored is None else json.loads(stored)
+    for row in rows:
+        row["at"] = datetime.fromisoformat(row["at"])
+    return {row["workflow"]: pause_from(row) for row in rows}
 
 
 def state_from(record: asyncpg.Record, groups: Groups) -> StoredState:

@@ -16,7 +16,7 @@ from engine.core.ids import RunnerId
 from engine.storage.connect import OUR_PLANS, Connector
 from engine.storage.outage import LOST, unavailable
 from engine.storage.protocol import Beat, RunnerLoad, RunnerRow
-from engine.storage.records import runner_from
+from engine.storage.records import pauses_in, runner_from
 from engine.storage.session import Session
 
 _SETTINGS = OUR_PLANS | {"lock_timeout": "2000"}
@@ -64,6 +64,7 @@ class PostgresRegistry:
             server_started=rows[0]["server_started"],
             runners=[runner_from(row) for row in rows if row["id"] is not None],
             post=rows[0]["post"],
+            pauses=pauses_in(rows[0]["pauses"]),
         )
 
     async def drain(self, runner: RunnerId) -> None:

@@ -221,6 +221,15 @@ def metadata_for(schema: str) -> MetaData:
         at("at"),
     )
     Table(
+        "pauses",
+        metadata,
+        Column("workflow", Text, primary_key=True),
+        Column("paused", Boolean, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("author", Text, nullable=False),
+        at("at", default=True),
+    )
+    Table(
         "waiters",
         metadata,
         Column("request_id", BigInteger, primary_key=True, autoincrement=False),

@@ -30,6 +30,8 @@ from engine.workflow.handlers import HandlerKind
 from engine.workflow.step import Step
 from engine.workflow.tags import (
     INTERRUPT,
+    PAUSE,
+    RESUME,
     RUN,
     TERMINATE,
     deferred_key,
@@ -246,6 +248,12 @@ class BodyExecution(Execution[T]):
 
     async def terminate(self, reason: str = "") -> None:
         await self._tell("terminate", TERMINATE, encode_text(reason))
+
+    async def pause(self, reason: str = "") -> None:
+        await self._tell("pause", PAUSE, encode_text(reason))
+
+    async def resume(self, reason: str = "") -> None:
+        await self._tell("resume", RESUME, encode_text(reason))
 
     async def resolve(self, deferred: Deferred[V], value: V) -> bool:
         name = self._own(deferred)

@@ -76,6 +76,17 @@ class Execution(ABC, Generic[T]):
         interrupted. No-op once it has ended."""
 
     @abstractmethod
+    async def pause(self, reason: str = "") -> None:
+        """Let it come to a stand: what runs of its steps ends, and nothing is started until
+        ``resume``. What it is told meanwhile waits, an interrupt too, and timers that fall due fire
+        then; ``terminate`` ends it at once. Its children go on. No-op once it has ended."""
+
+    @abstractmethod
+    async def resume(self, reason: str = "") -> None:
+        """Let it go on after ``pause``. No-op when it is not paused; if its workflow is, it goes
+        on when that is resumed too."""
+
+    @abstractmethod
     async def resolve(self, deferred: Deferred[V], value: V) -> bool:
         """Give the value it waits for, or will. True for the first; False when it was resolved or
         rejected before, or has ended."""

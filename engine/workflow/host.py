@@ -29,10 +29,11 @@ from engine.core.errors import (
     StorageUnavailable,
 )
 from engine.core.ids import EntityAddress, ShardId, Snowflake, SnowflakeGenerator
-from engine.core.journal import JournalKind
+from engine.core.journal import JournalKind, JournalRow
 from engine.core.payload import PayloadLimit
 from engine.core.reply import Exit, Terminated
 from engine.core.status import Status
+from engine.storage.pauses import Pause
 from engine.storage.protocol import (
     BadBatch,
     Commit,
@@ -48,10 +49,19 @@ from engine.workflow.body import TOO_LATE
 from engine.workflow.child import ABANDONED
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.outgoing import Services
+from engine.workflow.pause import EXECUTION, ends_pause, pauses_of
 from engine.workflow.query import Query, look_back
 from engine.workflow.resident import ResidentExecution
 from engine.workflow.step_threads import StepThreads
-from engine.workflow.tags import INTERRUPT, TERMINATE, decode_text, query_of, update_of
+from engine.workflow.tags import (
+    INTERRUPT,
+    PAUSE,
+    TERMINATE,
+    decode_text,
+    encode_order,
+    query_of,
+    update_of,
+)
 from engine.workflow.waiting_executions import WaitingExecutions
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -109,6 +119,9 @@ class ExecutionHost:
         self._to_load: list[Snowflake] = []
         # what executions were told before they are due to begin
         self._early: dict[Snowflake, list[tuple[OwnedShard, InboxRow]]] = {}
+        # the messages of executions that are paused, which stay in the inbox
+        self._paused: dict[Snowflake, tuple[OwnedShard, list[int]]] = {}
+        self._pauses: Mapping[str, Pause] = {}
         self._loader: asyncio.Task[None] | None = None
         # ids the sweep must not call due: in memory with a wake_at, or not served here
         self._not_due: dict[OwnedShard, set[Snowflake]] = defaultdict(set)
@@ -126,6 +139,37 @@ class ExecutionHost:
         self._workflows[definition.name] = (definition, prototype)
         self._not_due.clear()
         self._delivery.unpark(definition.name)
+
+    def pause(self, pauses: Mapping[str, Pause]) -> None:
+        """These are paused as a whole, or were: their executions come to a stand, or go on."""
+        before, self._pauses = self._pauses, pauses
+        changed = {
+            name
+            for name in {*before, *pauses} & self._workflows.keys()
+            if _paused(before, name) is not _paused(pauses, name)
+        }
+        for resident in list(self._residents.values()) if changed else ():
+            name = resident.place[0]
+            if name in changed and _paused(pauses, name):
+                pause = pauses[name]
+                resident.pause(encode_order(pause.reason, pause.by))
+            elif name in changed:
+                resident.resume()
+        resumed = [name for name in changed if not _paused(pauses, name)]
+        if resumed:
+            self._not_due.clear()
+        for name in resumed:
+            self._delivery.unpark(name)
+        if resumed:
+            self._delivery.ring(self._delivery.owned())
+
+    def resumption(self, workflow: str) -> bytes:
+        pause = self._pauses.get(workflow)
+        return encode_order("", "") if pause is None else encode_order(pause.reason, pause.by)
+
+    def _serves(self, workflow: str) -> bool:
+        """Whether executions of a workflow run here now."""
+        return workflow in self._workflows and not _paused(self._pauses, workflow)
 
     def __len__(self) -> int:
         return len(self._residents)
@@ -151,17 +195,45 @@ class ExecutionHost:
         if id in self._waiting:
             self._waiting.leave_stored(id, shard, row)
             return
+        if id in self._paused:
+            if ends_pause(row):
+                self._read_again(id)
+                self._load(id, [(shard, row)])
+            else:
+                self._keep(id, shard, row)
+            return
         state = row.state
         if state is None or state.status.finished:
             self.settle(shard, [row.seq], late=[row])
-        elif state.workflow not in self._workflows and row.envelope.tag == TERMINATE:
-            self._spawn(self._terminate(shard, row))
-        elif state.workflow not in self._workflows:
-            self._delivery.parking.park(state.workflow, shard, row, forever=True)
+        elif not self._serves(state.workflow):
+            self._put_by(state.workflow, shard, row)
         elif self._residency.room():
             self._admit(id, shard, row, state)
         else:
             self._waiting.add(id, shard, lambda: self._admit(id, shard, row, state))
+
+    def _put_by(self, workflow: str, shard: OwnedShard, row: InboxRow) -> None:
+        """Nothing of the workflow runs here now; what ends there and then needs no run."""
+        if row.told == TERMINATE:
+            self._spawn(self._terminate(shard, row))
+            return
+        because = "is paused" if workflow in self._workflows else "is not registered here"
+        self._delivery.parking.park(workflow, shard, row, forever=True, because=because)
+
+    def _keep(self, id: Snowflake, shard: OwnedShard, row: InboxRow) -> None:
+        """A message to one that is paused stays in the inbox, and of it here only its number."""
+        if row.told == PAUSE:
+            self.settle(shard, [row.seq])
+        else:
+            self._paused[id][1].append(row.seq)
+
+    def _read_again(self, id: Snowflake) -> None:
+        """It is paused no more: read what came for it."""
+        shard, seqs = self._paused.pop(id)
+        for seq in seqs:
+            shard.give_back(seq, id)
+        if seqs and shard.alive:
+            shard.lane.ring((shard.id,))
 
     def _admit(
         self, id: Snowflake, shard: OwnedShard, row: InboxRow, state: StoredExecution
@@ -268,6 +340,8 @@ class ExecutionHost:
             self._loading[id] = [each for each in rows if each[0] is not shard]
         for id in [id for id, rows in self._early.items() if rows[0][0] is shard]:
             del self._early[id]
+        for id in [id for id, (at, _) in self._paused.items() if at is shard]:
+            del self._paused[id]
 
     # --- the residents' side ----------------------------------------------------------------------
 
@@ -310,13 +384,20 @@ class ExecutionHost:
         if place is not None:
             self._residency.leave(place)
 
+    def paused(self, execution: ResidentExecution, seqs: Sequence[int]) -> None:
+        if execution.alone:
+            self._paused[execution.id] = execution.shard, [*seqs]
+            return
+        for seq in seqs:
+            execution.shard.give_back(seq, execution.id)
+
     def due_again(self, execution: ResidentExecution) -> None:
         self._not_due[execution.shard].add(execution.id)
 
     def settle(
         self, shard: OwnedShard, seqs: Sequence[int], *, late: Sequence[InboxRow] = ()
     ) -> None:
-        updates = [row for row in late if update_of(row.envelope.tag) is not None]
+        updates = [row for row in late if update_of(row.told) is not None]
         replies = [exit_reply(row.envelope.request_id, TOO_LATE) for row in updates]
         try:
             write(self._delivery, shard, Commit(shard=shard.id, settled=seqs, replies=replies))
@@ -413,14 +494,23 @@ class ExecutionHost:
             self._load(id, [(shard, row) for row in mine])
         elif loaded.execution.status.finished:
             self.settle(shard, [row.seq for row in mine], late=mine)
-        elif loaded.execution.workflow not in self._workflows:
+        elif self._stands_still(loaded) and not any(map(ends_pause, mine)):
+            self._paused[id] = shard, []
+            for row in mine:
+                self._keep(id, shard, row)
+        elif not self._serves(loaded.execution.workflow):
             self._not_due[shard].add(id)
             for row in mine:
-                self._delivery.parking.park(loaded.execution.workflow, shard, row, forever=True)
+                self._put_by(loaded.execution.workflow, shard, row)
         elif self._too_early(loaded, mine):
             self._early[id] = [(shard, row) for row in mine]
         elif mine or loaded.execution.wake_at is not None:
             self._begin(shard, loaded, mine)
+
+    def _stands_still(self, loaded: LoadedExecution) -> bool:
+        """Whether it is paused by itself, not only with its workflow."""
+        paused = loaded.execution.status is Status.PAUSED
+        return paused and EXECUTION in pauses_of(loaded.journal)
 
     def _too_early(self, loaded: LoadedExecution, rows: Sequence[InboxRow]) -> bool:
         """Whether it was told something before it is to begin."""
@@ -468,15 +558,27 @@ class ExecutionHost:
 
 def _ends(row: InboxRow) -> bool:
     """Whether it tells an execution to end, so that one that has not begun need not wait."""
-    return row.kind is InboxKind.INTERRUPT or row.envelope.tag in (INTERRUPT, TERMINATE)
+    return row.kind is InboxKind.INTERRUPT or row.told in (INTERRUPT, TERMINATE)
 
 
 def _termination(shard: OwnedShard, row: InboxRow, loaded: LoadedExecution, clock: Clock) -> Commit:
     """The end of an execution that is not in memory."""
-    execution = loaded.execution
+    execution, journal = loaded.execution, loaded.journal
     exit = Terminated(decode_text(row.envelope.payload))
+    end = JournalRow(
+        execution=execution.request_id,
+        run=execution.run,
+        position=journal[-1].position + 1 if journal else 1,
+        kind=JournalKind.TERMINATED,
+        name=TERMINATE,
+        ordinal=0,
+        at=max([clock.now(), *(event.at for event in journal[-1:])]),
+        source=row.envelope.request_id,
+        payload=row.envelope.payload,
+    )
     return Commit(
         shard=shard.id,
+        journal=[end],
         replies=[exit_reply(execution.request_id, exit, loaded.envelope.reply_to)],
         settled=[row.seq],
         execution=ExecutionUpdate(
@@ -486,6 +588,11 @@ def _termination(shard: OwnedShard, row: InboxRow, loaded: LoadedExecution, cloc
             finished_at=clock.now(),
         ),
     )
+
+
+def _paused(pauses: Mapping[str, Pause], workflow: str) -> bool:
+    pause = pauses.get(workflow)
+    return pause is not None and pause.paused
 
 
 class _Place:

@@ -164,8 +164,7 @@ class Incoming:
     def told(self, row: InboxRow) -> None:
         """A message to the execution has come: a resolution, a signal, an update, an interrupt."""
         envelope = row.envelope
-        if envelope.request_id not in self._seen:
-            self._seen.add(envelope.request_id)
+        if self.is_new(envelope.request_id):
             if (name := signal_of(envelope.tag)) is not None:
                 self._signal(name, envelope)
             elif (name := update_of(envelope.tag)) is not None:
@@ -182,6 +181,12 @@ class Incoming:
                         extra={"execution": self._name, "tag": envelope.tag, "error": str(error)},
                     )
         self._ledger.settle(row.seq)
+
+    def is_new(self, request_id: Snowflake) -> bool:
+        """Whether a message was not seen before; from now on it was."""
+        known = request_id in self._seen
+        self._seen.add(request_id)
+        return not known
 
     def _signal(self, name: str, envelope: EnvelopeRequest) -> None:
         """Journal a signal and let its handler run; one that cannot be read is seen in the

@@ -25,6 +25,7 @@ from engine.storage.protocol import (
     Verdict,
     exit_reply,
 )
+from engine.workflow.pause import keep_pauses
 from engine.workflow.step import Step, StepKey
 
 
@@ -34,6 +35,7 @@ class Ledger:
     ``mark`` counts what was appended, ``durable(mark)`` says whether as much has been flushed.
     ``moved`` is told of every step of the execution's clock. Of the inbox rows it holds, one stays
     unsettled while the execution runs: by that row (or by its ``wake_at``) a next owner finds it.
+    ``paused`` are the pauses that its journal says are not over, by name.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Ledger:
         self.held: list[int] = []
         self.reply: NewReply | None = None
         self.on_trial: bool = False
+        self.paused: dict[str, JournalRow] = {}
         self._resolved: dict[str, JournalRow] = {}
         self._clock = clock
         self._moved = moved
@@ -130,9 +133,11 @@ class Ledger:
         self.keep(row)
 
     def keep(self, row: JournalRow) -> None:
-        """Of a row there is: what is resolved stays so in the runs to come."""
+        """Of a row there is: what is resolved or paused stays so in the runs to come."""
         if row.kind is JournalKind.RESOLVED:
             self._resolved.setdefault(row.name, row)
+        else:
+            keep_pauses(self.paused, row)
 
     def append_step(
         self, step: Step, outcome: Outcome, payload: bytes, source: Snowflake | None = None
@@ -208,7 +213,7 @@ class Ledger:
         self.run += 1
         self._position = 0
         self.append(JournalKind.CONTINUED, "continued", 0, payload=request)
-        for row in self._resolved.values():
+        for row in [*self._resolved.values(), *self.paused.values()]:
             self._position += 1
             self._rows.append(replace(row, run=self.run, position=self._position))
 

@@ -269,8 +269,11 @@ class Outgoing:
     # --- attempts ---------------------------------------------------------------------------------
 
     def _start(self, step: Step) -> None:
-        # While paused it is left to the shard's next owner: the attempt has not begun.
-        if step.future.done() or self._over or self.paused:
+        if step.future.done() or self._over:
+            return
+        if self.paused:  # the attempt has not begun: it does when this goes on, or is replayed
+            if step.retry_at is None:
+                self.put(step)
             return
         step.attempt_at = self._services.clock.now()
         step.started_at = step.started_at or step.attempt_at
@@ -409,8 +412,11 @@ class Outgoing:
     async def _prepare_and_send(self, step: Step, group: str) -> None:
         await self._prepare(group)
         step.task = None
-        if not self._over and not self.paused and not step.future.done():
-            self._send(step)
+        if not self._over and not step.future.done():
+            if self.paused:
+                self.put(step)
+            else:
+                self._send(step)
         self._look()
 
     async def _prepare(self, group: str) -> None:

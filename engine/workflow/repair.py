@@ -7,6 +7,7 @@ Used by ``engine.admin``, which stores the new run (``retry``) or execution (``f
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
 
 from engine.core.errors import ConfigurationError, NotFound
@@ -17,6 +18,10 @@ from engine.storage.protocol import LoadedExecution
 
 ANY_DIGEST: Final = 0
 """The digest of a step's row that fits all arguments."""
+_OF_ONE_RUN = frozenset(
+    {JournalKind.REPAIRED, JournalKind.PAUSED, JournalKind.RESUMED, JournalKind.RETRIED}
+)
+"""What is not copied: who repairs an execution wants it to go on."""
 _MESSAGES = frozenset(
     {JournalKind.RESOLVED, JournalKind.SIGNAL, JournalKind.UPDATE, JournalKind.ANSWER}
 )
@@ -43,8 +48,16 @@ class Origin:
         return cls(seed=stored["seed"], children=children)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Who wants a repair, and when."""
+
+    by: str
+    at: datetime
+
+
 def retried(
-    loaded: LoadedExecution, children: Mapping[Snowflake, str], *, by: str = "retry"
+    loaded: LoadedExecution, children: Mapping[Snowflake, str], *, order: Order
 ) -> list[JournalRow]:
     """The rows of a run that goes on from the last good step. ``children`` are the ids of the
     executions that its calls have started, by request id.
@@ -65,7 +78,7 @@ def retried(
             break
         if row.kind not in _MESSAGES and _ended_it(row):
             cut = index
-    return _copied(loaded, cut, children, by=by)
+    return _copied(loaded, cut, children, name="retry", order=order)
 
 
 def forked(
@@ -75,12 +88,13 @@ def forked(
     from_step: str | int,
     request_id: Snowflake,
     request: bytes | None,
+    order: Order,
 ) -> list[JournalRow]:
     """The rows of a new execution that goes on from before a step, or a position. A step is named
     as in the history, ``charge`` or ``charge#2`` for its second call. For another request, what
     the steps before it gave is kept, whatever they would be called with now. ``NotFound``."""
     cut = _index_of(loaded.journal, from_step)
-    rows = _copied(loaded, cut, children, by="fork", as_=request_id)
+    rows = _copied(loaded, cut, children, name="fork", order=order, as_=request_id)
     if request is None:
         return rows
     return [
@@ -126,7 +140,8 @@ def _copied(
     cut: int,
     children: Mapping[Snowflake, str],
     *,
-    by: str,
+    name: str,
+    order: Order,
     as_: Snowflake | None = None,
 ) -> list[JournalRow]:
     """What is before ``cut``, but for the beginnings of steps that have no end there: they begin
@@ -134,7 +149,7 @@ def _copied(
     origin = Origin.of(loaded)
     execution = as_ or loaded.execution.request_id
     run = 1 if as_ else loaded.execution.run + 1
-    before = [row for row in loaded.journal[:cut] if row.kind is not JournalKind.REPAIRED]
+    before = [row for row in loaded.journal[:cut] if row.kind not in _OF_ONE_RUN]
     ended = {(row.name, row.ordinal) for row in before if row.kind is JournalKind.STEP}
     kept = [
         row
@@ -150,6 +165,10 @@ def _copied(
     last = loaded.journal[cut - 1] if cut else None
     at = loaded.execution.started_at or loaded.execution.created_at
     note = {
+        "by": order.by,
+        "asked_at": order.at.isoformat(),
+        "of": f"{loaded.execution.workflow}/{loaded.execution.execution_id}",
+        "run": loaded.execution.run,
         "from": 0 if last is None else last.position,
         "seed": origin.seed,
         "children": [[name, ordinal, id] for (name, ordinal), id in ids.items()],
@@ -159,7 +178,7 @@ def _copied(
         run=run,
         position=0,
         kind=JournalKind.REPAIRED,
-        name=by,
+        name=name,
         ordinal=0,
         at=at,
         payload=json.dumps(note).encode(),

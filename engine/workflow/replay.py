@@ -194,6 +194,9 @@ _OF_ITSELF = {
     JournalKind.TERMINATED: "its termination",
     JournalKind.COMPENSATING: "its compensations",
     JournalKind.REPAIRED: "its repair",
+    JournalKind.PAUSED: "a pause",
+    JournalKind.RESUMED: "the end of a pause",
+    JournalKind.RETRIED: "the wish that it goes on",
 }
 
 

@@ -44,16 +44,26 @@ from engine.storage.protocol import (
     exit_reply,
 )
 from engine.workflow import replay
-from engine.workflow.body import Body, CompensationFailed, ContinueAsNew
+from engine.workflow.body import TOO_LATE, Body, CompensationFailed, ContinueAsNew
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.incoming import Incoming
 from engine.workflow.ledger import Ledger
 from engine.workflow.outgoing import Event, Outgoing, Result, Services
+from engine.workflow.pause import EXECUTION, WORKFLOW, pauses_of, told
 from engine.workflow.query import Query
-from engine.workflow.repair import Origin, retried
+from engine.workflow.repair import Order, Origin, retried
 from engine.workflow.step import Step
 from engine.workflow.steps import StepDropped
-from engine.workflow.tags import RETRY, TERMINATE, deadline_in, decode_text
+from engine.workflow.tags import (
+    PAUSE,
+    RESUME,
+    RETRY,
+    TERMINATE,
+    deadline_in,
+    decode_order,
+    decode_text,
+    update_of,
+)
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -75,6 +85,14 @@ class Residents(Protocol):
     def busy(self, execution: "ResidentExecution") -> None: ...
     def again(self, shard: OwnedShard, address: EntityAddress, queries: Sequence[Query]) -> None:
         """Queries that it could not answer any more."""
+        ...
+
+    def paused(self, execution: "ResidentExecution", seqs: Sequence[int]) -> None:
+        """It has left memory until it is resumed, and what came for it with these rows waits."""
+        ...
+
+    def resumption(self, workflow: str) -> bytes:
+        """Who has resumed a workflow, and why: the payload of a row that says so."""
         ...
 
     def due_again(self, execution: "ResidentExecution") -> None:
@@ -152,6 +170,7 @@ class ResidentExecution:
         self._suspending = False
         self._quiet: asyncio.Future[None] | None = None
         self._undelivered: dict[int, InboxRow] = {}
+        self._kept: list[InboxRow] = []
         self._queries: list[Query] = []
         self._looked: deque[tuple[int, Query, Exit]] = deque()
         self._deadline = deadline_in(envelope.headers)
@@ -186,18 +205,20 @@ class ResidentExecution:
             self._ledger.begin_trial()
             self._submit()
 
-    def _asked_again(self, seq: int) -> None:
+    def _asked_again(self, row: InboxRow) -> None:
         """Somebody wants it to go on although it is blocked, or is about to be."""
         if self._undoing:
             self._undoing = False
-            self._services.spawn(self._undo_again(seq))
+            self._services.spawn(self._undo_again(row))
             return
         self._again = self._blocked = True
-        self._ledger.drop(seq)
+        source, payload = row.envelope.request_id, row.envelope.payload
+        self._ledger.append(JournalKind.RETRIED, RETRY, 0, source=source, payload=payload)
+        self._ledger.drop(row.seq)
         self._ledger.acquit()
         self._submit()
 
-    async def _undo_again(self, seq: int) -> None:
+    async def _undo_again(self, row: InboxRow) -> None:
         """Let the compensation that failed, and those behind it, be tried anew, in a new run."""
         storage = self._services.storage
         try:
@@ -209,13 +230,15 @@ class ResidentExecution:
             await asyncio.sleep(_AGAIN)
             self._undoing = True
             if not self._over:
-                self._asked_again(seq)
+                self._asked_again(row)
             return
         if self._over:
             return
         children = {each.execution.request_id: each.execution.execution_id for each in found}
-        self._ledger.drop(seq)
-        self._ledger.repair(retried(loaded, children))
+        _, by = decode_order(row.envelope.payload)
+        order = Order(by=by, at=self._services.clock.now())
+        self._ledger.drop(row.seq)
+        self._ledger.repair(retried(loaded, children, order=order))
         self._go_on_anew()
 
     def _go_on_anew(self) -> None:
@@ -260,16 +283,18 @@ class ResidentExecution:
                 if row.source is not None and row.kind is not JournalKind.CALL
             },
         )
+        if WORKFLOW in pauses_of(self._journal):
+            self.resume()
         self._schedule()
 
     def arrive(self, row: InboxRow) -> None:
         """An inbox row for this execution: its own run request, an event, or a reply."""
         self._ledger.held.append(row.seq)
-        if row.kind is InboxKind.REQUEST and row.envelope.tag == RETRY and self._still_blocked:
-            self._asked_again(row.seq)
+        if row.told == RETRY and self._still_blocked:
+            self._asked_again(row)
         elif row.kind is InboxKind.REQUEST and row.envelope.request_id == self.id:
             return
-        elif self._blocked and row.envelope.tag == TERMINATE:
+        elif self._blocked and row.told == TERMINATE:
             self._terminate(row)
         elif not self._over:
             self._undelivered[row.seq] = row
@@ -283,17 +308,86 @@ class ResidentExecution:
     def _deliver(self, row: InboxRow) -> None:
         """A message's turn has come."""
         del self._undelivered[row.seq]
-        if row.envelope.tag == RETRY:
+        if row.told == RETRY:
             self._ledger.settle(row.seq)  # it is not blocked
             return
-        if row.kind is InboxKind.REPLY:
+        if row.told in (PAUSE, RESUME):
+            self._told_of_pause(row)
+        elif self._ledger.paused and row.told != TERMINATE:
+            self._undelivered[row.seq] = row
+            self._kept.append(row)
+        elif row.kind is InboxKind.REPLY:
             self._in.replied(row)
         elif row.kind is InboxKind.INTERRUPT:
             self._in.interrupted(row)
-        elif row.envelope.tag == TERMINATE:
+        elif row.told == TERMINATE:
             self._terminate(row)
         else:
             self._in.told(row)
+
+    # --- pauses -----------------------------------------------------------------------------------
+
+    def pause(self, payload: bytes) -> None:
+        """Its whole workflow is paused."""
+        self._push(partial(self._pause, WORKFLOW, payload))
+
+    def resume(self) -> None:
+        """Its workflow is not paused any more."""
+        payload = self._residents.resumption(self._definition.name)
+        self._push(partial(self._resume, WORKFLOW, payload))
+
+    def _told_of_pause(self, row: InboxRow) -> None:
+        envelope = row.envelope
+        if self._in.is_new(envelope.request_id):
+            apply = self._pause if envelope.tag == PAUSE else self._resume
+            apply(EXECUTION, envelope.payload, envelope.request_id)
+        self._ledger.settle(row.seq)
+
+    def _pause(self, name: str, payload: bytes, source: Snowflake | None = None) -> None:
+        """Start nothing from now on. What runs of its steps ends, and the body sees that: an
+        attempt is not begun anew for a pause, and its result has one place in the journal."""
+        ledger = self._ledger
+        if name in ledger.paused:
+            return
+        ledger.append(JournalKind.PAUSED, name, 0, source=source, payload=payload)
+        ledger.set_status(Status.PAUSED, waiting=self._paused_in_words())
+
+    def _resume(self, name: str, payload: bytes, source: Snowflake | None = None) -> None:
+        ledger, body = self._ledger, self._body
+        if name not in ledger.paused or body is None:
+            return
+        ledger.append(JournalKind.RESUMED, name, 0, source=source, payload=payload)
+        if ledger.paused:
+            return
+        ledger.set_status(Status.RUNNING)
+        self._events.extendleft(partial(self._deliver, row) for row in reversed(self._kept))
+        self._kept.clear()
+        if self._quiet is None:
+            self._outgoing.resume(body)
+
+    def _paused_in_words(self) -> str:
+        """Why it stands still."""
+        found = [
+            f"{'with its whole workflow ' if name == WORKFLOW else ''}{told(row.payload, row.at)}"
+            for name, row in self._ledger.paused.items()
+        ]
+        return ", and ".join(found)
+
+    def _stand_still(self, body: Body) -> None:
+        """Start nothing, and leave memory once nothing of it runs any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        runs = any(step.task is not None and step.call is None for step in body.steps.values())
+        if runs or self._busy:
+            return
+        self._suspending = True
+        for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
+            self._ledger.drop(seq)
+        # Of a workflow that is resumed its shards' owners look for what is due.
+        self._ledger.wake_at = None if self.alone else self._services.clock.now()
+        self._ledger.set_status(Status.PAUSED, waiting=self._paused_in_words())
+        self._submit()
 
     def ask(self, query: Query) -> None:
         """Answer a query as soon as what it sees is durable."""
@@ -329,6 +423,11 @@ class ResidentExecution:
             self._stop_work()
             self._residents.forget(self)
             self._free()
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is paused by itself, not only with its workflow."""
+        return EXECUTION in self._ledger.paused
 
     @property
     def running(self) -> list[asyncio.Task[None]]:
@@ -421,22 +520,26 @@ class ResidentExecution:
 
     def _go_on(self, body: Body) -> None:
         self._answer_queries()
+        if self._ledger.paused:
+            self._outgoing.paused = True
         if self._ledger.reply is None:
             if body.done:
                 if self._committing is None:
                     self._finish(body)
                 return
             self._outgoing.launch_ready(body)
-            if self._committing is None:  # else what is due stays due until that is over
-                self._arm_timer(body)
+            if self._committing is None and not self._ledger.paused:
+                self._arm_timer(body)  # else what is due stays due until that is over
         self._submit()
         self._check_quiet()
-        if self._can_suspend(body):
+        if self._ledger.paused:
+            self._stand_still(body)
+        elif self._can_suspend(body):
             self._residents.idle(self)
 
     def _step_lapsed(self, step: Step, attempt: int) -> None:
         if not self._over:
-            self._push(partial(self._in.lapsed, step, attempt))
+            self._push(partial(self._unless_paused, partial(self._in.lapsed, step, attempt)))
 
     def _step_ended(self, step: Step, result: Result) -> None:
         """An attempt has ended: as an event, but that of a committed transaction comes first."""
@@ -473,6 +576,11 @@ class ResidentExecution:
 
     # --- time -------------------------------------------------------------------------------------
 
+    def _unless_paused(self, event: Event) -> None:
+        """What falls due during a pause does so again when it is over."""
+        if not self._ledger.paused:
+            event()
+
     def _set_time(self, at: datetime) -> None:
         if self._body is not None:
             self._body.set_time(at)
@@ -504,10 +612,10 @@ class ResidentExecution:
             if replay.deadline_of(timer.deadline) <= now
         )
         for _, ordinal in due:
-            self._push(partial(self._in.fired, ordinal))
+            self._push(partial(self._unless_paused, partial(self._in.fired, ordinal)))
         overdue = self._deadline is not None and self._deadline <= now and not body.overdue
         if overdue:
-            self._push(self._in.expired)
+            self._push(partial(self._unless_paused, self._in.expired))
         if not due and not overdue:
             self._arm_timer(body)
 
@@ -624,6 +732,10 @@ class ResidentExecution:
     def _end(self, exit: Exit) -> None:
         self._close_run()
         self._stop_work()
+        for row in self._undelivered.values():
+            if update_of(row.told) is not None:
+                self._ledger.answer(row.envelope.request_id, TOO_LATE)
+        self._undelivered.clear()
         reply = exit_reply(self.id, exit, self._envelope.reply_to)
         self._ledger.end(_STATUS[type(exit)], reply)
         self._submit()
@@ -635,9 +747,9 @@ class ResidentExecution:
         self._ledger.set_status(Status.BLOCKED, waiting=reason)
         log.warning("an execution is blocked", extra={"execution": self.name, "reason": reason})
         for row in [*self._undelivered.values()]:
-            if row.envelope.tag == RETRY:  # it came while the journal was being replayed
+            if row.told == RETRY:  # it came while the journal was being replayed
                 del self._undelivered[row.seq]
-                self._asked_again(row.seq)
+                self._asked_again(row)
                 return
         self._submit()
 
@@ -653,17 +765,21 @@ class ResidentExecution:
 
     # --- suspension -------------------------------------------------------------------------------
 
-    def _can_suspend(self, body: Body) -> bool:
-        busy = (
+    @property
+    def _busy(self) -> bool:
+        """Whether something is under way besides steps, so that it cannot leave memory."""
+        return bool(
             self._scheduled
             or self._events
             or self._journal
             or self._ledger.busy
             or self._committing is not None
-            or self._outgoing.waiting
             or self._quiet is not None
             or self._ledger.reply is not None
         )
+
+    def _can_suspend(self, body: Body) -> bool:
+        busy = self._busy or self._outgoing.waiting or self._ledger.paused
         return not busy and all(
             step.task is None
             and step.completion is None
@@ -694,8 +810,13 @@ class ResidentExecution:
     def _suspended(self) -> None:
         """The suspension is durable; what came meanwhile has a row of its own and goes on here."""
         self._suspending = False
-        wake_at, body = self._ledger.wake_at, self._body
-        if body is not None and (self._events or self._ledger.held):
+        wake_at, body, paused = self._ledger.wake_at, self._body, self._ledger.paused
+        if body is not None and paused and self._events:
+            if wake_at is not None:
+                self._residents.due_again(self)
+            self._schedule()
+            return
+        if body is not None and not paused and (self._events or self._ledger.held):
             if self._quiet is None:
                 self._outgoing.resume(body)
             if wake_at is not None:
@@ -706,6 +827,8 @@ class ResidentExecution:
         self._over = True
         self._stop_work()
         self._residents.forget(self)
+        if paused:
+            self._residents.paused(self, [*self._ledger.held])
         self._free()
         if wake_at is not None:
             self._services.delivery.due_at(wake_at)

@@ -1,11 +1,13 @@
 """The messages an execution understands, by the tag of their envelope.
 
-A resolution's payload is the encoded value; that of a rejection, and of an interrupt, is JSON text.
+A resolution's payload is the encoded value, that of a rejection JSON text; that of an interrupt, a
+pause and the like says why, and who wants it.
 """
 
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from typing import cast
 
 from engine.core.envelope import dedup_key
 from engine.core.errors import InvalidPayload
@@ -14,6 +16,8 @@ RUN = "run"
 INTERRUPT = "interrupt"
 TERMINATE = "terminate"
 RETRY = "retry"
+PAUSE = "pause"
+RESUME = "resume"
 DEADLINE = "outlast-deadline"
 """The header of a run request that says until when its execution must have ended."""
 _SIGNAL = "signal:"
@@ -80,9 +84,23 @@ def encode_text(text: str) -> bytes:
     return json.dumps(text).encode()
 
 
+def encode_order(reason: str, by: str) -> bytes:
+    """What somebody wants of an execution, and who: it becomes the payload of a journal row."""
+    return json.dumps({"reason": reason, "by": by}).encode()
+
+
 def decode_text(payload: bytes) -> str:
-    """The text of an interrupt or rejection; ``InvalidPayload`` when it is not one."""
+    """The text of a rejection, or why somebody ordered what he did; ``InvalidPayload``."""
+    return decode_order(payload)[0]
+
+
+def decode_order(payload: bytes) -> tuple[str, str]:
+    """Why somebody wants something, and who (empty: an execution); ``InvalidPayload``."""
     try:
-        return str(json.loads(payload))
+        told = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"a message's text cannot be read: {error}") from error
+    if isinstance(told, dict):
+        order = cast("dict[str, object]", told)
+        return str(order.get("reason", "")), str(order.get("by", ""))
+    return str(told), ""

@@ -32,6 +32,7 @@ TABLES = (
     "entity_states",
     "schedules",
     "schedule_fires",
+    "pauses",
 )
 
 QUEUE = {
@@ -51,6 +52,7 @@ def upgrade() -> None:
     make_executions(schema)
     make_entities(schema)
     make_schedules(schema)
+    make_pauses(schema)
 
 
 def downgrade() -> None:
@@ -365,5 +367,17 @@ def make_schedules(schema: str | None) -> None:
         boolean("manual"),
         at("at"),
         sa.PrimaryKeyConstraint("schedule", "instant"),
+        schema=schema,
+    )
+
+
+def make_pauses(schema: str | None) -> None:
+    op.create_table(
+        "pauses",
+        sa.Column("workflow", sa.Text, primary_key=True),
+        sa.Column("paused", sa.Boolean, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("author", sa.Text, nullable=False),
+        at("at", default=True),
         schema=schema,
     )

@@ -115,7 +115,10 @@ RETRIED = (
             ),
             "it runs on runner web:7; it waits for the reply of charge",
         ),
-        (Situation(execution=execution(Status.PAUSED)), "it is paused"),
+        (
+            Situation(execution=execution(Status.PAUSED, "since noon by ada: deploy")),
+            "it is paused since noon by ada: deploy: 'outlast resume Fulfil/o-1' lets it go on",
+        ),
         (Situation(execution=execution(Status.FAILED)), "it has ended: failed"),
     ],
 )

@@ -261,7 +261,7 @@ async def test_nothing_runs_after_a_termination(world: World) -> None:
         assert (await stubborn.describe()).status is Status.TERMINATED
         history = await stubborn.history()
         assert [(event.kind, event.payload) for event in history] == [
-            (JournalKind.TERMINATED, "enough")
+            (JournalKind.TERMINATED, {"reason": "enough", "by": cluster.settings.author})
         ]
         await stubborn.terminate("again")
 

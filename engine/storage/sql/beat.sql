@@ -21,6 +21,7 @@ select
     clock_timestamp() as now, pg_postmaster_start_time() as server_started,
     exists (select from beat b where b.runner_id = $1::uuid) as alive,
     exists (select from engine.post p where p.channel = $1::uuid) as post,
+    (select json_agg(p)::text from engine.pauses p) as pauses,
     r.id, r.groups, r.weight, r.host, r.pid, r.version, r.types::text as types, r.machine,
     r.draining, r.started_at, coalesce(b.beat_at, h.beat_at) as beat_at, r.died_at,
     (case when b.runner_id is null then h.load else b.load end)::text as load

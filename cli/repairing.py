@@ -1,0 +1,132 @@
+"""End executions, pause them, let them go on: ``interrupt``, ``terminate``, ``retry``, ``pause``,
+``resume``.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.command import add_command
+from cli.executions import ExecutionId, find, name_of
+from cli.exits import CommandError
+from cli.session import Session
+from cli.telling import tell, tell_on
+
+if TYPE_CHECKING:
+    from engine.storage.protocol import Storage
+
+PANEL = "Act"
+Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; stored with it.", metavar="TEXT")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID|NAME",
+        help="An execution (Workflow/key, or its key), or the name of a workflow: all of it.",
+        show_default=False,
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """The commands of this group."""
+    for function in (interrupt, terminate, retry, pause, resume):
+        add_command(app, function, panel=PANEL)
+
+
+async def interrupt(session: Session, id: ExecutionId, reason: Reason = "") -> None:
+    """Ask an execution to end early: its cleanup and compensations run."""
+    from engine.core.status import Status
+    from engine.workflow.tags import INTERRUPT
+
+    stored, asked = await tell(session, id, INTERRUPT, reason)
+    name = name_of(stored)
+    if session.output.as_json:
+        session.output.line({"id": name, "interrupted": asked})
+    elif asked:
+        session.output.say(f"asked {name} to end; 'outlast join {name}' waits for that")
+    else:
+        session.output.say(f"{name} had ended before")
+    if asked and stored.status in (Status.BLOCKED, Status.PAUSED):
+        session.output.note(f"it is {stored.status}, and ends once it is not: 'outlast why {name}'")
+
+
+async def terminate(session: Session, id: ExecutionId, reason: Reason = "") -> None:
+    """End an execution here and now, also a blocked or paused one: no cleanup, no compensation."""
+    from engine.workflow.tags import TERMINATE
+
+    stored, asked = await tell(session, id, TERMINATE, reason)
+    name = name_of(stored)
+    if session.output.as_json:
+        session.output.line({"id": name, "terminated": asked})
+    elif asked:
+        session.output.say(f"{name} is ended by its runner; 'outlast poll {name}' shows it")
+    else:
+        session.output.say(f"{name} had ended before")
+
+
+async def retry(session: Session, id: ExecutionId) -> None:
+    """Let an execution that failed, was ended or is blocked go on from its last good step."""
+    from engine import repair
+    from engine.core.errors import ConfigurationError, NotFound
+    from engine.core.status import Status
+
+    async with session.node() as node:
+        stored = await find(node.storage, id)
+        name = name_of(stored)
+        if stored.status is not Status.BLOCKED and not stored.status.finished:
+            raise CommandError(f"{name} goes on anyway: 'outlast why {name}' says where it stands")
+        try:
+            await repair.retry(node, stored)
+        except (NotFound, ConfigurationError) as error:
+            raise CommandError(str(error)) from error
+    if session.output.as_json:
+        session.output.line({"id": name, "retried": True})
+    else:
+        session.output.say(f"{name} goes on; 'outlast join {name}' waits for its result")
+
+
+async def pause(session: Session, target: Target, reason: Reason = "") -> None:
+    """Let an execution, or all of a workflow, stand still: what runs ends, nothing is started."""
+    from engine.workflow.tags import PAUSE
+
+    await _stand(session, target, PAUSE, reason)
+
+
+async def resume(session: Session, target: Target, reason: Reason = "") -> None:
+    """Let an execution, or all of a workflow, go on after a pause."""
+    from engine.workflow.tags import RESUME
+
+    await _stand(session, target, RESUME, reason)
+
+
+async def _stand(session: Session, target: str, tag: str, reason: str) -> None:
+    from engine import by_name
+    from engine.workflow.tags import PAUSE
+
+    done = "paused" if tag == PAUSE else "resumed"
+    async with session.node() as node:
+        whole = await _is_workflow(node.storage, target)
+        if whole:
+            changed = await by_name.pause(node, target, paused=tag == PAUSE, reason=reason)
+        else:
+            stored, changed = await tell_on(node, target, tag, reason)
+            target = name_of(stored)
+    if session.output.as_json:
+        session.output.line({"id": target, done: changed})
+    elif not whole:
+        session.output.say(f"{target} is {done}" if changed else f"{target} had ended before")
+    elif changed:
+        session.output.say(f"all executions of {target} are {done}")
+    else:
+        session.output.say(f"{target} was {'paused before' if tag == PAUSE else 'not paused'}")
+
+
+async def _is_workflow(storage: "Storage", target: str) -> bool:
+    """Whether a workflow is meant, by its name: one that runners serve, that has executions, or
+    that was paused before."""
+    from engine.cluster.served import served
+
+    types = served(await storage.runners())
+    found = types.get(target)
+    workflow = found is not None and found.kind == "workflow"
+    return workflow or target in await storage.workflows() or target in await storage.pauses()

@@ -1,0 +1,62 @@
+"""Ending, pausing and repairing executions from a command line, one by one and many at once."""
+
+from tests.cli.terminal import do, served
+from tests.eventually import eventually
+
+
+async def status(id: str, dsn: str) -> str:
+    return str((await do("poll", id, dsn=dsn)).lines[0]["status"])
+
+
+async def test_an_execution_is_paused_and_resumed_and_both_are_in_its_history(dsn: str) -> None:
+    async with served(dsn):
+        await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        pause = await do("pause", "o-1", "--reason", "stocktaking", dsn=dsn)
+
+        async def paused() -> bool:
+            return await status("o-1", dsn) == "paused"
+
+        await eventually(paused)
+        why = await do("why", "o-1", dsn=dsn)
+        ls = await do("ls", "--status", "paused", dsn=dsn)
+        interrupt = await do("interrupt", "o-1", "--table", dsn=dsn)
+        resume = await do("resume", "Fulfil/o-1", "--table", dsn=dsn)
+        await do("join", "o-1", dsn=dsn)
+        late = await do("pause", "o-1", "--table", dsn=dsn)
+        history = await do("history", "o-1", dsn=dsn)
+        show = await do("show", "o-1", "--table", dsn=dsn)
+
+    assert pause.lines == [{"id": "Fulfil/o-1", "paused": True}]
+    assert "stocktaking: 'outlast resume Fulfil/o-1' lets it go on" in str(why.lines[0]["why"])
+    assert [line["id"] for line in ls.lines] == ["Fulfil/o-1"]
+    assert "it is paused, and ends once it is not" in interrupt.err
+    assert resume.out == "Fulfil/o-1 is resumed\n"
+    assert late.out == "Fulfil/o-1 had ended before\n"
+    orders = {line["kind"]: line["payload"] for line in history.lines if "by" in str(line)}
+    assert orders["paused"]["reason"] == "stocktaking"
+    assert orders.keys() == {"paused", "resumed", "interrupt"}
+    assert all("@" in payload["by"] for payload in orders.values())
+    assert "stocktaking" in show.out
+
+
+async def test_a_workflow_is_paused_and_resumed_by_its_name(dsn: str) -> None:
+    async with served(dsn):
+        pause = await do("pause", "Fulfil", "-r", "deploy", "--table", dsn=dsn)
+        again = await do("pause", "Fulfil", dsn=dsn)
+        await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        await do("resolve", "o-1", "approved", "true", dsn=dsn)
+        timeout = await do("join", "o-1", "--timeout", "300ms", dsn=dsn)
+        ls = await do("ls", "--table", dsn=dsn)
+        resume = await do("resume", "Fulfil", "--table", dsn=dsn)
+        join = await do("join", "o-1", "--timeout", "10s", dsn=dsn)
+        nothing = await do("resume", "Fulfil", "--table", dsn=dsn)
+        unknown = await do("pause", "Fulfill", dsn=dsn)
+
+    assert pause.out == "all executions of Fulfil are paused\n"
+    assert again.lines == [{"id": "Fulfil", "paused": False}]
+    assert timeout.code == 4
+    assert "its workflow is paused" in " ".join(ls.out.split())
+    assert resume.out == "all executions of Fulfil are resumed\n"
+    assert join.out == '"hold-1, paid 100"\n'
+    assert nothing.out == "Fulfil was not paused\n"
+    assert unknown.code == 3
