@@ -124,7 +124,7 @@ class PostgresLaneSession:
     # --- statements -------------------------------------------------------------------------------
 
     async def _acquire(self, wanted: Sequence[ShardId]) -> Mapping[ShardId, int]:
-        locked = await self._ask("lock_shards", *self._groups.columns(wanted))
+        locked = await self._ask("lock_shards", *self._groups.columns(wanted), self._runner)
         shards = [self._groups.shard(row["group_id"], row["shard"]) for row in locked]
         if not shards:
             return {}

@@ -278,6 +278,18 @@ async def test_a_runner_declared_dead_gets_no_epoch(
     assert await other.acquire([ONE]) == {ONE: 1}
 
 
+async def test_a_runner_declared_dead_holds_no_lock_for_a_moment(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    await sql.execute("update engine.runners set died_at = now() where id = $1", process.runner)
+
+    async with sql.transaction():
+        await sql.execute("lock table engine.shards in access exclusive mode")  # it can be frozen
+        assert await lane.acquire([ONE]) == {}
+        assert await sql.fetchval(LOCKS, str(process.runner), ":lane-0") == 0
+
+
 async def test_two_lanes_of_two_runners_never_hold_one_shard(postgres: World) -> None:
     lanes = [(await postgres.runner_with_lane())[1] for _ in range(3)]
     shards = [ShardId("default", number) for number in range(1, 13)]

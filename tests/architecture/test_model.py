@@ -1,0 +1,57 @@
+"""The model of ownership: its rules hold, and none of them is there for nothing."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+MODEL = Path(__file__).parents[2] / "docs" / "model"
+
+
+@pytest.fixture(scope="module")
+def ownership() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(MODEL), *sys.path])
+        spec = importlib.util.spec_from_file_location("ownership", MODEL / "ownership.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "ownership", module)
+        spec.loader.exec_module(module)
+        return module
+
+
+def test_under_all_rules_every_state_keeps_the_guarantees(ownership: ModuleType) -> None:
+    verdict = ownership.verdict()
+
+    assert verdict.finding is None
+    assert verdict.states > 100_000  # it did look
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("pen_is_the_lock", "G1"),
+        ("lock_before_epoch", "G1"),
+        ("epoch_before_read", "G1"),
+        ("fence_is_read", "G1"),
+        ("fence_is_held", "G1"),
+        ("journal_row_is_unique", "G6"),
+        ("generations", "G1"),
+        ("dead_take_nothing", "never finish"),
+        ("dead_lose_their_sessions", "never finish"),
+        ("dead_own_nothing", "never finish"),
+    ],
+)
+def test_a_rule_that_is_left_out_is_missed(ownership: ModuleType, rule: str, what: str) -> None:
+    finding = ownership.verdict(rule).finding
+
+    assert finding is not None
+    assert what in finding.what
+    assert finding.trace
+
+
+def test_every_rule_is_tried(ownership: ModuleType) -> None:
+    assert set(ownership.FAULTS) == set(ownership.Rules.__dataclass_fields__)
