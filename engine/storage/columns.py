@@ -14,6 +14,7 @@ from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.protocol import ExecutionUpdate, NewReply, SaveRequest
+from engine.storage.queues import QueueItem, QueueWrite
 from engine.storage.schedules import Fire, ScheduleRow
 
 Columns = list[Sequence[object]]
@@ -93,6 +94,26 @@ def heartbeat_columns(heartbeats: Iterable[StepHeartbeat]) -> Columns:
     return _columns(rows, 8)
 
 
+def dispatch_arguments(write: QueueWrite, groups: Groups) -> list[object]:
+    """All parameters of ``dispatch``."""
+    row = write.row
+    return [
+        write.queue,
+        groups.id(write.shard.group),
+        write.shard.number,
+        *_columns([_item(item) for item in write.arrived], 8),
+        *_columns([(line.priority, line.key, line.count) for line in write.lines], 3),
+        write.targets,
+        write.ripe,
+        write.freed,
+        write.settled,
+        *_columns(write.interrupted, 2),
+        None if row is None else row.settings.decode(),
+        None if row is None else row.paused,
+        None if row is None else row.next_at,
+    ]
+
+
 def headers_bytes(envelope: EnvelopeRequest) -> bytes | None:
     """Headers and trace as one JSON object; null when there is neither."""
     if not envelope.headers and envelope.trace is None:
@@ -135,6 +156,19 @@ def _request(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
         attributes.decode() if attributes is not None else None,
         request.wait,
         entity_key(entity_type, entity_id) if of_entity else None,
+    )
+
+
+def _item(item: QueueItem) -> tuple[object, ...]:
+    return (
+        item.request_id,
+        item.seq,
+        item.priority,
+        item.key,
+        item.shard,
+        item.due_at,
+        item.debounce,
+        item.since,
     )
 
 

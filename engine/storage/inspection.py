@@ -39,13 +39,18 @@ from engine.storage.records import (
     fire_from,
     heartbeat_from,
     journal_from,
+    line_from,
     owned_execution_from,
     pause_from,
+    queue_counts_from,
+    queue_from,
+    queue_item_from,
     reply_from,
     runner_from,
     schedule_from,
     state_from,
 )
+from engine.storage.queues import QueueContents, QueueCounts, QueueRow
 from engine.storage.schedules import Fire, ScheduleRow
 
 T = TypeVar("T")
@@ -180,6 +185,26 @@ class Inspection:
 
     async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
         return [fire_from(row) for row in await self._pool.fetch("fires", schedule, limit)]
+
+    # --- queues -----------------------------------------------------------------------------------
+
+    async def queue(self, name: str) -> QueueContents:
+        rows = await self._queue_rows([name])
+        return QueueContents(
+            row=rows[0] if rows else None,
+            waiting=[line_from(row) for row in await self._pool.fetch("queue_lines", name)],
+            held=[queue_item_from(row) for row in await self._pool.fetch("queue_held", name)],
+        )
+
+    async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        rows = await self._queue_rows(names)
+        counted = await self._pool.fetch("queue_counts", [row.name for row in rows])
+        counts = {each["queue"]: each for each in counted}
+        return [queue_counts_from(row, counts.get(row.name)) for row in rows]
+
+    async def _queue_rows(self, names: Sequence[str] | None) -> Sequence[QueueRow]:
+        rows = await self._pool.fetch("queues", names)
+        return await self._read(lambda: [queue_from(row, self._groups) for row in rows])
 
     # --- the cluster ------------------------------------------------------------------------------
 

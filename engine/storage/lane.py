@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
 from engine.storage.protocol import BadBatch, Commit, Flushed, LaneSession, Sweep
+from engine.storage.queues import QueueItem, QueueWrite
 
 log: logging.Logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -164,6 +165,25 @@ class Lane:
                 await self._sweep(session)
 
         await self._order(read, None)
+
+    async def dispatch(self, write: QueueWrite, generation: int) -> Sequence[QueueItem]:
+        """Write for a queue; gives what was chosen. ``OwnershipLost`` when the session that owned
+        its shard has ended, ``BadBatch`` when nothing was written and it can be tried again."""
+
+        async def send(session: LaneSession) -> Sequence[QueueItem] | BadBatch | None:
+            if generation != self.generation or write.shard not in self.shards:
+                return None
+            try:
+                return await session.dispatch(write)
+            except BadBatch as error:
+                return error
+
+        answer = await self._order(send, None)
+        if answer is None:
+            raise OwnershipLost(f"shard {write.shard} is no longer owned here")
+        if isinstance(answer, BadBatch):
+            raise answer
+        return answer
 
     def terminate(self) -> None:
         """End the session at once, with whatever it is doing."""

@@ -16,7 +16,7 @@ from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.storage.batch import Batch
-from engine.storage.columns import request_columns
+from engine.storage.columns import dispatch_arguments, request_columns
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.outage import Address, refused, transient, unavailable
 from engine.storage.protocol import (
@@ -28,6 +28,8 @@ from engine.storage.protocol import (
     Sweep,
 )
 from engine.storage.queries import Queries
+from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.records import queue_item_from
 from engine.storage.saving import saved_from
 from engine.storage.session import Session
 from engine.storage.sweeping import sweep_from
@@ -91,6 +93,11 @@ class PostgresLaneSession:
 
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
         return await self._alone(self._flush(commits))
+
+    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
+        arguments = dispatch_arguments(write, self._groups)
+        rows = await self._alone(self._write("dispatch", *arguments))
+        return [queue_item_from(row) for row in rows]
 
     async def sweep(
         self,

@@ -10,7 +10,7 @@ from itertools import islice
 
 from engine.storage.memory_executions import MemoryExecutions
 from engine.storage.memory_shard import MemoryShard
-from engine.storage.protocol import SUSPECT
+from engine.storage.protocol import SUSPECT, InboxKind
 
 _BLAMED = 200
 
@@ -19,7 +19,8 @@ def count_lost(shard: MemoryShard, executions: MemoryExecutions, now: datetime) 
     """Count what the lost owner of a shard may have had in hand; see ``LaneSession.acquire``."""
     tried = [row.seq for row in shard.rows() if row.trial]
     due = list(shard.ready(now))
-    blamed = (row.seq for row in due if row.entity is not None and row.failures < SUSPECT)
+    handled = (each for each in due if each.entity is not None or each.kind is InboxKind.ADMITTED)
+    blamed = (row.seq for row in handled if row.failures < SUSPECT)
     fail(shard, {*tried, *islice(blamed, _BLAMED)})
     busy = {row.execution for row in due if row.execution is not None}
     woken = (id for _, id in shard.due(now))

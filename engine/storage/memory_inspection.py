@@ -24,6 +24,7 @@ from engine.storage.protocol import (
     StoredReply,
     StreamPosition,
 )
+from engine.storage.queues import QueueContents, QueueCounts
 from engine.storage.schedules import Fire, ScheduleRow
 
 _REMEMBERED = timedelta(days=1)
@@ -122,6 +123,16 @@ class MemoryInspection:
     async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
         await self._travel()
         return self._database.rows.schedules.fires(schedule, limit)
+
+    # --- queues -------------------------------------------------------------------------------
+
+    async def queue(self, name: str) -> QueueContents:
+        await self._travel()
+        return self._database.rows.queues.contents(name)
+
+    async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        await self._travel()
+        return self._database.rows.queues.counts(names)
 
     # --- the cluster --------------------------------------------------------------------------
 

@@ -8,11 +8,15 @@ import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.storage.memory_database import Fault, Hearer, MemoryDatabase
 from engine.storage.protocol import BadBatch, Commit, Flushed, SaveRequest, Sweep
+from engine.storage.queues import QueueItem, QueueWrite
+
+T = TypeVar("T")
 
 
 class MemoryLane:
@@ -67,9 +71,15 @@ class MemoryLane:
             await self._travel()
 
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
+        return await self._writing([each.shard for each in commits], lambda: self._write(commits))
+
+    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
+        return await self._writing([write.shard], lambda: self._database.rows.dispatch(write))
+
+    async def _writing(self, shards: Sequence[ShardId], write: Callable[[], T]) -> T:
         with self._call():
             await self._travel()
-            foreign = [each.shard for each in commits if each.shard not in self._held]
+            foreign = [each for each in shards if each not in self._held]
             if foreign:
                 raise OwnershipLost(f"this session does not hold the lock of {foreign[0]}")
             fault = self._database.next_fault()
@@ -80,11 +90,11 @@ class MemoryLane:
                 raise BadBatch(
                     "the flush was refused by order of the test", transient=fault is Fault.LOCKED
                 )
-            flushed = self._write(commits)
+            written = write()
             if fault is Fault.AFTER_COMMIT:
                 self.terminate()
             await self._travel()
-            return flushed
+            return written
 
     async def sweep(
         self,

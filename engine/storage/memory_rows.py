@@ -22,6 +22,7 @@ from engine.storage.memory_entities import MemoryEntities
 from engine.storage.memory_executions import MemoryExecutions
 from engine.storage.memory_failures import begin_trial, count_lost, end_trials, fail
 from engine.storage.memory_heartbeats import MemoryHeartbeats
+from engine.storage.memory_queues import MemoryQueues
 from engine.storage.memory_replies import MemoryReplies
 from engine.storage.memory_schedules import MemorySchedules
 from engine.storage.memory_shard import NEVER, MemoryRow, MemoryShard
@@ -40,18 +41,20 @@ from engine.storage.protocol import (
     Sweep,
     Verdict,
 )
+from engine.storage.queues import QueueItem, QueueWrite
 from engine.storage.storable import check_storable
 
 
 class MemoryRows:
     """Requests and who has to deliver them; ``replies``, ``executions``, ``entities``,
-    ``schedules`` and ``heartbeats`` are the other tables."""
+    ``schedules``, ``queues`` and ``heartbeats`` are the other tables."""
 
     def __init__(self, clock: Clock, shards: Mapping[ShardId, MemoryShard]) -> None:
         self.replies: MemoryReplies = MemoryReplies()
         self.executions: MemoryExecutions = MemoryExecutions(shards)
         self.entities: MemoryEntities = MemoryEntities(clock, shards)
         self.schedules: MemorySchedules = MemorySchedules(shards)
+        self.queues: MemoryQueues = MemoryQueues(shards)
         self.heartbeats: MemoryHeartbeats = MemoryHeartbeats()
         self._clock = clock
         self._shards = shards
@@ -90,6 +93,24 @@ class MemoryRows:
         for commit in commits:
             self._note(commit)
         return Flushed(requests=requests, replies=replies, overtaken=overtaken)
+
+    def dispatch(self, write: QueueWrite) -> list[QueueItem]:
+        """Write what the owner of a queue decided."""
+        chosen = self.queues.write(write)
+        for item in (*chosen, *write.arrived):
+            if item.shard is not None:
+                self._deliver_item(write, item.request_id, item.shard, InboxKind.ADMITTED)
+        for request_id, shard in write.interrupted:
+            self._deliver_item(write, request_id, shard, InboxKind.INTERRUPT)
+        for seq in write.settled:
+            self._settle(write.shard, seq)
+        return chosen
+
+    def _deliver_item(
+        self, write: QueueWrite, request_id: Snowflake, shard: int, kind: InboxKind
+    ) -> None:
+        to = ShardId(write.shard.group, shard)
+        self._deliver(to, kind, self._envelopes[request_id], None)
 
     def interrupt(self, interrupts: Sequence[Interrupt]) -> list[bool]:
         """Put a row for each into its request's inbox, unless that is unknown or has its exit."""
@@ -271,6 +292,9 @@ class MemoryRows:
 
     def _settle(self, shard: ShardId, seq: int) -> None:
         row = self._known(shard).remove(seq)
+        if row is not None and row.kind is InboxKind.ADMITTED:
+            envelope = self._envelopes[row.request_id]
+            self._deliver(envelope.address.shard, InboxKind.FREED, envelope, None)
         if row is not None and row.execution is not None:
             self._waiting[row.execution] -= 1
             if not self._waiting[row.execution]:
@@ -363,8 +387,8 @@ class MemoryRows:
         return dead_letters(dead, self._envelopes, filter, limit)
 
     def _inbox_row(self, row: MemoryRow) -> InboxRow:
-        is_request = row.kind is InboxKind.REQUEST
         is_interrupt = row.kind is InboxKind.INTERRUPT
+        is_answered = is_interrupt or row.kind is InboxKind.REPLY
         return InboxRow(
             seq=row.seq,
             kind=row.kind,
@@ -372,7 +396,7 @@ class MemoryRows:
             envelope=self._envelopes[row.request_id],
             execution=row.execution,
             state=None if row.execution is None else self.executions.get(row.execution),
-            reply=None if is_request else self.replies.exit(row.request_id),
+            reply=self.replies.exit(row.request_id) if is_answered else None,
             target=self._shards[row.shard].seq_of(row.request_id) if is_interrupt else None,
             failures=row.failures,
             trial=row.trial,

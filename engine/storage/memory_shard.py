@@ -71,7 +71,7 @@ class MemoryShard:
 
     def add(self, row: MemoryRow) -> None:
         self._rows[row.seq] = row
-        if row.kind is InboxKind.REQUEST:
+        if row.kind in (InboxKind.REQUEST, InboxKind.ADMITTED):
             self._requests[row.request_id] = row.seq
         if row.due_at is None:
             self._ready[row.seq] = row

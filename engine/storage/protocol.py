@@ -27,6 +27,7 @@ from engine.storage.entities import (
 )
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pauses import Pause
+from engine.storage.queues import QueueContents, QueueCounts, QueueItem, QueueWrite
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.transaction import Transaction
 
@@ -175,6 +176,11 @@ class InboxKind(IntEnum):
     """The exit of a request that an execution had sent (``ReplyTo``)."""
     INTERRUPT = 2
     """The request of ``envelope`` is to end early."""
+    ADMITTED = 3
+    """The request of ``envelope`` is the item of a queue, to be processed by this shard's owner. When
+    the row is settled, a FREED row goes into the inbox of the shard that the item is addressed to."""
+    FREED = 4
+    """What the item of ``envelope`` took of its queue's limits is free again."""
 
 
 SUSPECT: Final = 3
@@ -355,6 +361,11 @@ class LaneSession(Protocol):
 
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
         """Write all commits in one statement."""
+        ...
+
+    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
+        """Write what the owner of a queue decided, all of it or nothing; gives the items that were
+        chosen of its lines. Ring their shards afterwards."""
         ...
 
     async def sweep(
@@ -804,6 +815,14 @@ class Storage(Protocol):
 
     async def fires(self, schedule: str, *, limit: int) -> Sequence[Fire]:
         """The latest instants of a schedule that were dealt with, youngest first."""
+        ...
+
+    async def queue(self, name: str) -> QueueContents:
+        """A queue and its items, for the owner that takes it over."""
+        ...
+
+    async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        """Queues by name, with how many items they have; all of them without ``names``."""
         ...
 
     async def shards(self) -> Sequence[ShardRow]: ...

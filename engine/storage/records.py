@@ -16,6 +16,7 @@ from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
+from engine.storage.queues import Line, QueueCounts, QueueItem, QueueRow
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
 
@@ -191,6 +192,39 @@ def schedule_from(record: asyncpg.Record, groups: Groups) -> ScheduleRow:
         running=tuple(record["running"]),
         runner=_owner(record),
     )
+
+
+def queue_from(record: asyncpg.Record, groups: Groups) -> QueueRow:
+    return QueueRow(
+        name=record["name"],
+        shard=groups.shard(record["group_id"], record["shard"]),
+        settings=record["settings"].encode(),
+        paused=record["paused"],
+        next_at=record["next_at"],
+        runner=_owner(record),
+    )
+
+
+def queue_counts_from(row: QueueRow, record: asyncpg.Record | None) -> QueueCounts:
+    """``record`` is None for a queue without items."""
+    if record is None:
+        return QueueCounts(row=row, waiting=0, running=0, later=0, oldest=None)
+    return QueueCounts(
+        row=row,
+        waiting=record["waiting"],
+        running=record["running"],
+        later=record["later"],
+        oldest=record["oldest"],
+    )
+
+
+def line_from(record: asyncpg.Record) -> Line:
+    return Line(priority=record["priority"], key=record["key"], count=record["count"])
+
+
+def queue_item_from(record: asyncpg.Record) -> QueueItem:
+    """An item from whatever columns of its row were read."""
+    return QueueItem(**dict(record))
 
 
 def fire_from(record: asyncpg.Record) -> Fire:

@@ -137,7 +137,7 @@ def metadata_for(schema: str) -> MetaData:
         postgresql_where=inbox.c.due_at.is_not(None),
     )
     # Request ids grow, so that an insert only appends: 2 % of the time of a save.
-    Index("inbox_request", inbox.c.request_id, postgresql_where=inbox.c.kind == 0)
+    Index("inbox_request", inbox.c.request_id, postgresql_where=text("kind in (0, 3)"))
     Index("inbox_trial", inbox.c.group_id, inbox.c.shard, postgresql_where=inbox.c.trial)
     Table(
         "dedup",
@@ -228,6 +228,44 @@ def metadata_for(schema: str) -> MetaData:
         Column("reason", Text, nullable=False),
         Column("author", Text, nullable=False),
         at("at", default=True),
+    )
+    Table(
+        "queues",
+        metadata,
+        Column("name", Text, primary_key=True),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("settings", JSONB, nullable=False),
+        Column("paused", Boolean, nullable=False, server_default=text("false")),
+        at("next_at", null=True),
+        postgresql_with=_UPDATED,
+    )
+    items = Table(
+        "queue_items",
+        metadata,
+        Column("request_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("queue", Text(collation="C"), nullable=False),
+        Column("seq", BigInteger, nullable=False),
+        Column("priority", Integer, nullable=False),
+        Column("key", Text(collation="C"), nullable=False),
+        Column("shard", SmallInteger),
+        at("due_at", null=True),
+        Column("debounce", Text),
+        at("since", null=True),
+        postgresql_with=_QUEUE,
+    )
+    Index(
+        "queue_items_waiting",
+        items.c.queue,
+        items.c.priority,
+        items.c.key,
+        items.c.seq,
+        postgresql_where=text("shard is null and due_at is null"),
+    )
+    Index(
+        "queue_items_held",
+        items.c.queue,
+        postgresql_where=text("shard is not null or due_at is not null"),
     )
     Table(
         "waiters",

@@ -33,6 +33,8 @@ TABLES = (
     "schedules",
     "schedule_fires",
     "pauses",
+    "queues",
+    "queue_items",
 )
 
 QUEUE = {
@@ -53,6 +55,7 @@ def upgrade() -> None:
     make_entities(schema)
     make_schedules(schema)
     make_pauses(schema)
+    make_queues(schema)
 
 
 def downgrade() -> None:
@@ -179,7 +182,7 @@ def make_messages(schema: str | None) -> None:
         "inbox",
         ["request_id"],
         schema=schema,
-        postgresql_where=sa.text("kind = 0"),
+        postgresql_where=sa.text("kind in (0, 3)"),
     )
     op.create_index(
         "inbox_trial",
@@ -380,4 +383,46 @@ def make_pauses(schema: str | None) -> None:
         sa.Column("author", sa.Text, nullable=False),
         at("at", default=True),
         schema=schema,
+    )
+
+
+def make_queues(schema: str | None) -> None:
+    op.create_table(
+        "queues",
+        sa.Column("name", sa.Text, primary_key=True),
+        number("group_id", sa.Integer),
+        number("shard", sa.SmallInteger),
+        sa.Column("settings", JSONB, nullable=False),
+        boolean("paused"),
+        at("next_at", null=True),
+        schema=schema,
+        postgresql_with=UPDATED,
+    )
+    op.create_table(
+        "queue_items",
+        sa.Column("request_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("queue", sa.Text(collation="C"), nullable=False),
+        number("seq", sa.BigInteger),
+        number("priority", sa.Integer),
+        sa.Column("key", sa.Text(collation="C"), nullable=False),
+        sa.Column("shard", sa.SmallInteger),
+        at("due_at", null=True),
+        sa.Column("debounce", sa.Text),
+        at("since", null=True),
+        schema=schema,
+        postgresql_with=QUEUE,
+    )
+    op.create_index(
+        "queue_items_waiting",
+        "queue_items",
+        ["queue", "priority", "key", "seq"],
+        schema=schema,
+        postgresql_where=sa.text("shard is null and due_at is null"),
+    )
+    op.create_index(
+        "queue_items_held",
+        "queue_items",
+        ["queue"],
+        schema=schema,
+        postgresql_where=sa.text("shard is not null or due_at is not null"),
     )

@@ -27,6 +27,7 @@ HOT_TABLES = {
     "entity_states",
     "schedule_fires",
     "step_heartbeats",
+    "queue_items",
 }
 HOT = {
     "save": (*[[]] * 20, None),
@@ -52,6 +53,8 @@ HOT = {
     "write_heartbeats": (*[[]] * 8,),
     "drop_heartbeats": ([], [], []),
     "heartbeats": ([],),
+    "dispatch": ("Parcels", 7, 1, *[[]] * 17, None, None, None),
+    "queue_held": ("Parcels",),
     "fires": ("nightly", 100),
     "request": (1,),
     "known": ([],),
@@ -90,6 +93,9 @@ insert into engine.schedule_fires (schedule, instant, outcome, at)
     select 'nightly', now() - i * interval '1 minute', 0, now() from generate_series(1, 100000) i;
 insert into engine.step_heartbeats (execution, run, step, ordinal, attempt, at, name, details)
     select i, 1, i, 0, 1, now(), 'crawl', '1' from generate_series(1, 100000) i;
+insert into engine.queue_items (request_id, queue, seq, priority, key, shard)
+    select i, 'Parcels', i, 0, (i % 100)::text, case when i <= 20 then i end
+    from generate_series(1, 100000) i;
 analyze;
 """
 

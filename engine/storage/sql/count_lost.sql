@@ -50,7 +50,7 @@ blamed as (
     select
         d.place, row_number() over (partition by d.group_id, d.shard order by d.seq) as nth
     from due d
-    where d.kind = 0 and d.execution is null and d.failures < $3::int
+    where d.kind in (0, 3) and d.execution is null and d.failures < $3::int
 ),
 counted as (
     update engine.inbox i

@@ -5,7 +5,8 @@
 -- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
 -- empty when a plan was made would be read from end to end by a join. An exit has the last sequence
 -- of its request; it is looked for behind what was acknowledged, where no deleted chunks are. A state
--- that came with an exit is saved if that was; an answer without a seq says that it was not.
+-- that came with an exit is saved if that was; an answer without a seq says that it was not. The
+-- inbox row of a queue's item takes a row to the queue with it.
 with asked as (
     select
         a.*, k.request_id as known, k.payload as known_payload,
@@ -152,6 +153,17 @@ settled as (
             offset 0
         ) i
     ))
+    returning d.kind, d.request_id
+),
+freed as (
+    insert into engine.inbox (group_id, shard, kind, request_id)
+    select e.group_id, e.shard, 4, d.request_id
+    from settled d
+    cross join lateral (
+        select e.group_id, e.shard from engine.envelopes e where e.request_id = d.request_id
+        offset 0
+    ) e
+    where d.kind = 3
 ),
 moved as (
     update engine.executions x

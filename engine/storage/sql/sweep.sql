@@ -62,7 +62,8 @@ aims as (
     from picked p
     cross join lateral (
         select i.seq from engine.inbox i
-        where i.request_id = p.request_id and i.kind = 0
+        where i.request_id = p.request_id and i.kind in (0, 3)
+            and i.group_id = p.group_id and i.shard = p.shard
         offset 0
     ) i
     where p.kind = 2
@@ -143,7 +144,7 @@ rows as (
     ) x on true
     left join lateral (
         select r.sequence, r.kind, r.payload from engine.replies r
-        where p.kind <> 0 and r.request_id = p.request_id and r.kind <> 0
+        where p.kind in (1, 2) and r.request_id = p.request_id and r.kind <> 0
         order by r.sequence desc
         limit 1
     ) r on true
