@@ -13,6 +13,8 @@ from engine.cluster.events import (
     ShardingRegistrationEvent,
     SingletonRegistered,
 )
+from engine.cluster.limits import Rate
+from engine.cluster.queue import Debounce, Queue
 from engine.cluster.receiver import ReplyReceiver
 from engine.cluster.rpc import rpc
 from engine.cluster.sharding import Sharding
@@ -64,6 +66,8 @@ from engine.core.outcome import (
 from engine.core.reply import Defect, Exit, Failure, Reply, ReplyChunk, ReplyWithExit, Success
 from engine.core.retry import RetryPolicy
 from engine.core.status import Status
+from engine.item import Item
+from engine.queues import QueueHandle, QueueInfo
 from engine.runner import Runner
 from engine.schedule import FireInfo, Schedule, ScheduleInfo
 from engine.settings import Settings
@@ -85,6 +89,7 @@ __all__ = [
     "ConfigurationError",
     "Cron",
     "DeadLetterInfo",
+    "Debounce",
     "Defect",
     "Deferred",
     "EngineError",
@@ -112,6 +117,7 @@ __all__ = [
     "Interrupt",
     "Interrupted",
     "InvalidPayload",
+    "Item",
     "JournalEvent",
     "JournalKind",
     "MailboxFull",
@@ -124,6 +130,10 @@ __all__ = [
     "OwnershipLost",
     "PayloadConflict",
     "Pending",
+    "Queue",
+    "QueueHandle",
+    "QueueInfo",
+    "Rate",
     "Reply",
     "ReplyChunk",
     "ReplyReceiver",

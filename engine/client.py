@@ -15,6 +15,7 @@ from engine import admin, by_name, dead_letters
 from engine.client_execution import ClientExecution
 from engine.cluster.entity import Entity
 from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
+from engine.cluster.queue import Debounce, Queue, queue_of
 from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
 from engine.core.codec import ValueCodec
@@ -25,7 +26,9 @@ from engine.core.outcome import DeadLetterInfo, ExecutionInfo
 from engine.core.reply import Exit, Success, encode_error
 from engine.core.status import Status
 from engine.core.trace import checked_headers, checked_trace
+from engine.item import Item
 from engine.node import Node
+from engine.queues import QueueHandle, QueueInfo, queues
 from engine.schedule import Schedule, ScheduleInfo, schedules
 from engine.settings import Settings
 from engine.storage.entities import DeadFilter
@@ -264,6 +267,53 @@ class Client:
         for request_id in request_ids:
             await dead_letters.find(self._node.storage, request_id)
         await dead_letters.retry(self._node, request_ids)
+
+    # --- queues -----------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        queue: type[Queue[In, Out]],
+        item: In,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        priority: int | None = None,
+        at: datetime | None = None,
+        delay: timedelta | None = None,
+        debounce: Debounce | None = None,
+    ) -> Item[Out]:
+        """Put an item into a queue and return once that is stored; ``join`` it for its result.
+
+        With an ``id`` an item is stored once, and all who submit it share its result; with another
+        item under the same id, ``PayloadConflict``. ``key`` and ``priority``: instead of what its
+        class says. ``at`` or ``delay``: it does not wait in line before that time. ``debounce``:
+        later items may take its place.
+        """
+        definition = queue_of(queue)
+        payload = definition.signature.validated((item,), {})
+        if debounce is not None and (id is not None or at is not None or delay is not None):
+            raise ConfigurationError("an item that is debounced has no id= and no at= or delay=")
+        terms = definition.terms(item, key=key, priority=priority, debounce=debounce)
+        await self._node.know(definition.group)
+        envelope = definition.request(
+            await self._node.outbox.next_id(),
+            shards_in=self._node.storage.shards_in,
+            payload=payload,
+            terms=terms,
+            id=id,
+            deliver_at=self._when(at, delay),
+        )
+        saved = await self._node.sender.send(envelope)
+        return Item(self._node, definition, envelope.address, saved.request_id)
+
+    def queue(self, queue: type[Queue[Any, Any]] | str) -> QueueHandle:
+        """A handle on a queue, by its class or its name: to look at it, to pause and resume it, and
+        to change its limits; asks nothing of the database."""
+        return QueueHandle(self._node, queue)
+
+    async def queues(self) -> Sequence[QueueInfo]:
+        """All queues that runners have registered, by name, also those that none serves now."""
+        return await queues(self._node.storage)
 
     # --- crons ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from datetime import timedelta
@@ -34,10 +34,15 @@ from engine.cluster.entity_host import EntityHost
 from engine.cluster.events import EntityRegistered, RegistrationEvents, SingletonRegistered
 from engine.cluster.machine import MachineTenant
 from engine.cluster.membership import Membership
+from engine.cluster.message import Message
 from engine.cluster.ownership import Ownership
 from engine.cluster.postman import Postman
+from engine.cluster.queue import Queue, queue_of, queue_type
+from engine.cluster.queue_desk import desk_of
+from engine.cluster.queue_host import QueueDoor, QueueHost
 from engine.cluster.reception import Reception
 from engine.cluster.residency import Residency
+from engine.cluster.roster import Roster
 from engine.cluster.served import Kind, described
 from engine.cluster.sharding import Sharding
 from engine.cluster.singleton import Singleton, SingletonHost, singleton_shard
@@ -60,7 +65,9 @@ from engine.workflow.step_threads import StepThreads
 
 log: logging.Logger = logging.getLogger(__name__)
 
-Registered = Workflow[Any, Any] | Entity | Singleton | Cron | WorkflowCron[Any, Any]
+Registered = (
+    Workflow[Any, Any] | Entity | Queue[Any, Any] | Singleton | Cron | WorkflowCron[Any, Any]
+)
 _HORIZON_SHARE = 0.5
 _POST_POLL = timedelta(seconds=60)
 _THREADS = 32
@@ -111,10 +118,10 @@ class Runner:
         if self._stopping.is_set():
             raise ShuttingDown("this runner is stopping; register with another one")
         for prototype in prototypes:
-            if not isinstance(prototype, Workflow | Entity | Singleton | Timetable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(prototype, Workflow | Entity | Queue | Singleton | Timetable):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(
                     f"{prototype!r} cannot be registered; register instances of Workflow, Entity,"
-                    " Singleton and Cron classes, such as Fulfil(gateway)"
+                    " Queue, Singleton and Cron classes, such as Fulfil(gateway)"
                 )
             if prototype.name in self._registered:
                 raise ConfigurationError(
@@ -124,6 +131,8 @@ class Runner:
                 definition_of(type(prototype)).check(prototype)
             elif isinstance(prototype, Entity):
                 check_handlers(type(prototype))
+            elif isinstance(prototype, Queue):
+                queue_of(type(prototype))
             elif isinstance(prototype, WorkflowCron):
                 workflow_of(prototype)
             if isinstance(prototype, Timetable):
@@ -372,6 +381,14 @@ class _Incarnation:
         self._threads: StepThreads | None = None
         self._singletons = SingletonHost(spawn=self._tasks.spawn, end=self._tasks.end)
         self._crons: CronHost | None = None
+        self._roster = Roster(self.storage.shards_in)
+        self._queues = QueueHost(
+            delivery=self.delivery,
+            storage=self.storage,
+            clock=node.clock,
+            roster=self._roster,
+            spawn=self._tasks.spawn,
+        )
         self._states = StateLoader(storage=self.storage, spawn=self._tasks.spawn)
         self.streams = Streams(
             storage=self.storage,
@@ -449,6 +466,7 @@ class _Incarnation:
                 spawn=self._tasks.spawn,
             )
             self.delivery.follow(self._crons)
+            self.delivery.follow(self._queues)
             self.serve_registered()
             self._membership = Membership(
                 runner=RunnerRow(
@@ -548,6 +566,9 @@ class _Incarnation:
                 self._singletons.register(prototype.name, shard, prototype.run)
         elif isinstance(prototype, Entity):
             self._serve_entity(prototype)
+        elif isinstance(prototype, Queue):
+            if prototype.shard_group in self._groups:
+                self._serve_queue(prototype)
         elif prototype.shard_group in self._groups:
             shards_in = self.storage.shards_in
             assert self._crons is not None
@@ -557,8 +578,19 @@ class _Incarnation:
                 self._crons.register(workflow_cron(prototype, shards_in=shards_in))
             self._serve_entity(CronDesk(prototype, crons=self._crons))
 
-    def _serve_entity(self, prototype: Entity) -> None:
-        host = EntityHost(
+    def _serve_queue(self, queue: Queue[Any, Any]) -> None:
+        definition = queue_of(type(queue))
+        door = QueueDoor(definition.name, queues=self._queues, delivery=self.delivery)
+        door.desk = self._entity_host(
+            desk_of(queue, partial(self._queues.ask, definition.name)), door.done
+        )
+        self.delivery.serve_entity(queue_type(definition.name), door)
+        self._queues.register(definition)
+
+    def _entity_host(
+        self, prototype: Entity, done: Callable[[Message], None] | None = None
+    ) -> EntityHost:
+        return EntityHost(
             prototype,
             delivery=self.delivery,
             clock=self._node.clock,
@@ -567,7 +599,11 @@ class _Incarnation:
             states=self._states,
             streams=self.streams,
             limit=self._node.limit,
+            done=done,
         )
+
+    def _serve_entity(self, prototype: Entity) -> None:
+        host = self._entity_host(prototype)
         self.delivery.serve_entity(prototype.name, host)
         self.reception.serve_entity(prototype.name, host)
 
@@ -610,6 +646,7 @@ class _Incarnation:
         return _POST_POLL if self.storage.doorbell.healthy else settings.poll_interval_degraded
 
     def _viewed(self, view: View) -> None:
+        self._roster.follow(view)
         if view.post:
             self._postman.rung()
         if self._executions is not None:
@@ -682,6 +719,8 @@ def _described(prototype: Registered) -> str:
             kind = "workflow"
         case Entity():
             kind = "entity"
+        case Queue():
+            kind = "queue"
         case Singleton():
             kind = "singleton"
         case Cron() | WorkflowCron():
@@ -694,6 +733,8 @@ def _event_of(prototype: Registered) -> EntityRegistered | SingletonRegistered:
         return SingletonRegistered(prototype.name, prototype.shard_group)
     if isinstance(prototype, Timetable):
         return EntityRegistered(cron_type(prototype.name), prototype.shard_group)
+    if isinstance(prototype, Queue):
+        return EntityRegistered(queue_type(prototype.name), prototype.shard_group)
     return EntityRegistered(EntityType(prototype.name), prototype.shard_group)
 
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from engine.asking import ask
 from engine.cluster.cron import cron_address, cron_type
 from engine.cluster.cron_desk import CronDesk, Triggered
 from engine.cluster.cron_row import ScheduleSettings
-from engine.cluster.rpc import rpc_of
 from engine.cluster.timetable import Overlap, Timetable
-from engine.core.envelope import EnvelopeRequest, dedup_key
-from engine.core.errors import ConfigurationError, ErrorDetails, NotFound, RequestFailed
+from engine.core.envelope import dedup_key
+from engine.core.errors import ConfigurationError, NotFound
 from engine.core.ids import EntityAddress, EntityId, RunnerId, ShardId, Snowflake
-from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
-from engine.storage.protocol import SaveOutcome, Storage
+from engine.core.reply import Exit, ReplyKind, decode_exit
+from engine.storage.protocol import Storage
 from engine.storage.schedules import FireOutcome, ScheduleRow
 
 if TYPE_CHECKING:
@@ -121,28 +121,8 @@ class Schedule:
         return count
 
     async def _call(self, method: object, *, key: str | None = None, **arguments: object) -> Any:
-        rpc = rpc_of(method)
-        assert rpc is not None
-        request_id = await self._node.outbox.next_id()
-        envelope = EnvelopeRequest(
-            request_id=request_id,
-            address=await self._find(),
-            tag=rpc.name,
-            payload=rpc.signature.validated((), arguments),
-            key=key,
-        )
-        with self._node.replies.expect(request_id) as answer:
-            saved = await self._node.sender.send(envelope, wait=True)
-            created = saved.outcome is SaveOutcome.CREATED
-            exit = await (answer if created else self._node.replies.wait(saved.request_id))
-        match exit:
-            case Success(value):
-                return rpc.signature.result.decode(value)
-            case Failure(error) | Defect(error):
-                raise RequestFailed(f"{rpc.name} of cron {self.name} failed: {error}", error)
-            case ended:
-                details = ErrorDetails(type(ended).__name__, ended.reason)
-                raise RequestFailed(f"{rpc.name} of cron {self.name} was ended", details)
+        of = f"cron {self.name}"
+        return await ask(self._node, await self._find(), method, arguments, of=of, key=key)
 
     async def _find(self) -> EntityAddress:
         if self._address is not None:

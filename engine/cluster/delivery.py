@@ -42,6 +42,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 _SETTLED_AFTER = timedelta(seconds=15)
+_HANDLED = (InboxKind.REQUEST, InboxKind.ADMITTED)
+"""What a handler takes in hand, whose failures are counted."""
 
 
 class ShardWork(Protocol):
@@ -363,7 +365,7 @@ class Delivery:
         shard.in_flight.add(row.seq)
         if not shard.accepting:
             return  # it is the next owner's, and not to be read here again and again
-        if row.execution is not None or row.kind is not InboxKind.REQUEST:
+        if row.execution is not None or row.kind not in _HANDLED:
             self._hand(shard, row)
         elif row.failures >= self.max_deliveries:
             self.unhandled.end(shard, row, delivered_in_vain(row.envelope, row.failures))

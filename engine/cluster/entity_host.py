@@ -35,7 +35,8 @@ from engine.storage.protocol import Commit, InboxKind, InboxRow
 class EntityHost:
     """The entities of one type that are in memory (a ``MessageHost``).
 
-    ``residency``, ``states`` and ``streams`` are shared by all types of the runner.
+    ``residency``, ``states`` and ``streams`` are shared by all types of the runner. ``done`` is
+    told of each message that is not in hand here any more: its exit is stored, or its shard gone.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EntityHost:
         states: StateLoader,
         streams: Streams,
         limit: PayloadLimit,
+        done: Callable[[Message], None] | None = None,
     ) -> None:
         self.prototype = prototype
         self.name: str = prototype.name
@@ -59,6 +61,7 @@ class EntityHost:
         self.states = states
         self.streams = streams
         self.limit = limit
+        self._done = done
         self.state = state_of(type(prototype))
         self._rpcs = check_handlers(type(prototype))
         self._instances: ByShard[str, Instance] = ByShard()
@@ -67,6 +70,10 @@ class EntityHost:
 
     def __len__(self) -> int:
         return len(self._instances)
+
+    def has(self, shard: OwnedShard, request_id: Snowflake) -> bool:
+        """Whether the request is in hand here."""
+        return self._messages.get(shard, request_id) is not None
 
     # --- messages in ------------------------------------------------------------------------------
 
@@ -230,6 +237,8 @@ class EntityHost:
     def _forget(self, message: Message) -> None:
         if self._messages.get(message.shard, message.id) is message:
             self._messages.take(message.shard, message.id)
+            if self._done is not None:
+                self._done(message)
 
     def failed(
         self, message: Message, error: BaseException, suspect: bool, running: Collection[Message]

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 from engine.core.ids import RunnerId
 from engine.storage.protocol import RunnerRow
 
-Kind = Literal["workflow", "entity", "singleton", "cron"]
+Kind = Literal["workflow", "entity", "queue", "singleton", "cron"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

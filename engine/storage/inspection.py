@@ -32,6 +32,7 @@ from engine.storage.protocol import (
     StoredReply,
     StreamPosition,
 )
+from engine.storage.queues import QueueContents, QueueCounts, QueueRow
 from engine.storage.records import (
     dead_letter_from,
     entity_from,
@@ -50,7 +51,6 @@ from engine.storage.records import (
     schedule_from,
     state_from,
 )
-from engine.storage.queues import QueueContents, QueueCounts, QueueRow
 from engine.storage.schedules import Fire, ScheduleRow
 
 T = TypeVar("T")

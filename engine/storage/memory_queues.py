@@ -73,7 +73,8 @@ class MemoryQueues:
         chosen: list[QueueItem] = []
         for line in write.lines:
             waiting = self._lines[write.queue, line.priority, line.key]
-            for seq in sorted(waiting)[: line.count]:
+            left = sorted(seq for seq, id in waiting.items() if id not in write.freed)
+            for seq in left[: line.count]:
                 item = self._items[write.queue][waiting[seq]]
                 chosen.append(replace(item, shard=write.targets[len(chosen)]))
         return chosen

@@ -40,6 +40,7 @@ from engine.storage.protocol import (
     StoredExecution,
     Sweep,
     Verdict,
+    exit_reply,
 )
 from engine.storage.queues import QueueItem, QueueWrite
 from engine.storage.storable import check_storable
@@ -104,6 +105,9 @@ class MemoryRows:
             self._deliver_item(write, request_id, shard, InboxKind.INTERRUPT)
         for seq in write.settled:
             self._settle(write.shard, seq)
+        for request_id, exit in write.ended:
+            reply_to = self._envelopes[request_id].reply_to
+            self._reply(exit_reply(request_id, exit, reply_to), {})
         return chosen
 
     def _deliver_item(

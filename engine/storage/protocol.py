@@ -177,8 +177,8 @@ class InboxKind(IntEnum):
     INTERRUPT = 2
     """The request of ``envelope`` is to end early."""
     ADMITTED = 3
-    """The request of ``envelope`` is the item of a queue, to be processed by this shard's owner. When
-    the row is settled, a FREED row goes into the inbox of the shard that the item is addressed to."""
+    """The request of ``envelope`` is the item of a queue, to be processed by this shard's owner.
+    When the row is settled, a FREED row goes to the shard that the item is addressed to."""
     FREED = 4
     """What the item of ``envelope`` took of its queue's limits is free again."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.core.reply import Exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,9 @@ class QueueWrite:
     ``arrived`` are new items. Of each of ``lines`` so many of the oldest that are stored are
     admitted, to the shards of ``targets`` in this order. What is admitted gets an ADMITTED row in
     its shard's inbox. ``ripe`` are items that were put off and wait from now on, ``freed`` are to
-    be forgotten, ``settled`` are inbox rows of the queue's shard to delete, and ``interrupted`` are
-    admitted items, with their shards, to be told of an interrupt. ``row``: the queue's new row.
+    be forgotten, those of ``ended`` with an exit that nothing but their queue gives them.
+    ``settled`` are inbox rows of the queue's shard to delete, and ``interrupted`` are admitted
+    items, with their shards, to be told of an interrupt. ``row``: the queue's new row.
     """
 
     queue: str
@@ -71,6 +73,7 @@ class QueueWrite:
     targets: Sequence[int] = ()
     ripe: Sequence[Snowflake] = ()
     freed: Sequence[Snowflake] = ()
+    ended: Sequence[tuple[Snowflake, Exit]] = ()
     settled: Sequence[int] = ()
     interrupted: Sequence[tuple[Snowflake, int]] = ()
     row: QueueRow | None = None

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
+from engine.cluster.queue import Queue, queue_of
 from engine.cluster.rpc import volatile_step
 from engine.core.codec import digest
 from engine.core.errors import ConfigurationError, ErrorDetails, StepFailed
@@ -32,6 +33,7 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.entity_step import EntityStep
 from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.loop import DeterministicLoop
+from engine.workflow.queue_step import QueueStep
 from engine.workflow.repair import Origin
 from engine.workflow.step import Call, Step, StepKey, line_of, step_error
 
@@ -316,6 +318,27 @@ class Body:
             return self._call(EntityStep(call), payload, call.id, where)
 
         return self._called_at(call.name, where, lambda: self._ask(make()))
+
+    def submit(
+        self,
+        queue: type[Queue[Any, Any]],
+        item: object,
+        *,
+        id: str | None,
+        key: str | None,
+        priority: int | None,
+    ) -> Coroutine[Any, Any, Any]:
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        where = (frame.f_code, frame.f_lineno)
+        definition = queue_of(queue)
+
+        def make() -> Step:
+            payload = definition.signature.validated((item,), {})
+            terms = definition.terms(item, key=key, priority=priority)
+            call = QueueStep(definition, terms, id)
+            return self._call(call, payload, "" if id is None else id, where)
+
+        return self._called_at(definition.name, where, lambda: self._ask(make()))
 
     def run_child(
         self, workflow: type[Workflow[Any, Any]], request: object, key: str | None

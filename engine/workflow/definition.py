@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import is_dataclass, replace
 from datetime import datetime, timedelta
@@ -22,10 +21,12 @@ from uuid import UUID
 
 from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
+from engine.cluster.queue import Queue
 from engine.cluster.rpc import rpc_of, volatile_step
 from engine.core.codec import ValueCodec
 from engine.core.composed import composed
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
+from engine.core.generics import types_of
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.activity_group import ActivityGroup
@@ -163,6 +164,22 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         """
         return self._body("start_child()").start_child(workflow, request, key, on_parent_close)
 
+    def submit(
+        self,
+        queue: type[Queue[A, B]],
+        item: A,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[object, None, B]:
+        """Put an item into a queue and wait for its result, as one durable step.
+
+        Options as for ``client.submit``. Raises ``StepFailed`` when processing it failed. When the
+        wait is cancelled or this execution ends, the item is processed all the same.
+        """
+        return self._body("submit()").submit(queue, item, id=id, key=key, priority=priority)
+
     def execution(self, workflow: "type[Workflow[A, B]]", id: str) -> "Execution[B]":
         """A handle on any execution, to tell it something; what it is told is a durable step."""
         return self._body("execution()").execution(workflow, id)
@@ -239,7 +256,7 @@ class WorkflowDefinition:
         self.version: int = cls.version
         self.group: str = cls.shard_group
         self.has_key: bool = cls.key.__func__ is not Workflow.key.__func__  # type: ignore[attr-defined]
-        request, result = _types(cls)
+        request, result = types_of(cls, Workflow, "execute")
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
         self.result: ValueCodec[Any] = ValueCodec(result, what=f"the result of {cls.name}")
         self.errors: dict[str, ValueCodec[Exception]] = {
@@ -319,42 +336,3 @@ def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:
 
 def _is_workflow(cls: object) -> bool:
     return isinstance(cls, type) and issubclass(cls, Workflow) and cls is not Workflow
-
-
-def _types(cls: type[Workflow[Any, Any]]) -> tuple[Any, Any]:
-    """Request and result type, from the annotations of ``execute`` or of the base class."""
-    try:
-        hints = typing.get_type_hints(cls.execute, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise ConfigurationError(
-            f"the annotations of {cls.__qualname__}.execute cannot be resolved: {error};"
-            " import the types it names at the top of its module, not under TYPE_CHECKING"
-        ) from error
-    declared = _variables(cls, Workflow, {})
-    result = hints.pop("return", declared[Out_co])
-    request = next(iter(hints.values()), declared[In])
-    author = next(each for each in cls.__mro__ if "execute" in vars(each))
-    known = _variables(cls, author, {})
-    return _substitute(request, known), _substitute(result, known)
-
-
-def _variables(cls: type, ancestor: type, known: dict[object, Any]) -> dict[object, Any]:
-    """What the type variables of a generic ancestor stand for in a class."""
-    if cls is ancestor:
-        return {each: known.get(each, Any) for each in getattr(cls, "__parameters__", ())}
-    for base in vars(cls).get("__orig_bases__", cls.__bases__):
-        origin = typing.get_origin(base) or base
-        if isinstance(origin, type) and issubclass(origin, ancestor):
-            given = [_substitute(each, known) for each in typing.get_args(base)]
-            names = getattr(origin, "__parameters__", ())
-            return _variables(origin, ancestor, dict(zip(names, given, strict=False)))
-    return {}
-
-
-def _substitute(annotation: Any, known: dict[object, Any]) -> Any:
-    if isinstance(annotation, TypeVar):
-        return known.get(annotation, Any)
-    variables = getattr(annotation, "__parameters__", ())
-    if not variables or isinstance(annotation, type):
-        return annotation
-    return annotation[tuple(known.get(variable, Any) for variable in variables)]

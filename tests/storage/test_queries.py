@@ -53,7 +53,7 @@ HOT = {
     "write_heartbeats": (*[[]] * 8,),
     "drop_heartbeats": ([], [], []),
     "heartbeats": ([],),
-    "dispatch": ("Parcels", 7, 1, *[[]] * 17, None, None, None),
+    "dispatch": ("Parcels", 7, 1, *[[]] * 17, None, None, None, [], [], []),
     "queue_held": ("Parcels",),
     "fires": ("nightly", 100),
     "request": (1,),

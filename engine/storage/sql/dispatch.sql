@@ -22,15 +22,17 @@ chosen as (
         from engine.queue_items q
         where q.queue = $1::text and q.priority = l.priority and q.key = l.key
             and q.shard is null and q.due_at is null
+            and q.request_id not in (select unnest($17::bigint[]))
         order by q.seq
         limit l.count
     ) q
 ),
 admitted as (
     update engine.queue_items q
-    set shard = ($15::smallint[])[c.nth]
-    from chosen c
-    where q.ctid = any (array(select c.place from chosen c)) and q.request_id = c.request_id
+    set shard = ($15::smallint[])[
+        array_position(array(select c.request_id from chosen c order by c.nth), q.request_id)
+    ]
+    where q.ctid = any (array(select c.place from chosen c))
     returning q.request_id, q.seq, q.priority, q.key, q.shard
 ),
 ripe as (
@@ -77,6 +79,22 @@ settled as (
             offset 0
         ) i
     ))
+),
+ended as (
+    insert into engine.replies (request_id, sequence, kind, payload)
+    select e.request_id, 0, e.kind, e.payload
+    from unnest($24::bigint[], $25::smallint[], $26::bytea[]) as e (request_id, kind, payload)
+    on conflict do nothing
+    returning request_id
+),
+returned as (
+    insert into engine.inbox (group_id, shard, kind, request_id, execution)
+    select e.reply_group_id, e.reply_shard, 1, e.request_id, e.reply_execution
+    from ended d
+    cross join lateral (
+        select e.* from engine.envelopes e where e.request_id = d.request_id offset 0
+    ) e
+    where e.reply_execution is not null
 ),
 noted as (
     insert into engine.queues as k (name, group_id, shard, settings, paused, next_at)

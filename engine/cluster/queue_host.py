@@ -1,0 +1,193 @@
+"""The queues of one runner: a dispatcher where a queue's shard is owned, and a door at each.
+
+Follows the shards of delivery, like ``cron_host``; the doors stand before the ``entity_host`` of a
+queue's desk and tell a queue's own rows from those of items that are to be processed.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Coroutine
+from datetime import timedelta
+from typing import Any
+
+from engine.cluster.delivery import Delivery
+from engine.cluster.dispatcher import Change, Dispatcher, DispatchTools
+from engine.cluster.entity_host import EntityHost
+from engine.cluster.handover import InHand
+from engine.cluster.message import Message
+from engine.cluster.queue import PROCESS, QueueDefinition, queue_shard
+from engine.cluster.roster import Roster
+from engine.cluster.shard import OwnedShard
+from engine.cluster.stream import Moved
+from engine.core.clock import Clock
+from engine.core.errors import ErrorDetails
+from engine.core.ids import ShardId
+from engine.core.reply import Defect
+from engine.storage.protocol import InboxKind, InboxRow, Storage
+
+log: logging.Logger = logging.getLogger(__name__)
+
+
+class QueueHost:
+    """Makes a dispatcher for each queue whose shard comes, and lets it go with the shard (a
+    ``ShardFollower`` of delivery)."""
+
+    def __init__(
+        self,
+        *,
+        delivery: Delivery,
+        storage: Storage,
+        clock: Clock,
+        roster: Roster,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._storage = storage
+        self._tools = DispatchTools(delivery=delivery, clock=clock, roster=roster, spawn=spawn)
+        self._spawn = spawn
+        self._definitions: dict[str, QueueDefinition] = {}
+        self._shards: dict[ShardId, OwnedShard] = {}
+        self._dispatchers: dict[str, Dispatcher] = {}
+        roster.changed.append(self._look)
+
+    def register(self, definition: QueueDefinition) -> None:
+        """Keep a queue, at once if its shard is owned already."""
+        self._definitions[definition.name] = definition
+        owned = self._shards.get(self._shard_of(definition))
+        if owned is not None and owned.accepting:  # what is given away is the next owner's
+            self._keep(definition, owned)
+
+    async def ask(self, name: str, change: Change) -> None:
+        """Have a queue's settings changed; returns once that is durable. Only for a message that
+        was delivered here: ``Moved`` when its shard has gone or goes."""
+        dispatcher = self._dispatchers.get(name)
+        if dispatcher is None:
+            raise Moved
+        await dispatcher.ask(change)
+
+    def dispatcher(self, name: str, shard: OwnedShard) -> Dispatcher | None:
+        """That of a queue, if the shard is the queue's."""
+        found = self._dispatchers.get(name)
+        return found if found is not None and found.shard is shard else None
+
+    def _look(self) -> None:
+        for dispatcher in self._dispatchers.values():
+            dispatcher.look()
+
+    def _shard_of(self, definition: QueueDefinition) -> ShardId:
+        group = definition.group
+        return queue_shard(definition.name, group, self._storage.shards_in(group))
+
+    # --- shards come and go -----------------------------------------------------------------------
+
+    def acquired(self, shard: OwnedShard) -> None:
+        self._shards[shard.id] = shard
+        for definition in self._definitions.values():
+            if self._shard_of(definition) == shard.id:
+                self._keep(definition, shard)
+
+    def drop(self, shard: OwnedShard) -> None:
+        for dispatcher in self._on(shard):
+            dispatcher.drop()
+        self._forget(shard)
+
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
+        await asyncio.gather(*(dispatcher.drain(grace) for dispatcher in self._on(shard)))
+        self._forget(shard)
+
+    def _on(self, shard: OwnedShard) -> list[Dispatcher]:
+        return [each for each in self._dispatchers.values() if each.shard is shard]
+
+    def _forget(self, shard: OwnedShard) -> None:
+        if self._shards.get(shard.id) is shard:
+            del self._shards[shard.id]
+        for dispatcher in self._on(shard):
+            del self._dispatchers[dispatcher.definition.name]
+
+    def _keep(self, definition: QueueDefinition, shard: OwnedShard) -> None:
+        dispatcher = Dispatcher(definition, shard, self._tools)
+        self._dispatchers[definition.name] = dispatcher
+        self._spawn(self._load(dispatcher))
+
+    async def _load(self, dispatcher: Dispatcher) -> None:
+        """Read what is stored of a queue.
+
+        INVARIANT read-after-lock: the shard is locked, so that its former owner writes no more."""
+        failures = 0
+        while dispatcher.shard.alive:
+            try:
+                contents = await self._storage.queue(dispatcher.definition.name)
+            except Exception as error:  # noqa: BLE001 -- a queue that is not loaded never goes on
+                failures += 1
+                if failures == 1:
+                    log.warning("cannot load a queue, trying again", extra={"error": str(error)})
+                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+            else:
+                dispatcher.begin(contents)
+                return
+
+
+class QueueDoor:
+    """What comes for one queue (a ``MessageHost``): items go to its dispatcher, and once they are
+    admitted, here or elsewhere, to the host of its desk."""
+
+    desk: EntityHost
+
+    def __init__(self, name: str, *, queues: QueueHost, delivery: Delivery) -> None:
+        self._name = name
+        self._queues = queues
+        self._delivery = delivery
+
+    def done(self, message: Message) -> None:
+        """A message of the desk has ended, or its shard has gone."""
+        row = message.row
+        if row is not None and row.kind is InboxKind.ADMITTED:
+            self._delivery.ring_anywhere({message.envelope.address.shard})
+
+    def __len__(self) -> int:
+        return len(self.desk)
+
+    def deliver(self, shard: OwnedShard, row: InboxRow) -> None:
+        envelope = row.envelope
+        if row.kind is InboxKind.ADMITTED or envelope.tag != PROCESS:
+            self.desk.deliver(shard, row)
+            return
+        if row.kind is InboxKind.INTERRUPT and self.desk.has(shard, envelope.request_id):
+            self.desk.deliver(shard, row)
+            return
+        dispatcher = self._queues.dispatcher(self._name, shard)
+        match row.kind:
+            case InboxKind.INTERRUPT if dispatcher is None:
+                self._delivery.interrupt(shard, row)
+            case _ if dispatcher is None:
+                shard.give_back(row.seq, row.recipient)
+            case InboxKind.INTERRUPT:
+                dispatcher.interrupt(row)
+            case InboxKind.FREED:
+                dispatcher.free(row)
+            case _:
+                self._arrive(dispatcher, shard, row)
+
+    def _arrive(self, dispatcher: Dispatcher, shard: OwnedShard, row: InboxRow) -> None:
+        try:
+            dispatcher.arrive(row)
+        except (KeyError, ValueError, TypeError) as error:
+            details = ErrorDetails(
+                "InvalidPayload", f"this was not submitted to a queue: {error!r}"
+            )
+            self._delivery.unhandled.end(shard, row, Defect(details))
+
+    def in_hand(self, shard: OwnedShard) -> InHand:
+        return self.desk.in_hand(shard)
+
+    def keys(self, shard: OwnedShard) -> Collection[int]:
+        return self.desk.keys(shard)
+
+    def stay(self, shard: OwnedShard) -> None:
+        self.desk.stay(shard)
+
+    def drop(self, shard: OwnedShard) -> None:
+        self.desk.drop(shard)
+
+    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
+        await self.desk.drain(shard, grace)

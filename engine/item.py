@@ -1,0 +1,65 @@
+"""``Item``: a handle on what was submitted to a queue. Made by ``client.submit``."""
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from engine.cluster.queue import QueueDefinition
+from engine.core.envelope import Interrupt
+from engine.core.errors import ErrorDetails, RequestFailed
+from engine.core.ids import EntityAddress, Snowflake
+from engine.core.reply import Defect, Failure, Success
+
+if TYPE_CHECKING:
+    from engine.node import Node
+
+B = TypeVar("B")
+
+
+class Item(Generic[B]):
+    """An item of a queue, wherever it is processed and whoever submitted it."""
+
+    def __init__(
+        self,
+        node: "Node",
+        definition: QueueDefinition,
+        address: EntityAddress,
+        request_id: Snowflake,
+    ) -> None:
+        self._node = node
+        self._definition = definition
+        self._address = address
+        self.request_id: Snowflake = request_id
+
+    @property
+    def id(self) -> str:
+        """The id it was submitted with, or one of its own."""
+        return self._address.entity_id
+
+    def __repr__(self) -> str:
+        return f"<Item {self._definition.name}/{self.id}>"
+
+    async def join(self, timeout: timedelta | None = None) -> B:
+        """What ``process`` returned. ``RequestFailed`` when it raised, when the item was cancelled,
+        or when another has taken its place; ``TimeoutError`` after ``timeout``."""
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            exit = await self._node.replies.wait(self.request_id)
+        name = f"{self._definition.name}/{self.id}"
+        match exit:
+            case Success(value):
+                result: B = self._definition.signature.result.decode(value)
+                return result
+            case Failure(error) | Defect(error):
+                raise RequestFailed(f"{name} failed: {error}", error)
+            case ended:
+                details = ErrorDetails(type(ended).__name__, ended.reason)
+                raise RequestFailed(f"{name} was ended: {ended.reason}", details)
+
+    async def cancel(self) -> bool:
+        """Ask it to end early: one that waits is taken out, one that runs sees a cancellation.
+        False when it has ended already."""
+        interrupt = Interrupt(request_id=self.request_id, address=self._address)
+        (stored,) = await self._node.storage.interrupt([interrupt])
+        if stored:
+            self._node.ring_shards((self._address.shard,))
+        return stored

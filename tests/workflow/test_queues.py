@@ -1,0 +1,169 @@
+"""Queues: what is submitted is processed once and answered, within the limits, in a fair order."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from engine import Item, PayloadConflict, Queue, RequestFailed, Workflow
+from engine.testing import TestCluster
+from tests.eventually import eventually
+from tests.workflow.conftest import World
+
+
+class Gate(Queue[str, str]):
+    """Items come to their end when the test lets them, and say whose they are by their names."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.running: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.open = asyncio.Event()
+
+    @classmethod
+    def key(cls, item: str) -> str:
+        return item.rstrip("0123456789")
+
+    async def process(self, item: str) -> str:
+        self.began.append(item)
+        for each in ("", self.key(item)):
+            self.running[each] += 1
+            self.most[each] = max(self.most[each], self.running[each])
+        try:
+            await self.open.wait()
+        finally:
+            for each in ("", self.key(item)):
+                self.running[each] -= 1
+        if item.startswith("bad"):
+            raise ValueError(item)
+        return item.upper()
+
+
+class Three(Gate):
+    concurrency = 3
+
+
+class OnePerKey(Gate):
+    concurrency = 4
+    per_key = 1
+
+
+class Submits(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        first, second = await asyncio.gather(
+            self.submit(Three, f"{request}1"), self.submit(Three, f"{request}2", id=request)
+        )
+        return f"{first} {second}"
+
+
+async def submitted(cluster: TestCluster, queue: type[Gate], *items: str) -> list[Item[str]]:
+    return [await cluster.client.submit(queue, item) for item in items]
+
+
+async def test_what_is_submitted_is_processed_and_answered(world: World) -> None:
+    queue = Gate()
+    queue.open.set()
+    async with world.cluster(queue) as cluster:
+        items = await submitted(cluster, Gate, "a1", "bad1", "a2")
+
+        assert await items[0].join() == "A1"
+        assert await items[2].join() == "A2"
+        with pytest.raises(RequestFailed, match=r"Gate/.* failed: ValueError: bad1"):
+            await items[1].join()
+    assert sorted(queue.began) == ["a1", "a2", "bad1"]
+
+
+async def test_no_more_run_than_the_limit_says_and_all_come_to_their_turn(world: World) -> None:
+    queue = Three()
+    async with world.cluster(queue) as cluster:
+        items = await submitted(cluster, Three, *(f"a{n}" for n in range(10)))
+
+        await eventually(lambda: queue.running[""] == 3)
+        assert sorted(queue.began) == ["a0", "a1", "a2"]
+        queue.open.set()
+
+        assert [await item.join() for item in items] == [f"A{n}" for n in range(10)]
+    assert queue.most[""] == 3
+
+
+async def test_keys_have_limits_of_their_own_and_take_turns(world: World) -> None:
+    queue = OnePerKey()
+    async with world.cluster(queue) as cluster:
+        names = [f"a{n}" for n in range(20)] + ["b0", "c0", "b1", "d0", "e0"]
+        items = await submitted(cluster, OnePerKey, *names)
+
+        await eventually(lambda: queue.running[""] == 4)
+        assert sorted(queue.began) == ["a0", "b0", "c0", "d0"]
+        queue.open.set()
+
+        for item in items:
+            await item.join()
+    assert queue.most["a"] == queue.most["b"] == 1
+    assert queue.most[""] <= 4
+    order = [name for name in queue.began if name in {"b1", "e0"} or name.startswith("a")]
+    assert order.index("e0") < 5
+
+
+async def test_an_item_with_an_id_is_stored_once_and_its_answer_is_shared(world: World) -> None:
+    queue = Gate()
+    async with world.cluster(queue) as cluster:
+        first = await cluster.client.submit(Gate, "a1", id="once")
+        second = await cluster.client.submit(Gate, "a1", id="once")
+        with pytest.raises(PayloadConflict, match="once"):
+            await cluster.client.submit(Gate, "a2", id="once")
+        queue.open.set()
+
+        assert first.request_id == second.request_id
+        assert await first.join() == await second.join() == "A1"
+        assert (await cluster.client.submit(Gate, "a1", id="once")).request_id == first.request_id
+    assert queue.began == ["a1"]
+
+
+async def test_a_workflow_submits_in_a_durable_step(world: World) -> None:
+    queue = Three()
+    async with world.cluster(queue, Submits()) as cluster:
+        execution = await cluster.client.start(Submits, "x", key="s-1")
+        await eventually(lambda: queue.running[""] == 2)
+        await cluster.crash()  # both begin again: at least once
+        await eventually(lambda: queue.running[""] == 2)
+        queue.open.set()
+
+        assert await world.result(cluster, execution) == "X1 X2"
+    assert Counter(queue.began) == {"x1": 2, "x2": 2}
+
+
+async def test_what_is_admitted_counts_after_a_crash_as_well(world: World) -> None:
+    queue = Three()
+    async with world.cluster(queue) as cluster:
+        items = await submitted(cluster, Three, *(f"a{n}" for n in range(8)))
+        await eventually(lambda: queue.running[""] == 3)
+
+        await cluster.crash()
+        await eventually(lambda: queue.running[""] == 3)
+        assert sorted(queue.began) == ["a0", "a0", "a1", "a1", "a2", "a2"]
+        queue.open.set()
+
+        assert [await item.join() for item in items] == [f"A{n}" for n in range(8)]
+    assert queue.most[""] == 3
+
+
+async def test_a_cancelled_item_leaves_the_line_or_is_interrupted(world: World) -> None:
+    queue = Three()
+    async with world.cluster(queue) as cluster:
+        items = await submitted(cluster, Three, *(f"a{n}" for n in range(6)))
+        delayed = await cluster.client.submit(Three, "later", delay=timedelta(hours=1))
+        await eventually(lambda: queue.running[""] == 3)
+
+        for item in (items[0], items[4], delayed):
+            assert await item.cancel()
+        for item in (items[0], items[4], delayed):
+            with pytest.raises(RequestFailed, match="was ended"):
+                await item.join()
+        await eventually(lambda: "a3" in queue.began)
+        queue.open.set()
+
+        assert [await items[n].join() for n in (1, 2, 3, 5)] == ["A1", "A2", "A3", "A5"]
+        assert not await items[4].cancel()
+    assert queue.most[""] == 3
+    assert "a4" not in queue.began
