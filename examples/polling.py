@@ -46,7 +46,7 @@ class Render(Workflow[str, str]):
         self.pause = pause
 
     async def execute(self, request: str) -> str:
-        job = await self.submit(request)
+        job = await self.order(request)
         self.compensate(self.cancel, job)  # nobody pays for a job that nobody waits for
         pause = self.pause
         async with asyncio.timeout(LONGEST.total_seconds()):
@@ -58,7 +58,7 @@ class Render(Workflow[str, str]):
         return found.detail
 
     @activity(retry=RetryPolicy(attempts=20), timeout=timedelta(minutes=1))
-    async def submit(self, film: str) -> str:
+    async def order(self, film: str) -> str:
         return await self.farm.submit(film, key=self.idempotency_key)
 
     @activity(retry=RetryPolicy(attempts=20), timeout=timedelta(minutes=1))

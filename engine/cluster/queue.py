@@ -20,14 +20,14 @@ from engine.core.ids import EntityAddress, EntityId, EntityType, ShardId, Snowfl
 from engine.core.names import definition_name, entity_id, refuse_reserved
 
 A = TypeVar("A")
-B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 _DEFINITION = "__outlast_queue__"
 _HEADER = "outlast-queue"
 PROCESS = "process"
 """The tag of an item's request."""
 
 
-class Queue(Generic[A, B]):
+class Queue(Generic[A, B_co]):
     """Base class of queues: ``process`` is called for each item that was submitted.
 
     It runs at least once, on whichever runner has room, and again when that one is lost;
@@ -83,7 +83,7 @@ class Queue(Generic[A, B]):
         """Whose item it is, for ``per_key`` and for taking turns. Default: all are of one key."""
         return ""
 
-    async def process(self, item: A) -> B:
+    async def process(self, item: A) -> B_co:
         """Do the work of an item. Override it."""
         raise NotImplementedError(f"{type(self).__name__} does not define process()")
 
@@ -248,13 +248,17 @@ class QueueDefinition:
 
 def queue_of(cls: type[Queue[Any, Any]]) -> QueueDefinition:
     """The definition of a queue's class, made on first use and kept on the class."""
-    if not isinstance(cls, type) or not issubclass(cls, Queue) or cls is Queue:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not _is_queue(cls):
         raise ConfigurationError(f"{cls!r} is not a Queue class; define it as class X(Queue)")
     found = vars(cls).get(_DEFINITION)
     if not isinstance(found, QueueDefinition):
         found = QueueDefinition(cls)
         setattr(cls, _DEFINITION, found)
     return found
+
+
+def _is_queue(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Queue) and cls is not Queue
 
 
 def processing(cls: type[Queue[Any, Any]]) -> Callable[..., Any]:

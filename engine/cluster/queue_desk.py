@@ -68,7 +68,7 @@ class QueueDesk(Entity):
 def desk_of(queue: Queue[Any, Any], ask: Ask) -> QueueDesk:
     """The desk of a queue, with ``process`` as its class is annotated."""
     handlers = {PROCESS: rpc(processing(type(queue)))}
-    made = new_class(
+    made: type[QueueDesk] = new_class(
         f"{type(queue).__name__}Desk", (QueueDesk,), exec_body=lambda n: n.update(handlers)
     )
     return made(queue, ask)
