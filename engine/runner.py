@@ -39,7 +39,8 @@ from engine.cluster.ownership import Ownership
 from engine.cluster.postman import Postman
 from engine.cluster.queue import Queue, queue_of, queue_type
 from engine.cluster.queue_desk import desk_of
-from engine.cluster.queue_host import QueueDoor, QueueHost
+from engine.cluster.queue_door import QueueDoor
+from engine.cluster.queue_host import QueueHost
 from engine.cluster.reception import Reception
 from engine.cluster.residency import Residency
 from engine.cluster.roster import Roster
@@ -580,7 +581,13 @@ class _Incarnation:
 
     def _serve_queue(self, queue: Queue[Any, Any]) -> None:
         definition = queue_of(type(queue))
-        door = QueueDoor(definition.name, queues=self._queues, delivery=self.delivery)
+        door = QueueDoor(
+            definition,
+            queues=self._queues,
+            delivery=self.delivery,
+            clock=self._node.clock,
+            spawn=self._tasks.spawn,
+        )
         door.desk = self._entity_host(
             desk_of(queue, partial(self._queues.ask, definition.name)), door.done
         )

@@ -1,30 +1,26 @@
-"""The queues of one runner: a dispatcher where a queue's shard is owned, and a door at each.
+"""The queues of one runner: a dispatcher for each, while the queue's shard is owned here.
 
-Follows the shards of delivery, like ``cron_host``; the doors stand before the ``entity_host`` of a
-queue's desk and tell a queue's own rows from those of items that are to be processed.
+Follows the shards of delivery, like ``cron_host``; the ``cluster.queue_door`` of a queue hands its
+rows on from here.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
 from engine.cluster.delivery import Delivery
 from engine.cluster.dispatcher import Change, Dispatcher, DispatchTools
-from engine.cluster.entity_host import EntityHost
-from engine.cluster.handover import InHand
-from engine.cluster.message import Message
-from engine.cluster.queue import PROCESS, QueueDefinition, queue_shard
+from engine.cluster.limits import Limits, QueueSettings
+from engine.cluster.queue import QueueDefinition, queue_shard
 from engine.cluster.roster import Roster
 from engine.cluster.shard import OwnedShard
 from engine.cluster.stream import Moved
 from engine.core.clock import Clock
-from engine.core.errors import ErrorDetails
 from engine.core.ids import ShardId
-from engine.core.reply import Defect
-from engine.storage.protocol import InboxKind, InboxRow, Storage
+from engine.storage.protocol import Storage
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -69,6 +65,12 @@ class QueueHost:
         """That of a queue, if the shard is the queue's."""
         found = self._dispatchers.get(name)
         return found if found is not None and found.shard is shard else None
+
+    async def limits(self, name: str) -> Limits | None:
+        """What a queue may do, as its owner has it, wherever that is; None if it had none yet."""
+        rows = await self._storage.queue_rows([name])
+        settings = [QueueSettings.decode(row.settings, paused=row.paused) for row in rows]
+        return settings[0].limits if settings else None
 
     def _look(self) -> None:
         for dispatcher in self._dispatchers.values():
@@ -125,69 +127,3 @@ class QueueHost:
             else:
                 dispatcher.begin(contents)
                 return
-
-
-class QueueDoor:
-    """What comes for one queue (a ``MessageHost``): items go to its dispatcher, and once they are
-    admitted, here or elsewhere, to the host of its desk."""
-
-    desk: EntityHost
-
-    def __init__(self, name: str, *, queues: QueueHost, delivery: Delivery) -> None:
-        self._name = name
-        self._queues = queues
-        self._delivery = delivery
-
-    def done(self, message: Message) -> None:
-        """A message of the desk has ended, or its shard has gone."""
-        row = message.row
-        if row is not None and row.kind is InboxKind.ADMITTED:
-            self._delivery.ring_anywhere({message.envelope.address.shard})
-
-    def __len__(self) -> int:
-        return len(self.desk)
-
-    def deliver(self, shard: OwnedShard, row: InboxRow) -> None:
-        envelope = row.envelope
-        if row.kind is InboxKind.ADMITTED or envelope.tag != PROCESS:
-            self.desk.deliver(shard, row)
-            return
-        if row.kind is InboxKind.INTERRUPT and self.desk.has(shard, envelope.request_id):
-            self.desk.deliver(shard, row)
-            return
-        dispatcher = self._queues.dispatcher(self._name, shard)
-        match row.kind:
-            case InboxKind.INTERRUPT if dispatcher is None:
-                self._delivery.interrupt(shard, row)
-            case _ if dispatcher is None:
-                shard.give_back(row.seq, row.recipient)
-            case InboxKind.INTERRUPT:
-                dispatcher.interrupt(row)
-            case InboxKind.FREED:
-                dispatcher.free(row)
-            case _:
-                self._arrive(dispatcher, shard, row)
-
-    def _arrive(self, dispatcher: Dispatcher, shard: OwnedShard, row: InboxRow) -> None:
-        try:
-            dispatcher.arrive(row)
-        except (KeyError, ValueError, TypeError) as error:
-            details = ErrorDetails(
-                "InvalidPayload", f"this was not submitted to a queue: {error!r}"
-            )
-            self._delivery.unhandled.end(shard, row, Defect(details))
-
-    def in_hand(self, shard: OwnedShard) -> InHand:
-        return self.desk.in_hand(shard)
-
-    def keys(self, shard: OwnedShard) -> Collection[int]:
-        return self.desk.keys(shard)
-
-    def stay(self, shard: OwnedShard) -> None:
-        self.desk.stay(shard)
-
-    def drop(self, shard: OwnedShard) -> None:
-        self.desk.drop(shard)
-
-    async def drain(self, shard: OwnedShard, grace: timedelta) -> None:
-        await self.desk.drain(shard, grace)

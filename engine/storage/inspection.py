@@ -189,7 +189,7 @@ class Inspection:
     # --- queues -----------------------------------------------------------------------------------
 
     async def queue(self, name: str) -> QueueContents:
-        rows = await self._queue_rows([name])
+        rows = await self.queue_rows([name])
         return QueueContents(
             row=rows[0] if rows else None,
             waiting=[line_from(row) for row in await self._pool.fetch("queue_lines", name)],
@@ -197,12 +197,12 @@ class Inspection:
         )
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
-        rows = await self._queue_rows(names)
+        rows = await self.queue_rows(names)
         counted = await self._pool.fetch("queue_counts", [row.name for row in rows])
         counts = {each["queue"]: each for each in counted}
         return [queue_counts_from(row, counts.get(row.name)) for row in rows]
 
-    async def _queue_rows(self, names: Sequence[str] | None) -> Sequence[QueueRow]:
+    async def queue_rows(self, names: Sequence[str] | None = None) -> Sequence[QueueRow]:
         rows = await self._pool.fetch("queues", names)
         return await self._read(lambda: [queue_from(row, self._groups) for row in rows])
 

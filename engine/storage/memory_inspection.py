@@ -24,7 +24,7 @@ from engine.storage.protocol import (
     StoredReply,
     StreamPosition,
 )
-from engine.storage.queues import QueueContents, QueueCounts
+from engine.storage.queues import QueueContents, QueueCounts, QueueRow
 from engine.storage.schedules import Fire, ScheduleRow
 
 _REMEMBERED = timedelta(days=1)
@@ -129,6 +129,10 @@ class MemoryInspection:
     async def queue(self, name: str) -> QueueContents:
         await self._travel()
         return self._database.rows.queues.contents(name)
+
+    async def queue_rows(self, names: Sequence[str] | None = None) -> Sequence[QueueRow]:
+        await self._travel()
+        return self._database.rows.queues.rows(names)
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         await self._travel()

@@ -27,7 +27,13 @@ from engine.storage.entities import (
 )
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pauses import Pause
-from engine.storage.queues import QueueContents, QueueCounts, QueueItem, QueueWrite
+from engine.storage.queues import (
+    QueueContents,
+    QueueCounts,
+    QueueItem,
+    QueueRow,
+    QueueWrite,
+)
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.transaction import Transaction
 
@@ -819,6 +825,10 @@ class Storage(Protocol):
 
     async def queue(self, name: str) -> QueueContents:
         """A queue and its items, for the owner that takes it over."""
+        ...
+
+    async def queue_rows(self, names: Sequence[str] | None = None) -> Sequence[QueueRow]:
+        """As ``queues``, but nothing is counted."""
         ...
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:

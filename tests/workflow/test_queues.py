@@ -2,11 +2,21 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from engine import Item, PayloadConflict, Queue, RequestFailed, Workflow
+from engine import (
+    EntityDefect,
+    Item,
+    PayloadConflict,
+    Queue,
+    QueueInfo,
+    RequestFailed,
+    Workflow,
+)
+from engine.cluster.queue import Terms, queue_of
 from engine.testing import TestCluster
 from tests.eventually import eventually
 from tests.workflow.conftest import World
@@ -167,3 +177,78 @@ async def test_a_cancelled_item_leaves_the_line_or_is_interrupted(world: World) 
         assert not await items[4].cancel()
     assert queue.most[""] == 3
     assert "a4" not in queue.began
+
+
+class TwoPerRunner(Gate):
+    per_runner = 2
+
+
+async def test_a_runner_processes_no_more_than_it_may(world: World) -> None:
+    queue = TwoPerRunner()
+    async with world.cluster(queue) as cluster:
+        items = await submitted(cluster, TwoPerRunner, *(f"a{n}" for n in range(6)))
+        await eventually(lambda: queue.running[""] == 2)
+        await cluster.crash()
+        await eventually(lambda: queue.running[""] == 2)
+        await cluster.client.queue(TwoPerRunner).limit(per_runner=3)
+        await eventually(lambda: queue.running[""] == 2)
+        queue.open.set()
+
+        assert [await item.join() for item in items] == [f"A{n}" for n in range(6)]
+    assert queue.most[""] <= 3
+
+
+class Breaks(Gate):
+    broken = True
+
+    async def process(self, item: str) -> str:
+        if item == "breaks" and Breaks.broken:
+            raise EntityDefect("not now")
+        return await super().process(item)
+
+
+async def test_a_dead_letter_that_is_sent_again_is_admitted_again(world: World) -> None:
+    queue = Breaks()
+    queue.open.set()
+    Breaks.broken = True
+    async with world.cluster(queue, max_deliveries=2) as cluster:
+        client = cluster.client
+        item = await client.submit(Breaks, "breaks")
+
+        async def dead() -> list[int]:
+            return [each.request_id async for each in client.dead_letters()]
+
+        assert await world.until(cluster, dead) == [item.request_id]
+        Breaks.broken = False
+        await client.retry_dead_letters(item.request_id)
+
+        assert await item.join() == "BREAKS"
+        info = await eventually(lambda: idle(cluster, Breaks))
+        assert (info.waiting, info.running) == (0, 0)
+
+
+async def idle(cluster: TestCluster, queue: type[Gate]) -> QueueInfo | None:
+    info = await cluster.client.queue(queue).describe()
+    return info if not info.running else None
+
+
+async def test_what_was_not_submitted_to_a_queue_is_a_dead_letter(world: World) -> None:
+    queue = Three()
+    queue.open.set()
+    async with world.cluster(queue) as cluster:
+        (item,) = await submitted(cluster, Three, "a1")
+        sharding = cluster.runner.sharding
+        request = queue_of(Three).request(
+            sharding.snowflake().next(),
+            shards_in=lambda _: cluster.settings.shards_per_group,
+            payload=b"1",
+            terms=Terms(key="", priority=0),
+            id=None,
+        )
+        await sharding.notify(replace(request, headers={}))
+
+        async def dead() -> list[int]:
+            return [each.request_id async for each in cluster.client.dead_letters()]
+
+        assert await eventually(dead) == [request.request_id]
+        assert await item.join() == "A1"
