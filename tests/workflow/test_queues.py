@@ -211,7 +211,7 @@ async def test_a_dead_letter_that_is_sent_again_is_admitted_again(world: World) 
     queue = Breaks()
     queue.open.set()
     Breaks.broken = True
-    async with world.cluster(queue, max_deliveries=2) as cluster:
+    async with world.cluster(queue, max_deliveries=4) as cluster:
         client = cluster.client
         item = await client.submit(Breaks, "breaks")
 
