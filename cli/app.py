@@ -19,6 +19,7 @@ from cli import (
     schema,
     serve,
     telling,
+    versions,
 )
 from cli.exits import Complaint, ExitCode, UsageError, explain
 from cli.output import printable
@@ -58,6 +59,7 @@ for group in (
     serve,
     check,
     look,
+    versions,
     entities,
     act,
     repairing,

@@ -100,19 +100,20 @@ async def replay(
 
 async def _mismatch(history: "History", prototypes: "Sequence[Registered]") -> str | None:
     """What is wrong, if anything."""
-    from engine.core.errors import InvalidPayload, NonDeterminism
+    from engine.core.errors import ConfigurationError, InvalidPayload, NonDeterminism
     from engine.testing.replay import replay
     from engine.workflow.definition import Workflow
 
-    for each in prototypes:
-        if isinstance(each, Workflow) and each.name == history.workflow:
-            try:
-                await replay(history, each)
-            except (NonDeterminism, InvalidPayload) as error:
-                return str(error)
-            return None
-    served = ", ".join(sorted(each.name for each in prototypes if isinstance(each, Workflow)))
-    return f"the app has no workflow {history.workflow}; it has {served or 'none'}"
+    workflows = [each for each in prototypes if isinstance(each, Workflow)]
+    versions = [each for each in workflows if each.name == history.workflow]
+    if not versions:
+        served = ", ".join(sorted({each.name for each in workflows}))
+        return f"the app has no workflow {history.workflow}; it has {served or 'none'}"
+    try:
+        await replay(history, *versions)
+    except (NonDeterminism, InvalidPayload, ConfigurationError) as error:
+        return str(error)
+    return None
 
 
 def _histories(file: Path) -> "list[History]":

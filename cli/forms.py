@@ -10,6 +10,7 @@ from engine.diagnosis import Finding
 from engine.schedule import FireInfo, ScheduleInfo
 from engine.storage.entities import EntityRow, StoredState
 from engine.storage.protocol import RunnerRow, ShardRow
+from engine.versions import PatchInfo, VersionInfo
 
 Form = dict[str, object]
 
@@ -96,6 +97,30 @@ def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
         "started_at": iso(row.started_at),
         "beat_at": iso(row.beat_at),
         "died_at": iso(row.died_at),
+    }
+
+
+def version(info: VersionInfo) -> Form:
+    """A version of a workflow; null for executions that no runner has taken up."""
+    return {
+        "workflow": info.workflow,
+        "version": info.version,
+        "runners": info.runners,
+        "executions": info.executions,
+        "live": {str(status): count for status, count in info.live.items()},
+        "unserved": info.unserved,
+        "misfits": info.misfits,
+    }
+
+
+def patch(info: PatchInfo) -> Form:
+    """What a change has been answered."""
+    return {
+        "workflow": info.workflow,
+        "change": info.change,
+        "new": info.new,
+        "old": info.old,
+        "unasked": info.unasked,
     }
 
 

@@ -25,7 +25,7 @@ def load_prototypes(app: str) -> "Sequence[Registered]":
     os.environ.setdefault("OUTLAST_DSN", "postgresql://localhost/not-asked")
     loaded = _loaded(app)
     if isinstance(loaded, Runner):
-        return list(loaded.registered.values())
+        return loaded.registered
     return loaded
 
 

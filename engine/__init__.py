@@ -73,6 +73,7 @@ from engine.schedule import FireInfo, Schedule, ScheduleInfo
 from engine.settings import Settings
 from engine.storage.schedules import FireOutcome
 from engine.storage.transaction import Transaction
+from engine.versions import PatchInfo, VersionInfo
 from engine.workflow.activity import activity, transaction
 from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.cron import WorkflowCron
@@ -128,6 +129,7 @@ __all__ = [
     "Outcome",
     "Overlap",
     "OwnershipLost",
+    "PatchInfo",
     "PayloadConflict",
     "Pending",
     "Queue",
@@ -167,6 +169,7 @@ __all__ = [
     "Transaction",
     "Uninterruptible",
     "UpdateRejected",
+    "VersionInfo",
     "Workflow",
     "WorkflowCron",
     "activity",

@@ -31,7 +31,6 @@ class Start:
     group: str
     id: str
     payload: bytes
-    version: int = 1
     deliver_at: datetime | None = None
     attributes: bytes | None = None
     timeout: timedelta | None = None
@@ -64,7 +63,7 @@ async def start(
         trace=current_trace(),
         headers=_deadline(node, start),
     )
-    execution = ExecutionStart(version=start.version, attributes=start.attributes)
+    execution = ExecutionStart(attributes=start.attributes)
     save = SaveRequest(envelope=envelope, execution=execution, wait=expected is not None)
     if connection is None:
         saved = await node.outbox.save(save)

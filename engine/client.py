@@ -33,6 +33,7 @@ from engine.schedule import Schedule, ScheduleInfo, schedules
 from engine.settings import Settings
 from engine.storage.entities import DeadFilter
 from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
+from engine.versions import PatchInfo, VersionInfo, patches, versions
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.execution import Execution
 from engine.workflow.token import StepToken
@@ -199,6 +200,20 @@ class Client:
         )
         async for info in admin.executions(self._node.storage, wanted, limit=limit):
             yield info
+
+    async def versions(
+        self, workflow: type[Workflow[Any, Any]] | str | None = None
+    ) -> Sequence[VersionInfo]:
+        """The versions of workflows that runners serve or executions need, with how many of those
+        have not ended, and how many wait for code that their owner has not. Reads them all."""
+        return await versions(self._node.storage, None if workflow is None else _name_of(workflow))
+
+    async def patches(
+        self, workflow: type[Workflow[Any, Any]] | str | None = None
+    ) -> Sequence[PatchInfo]:
+        """What ``patched()`` has answered executions that have not ended, by change: whether the
+        old way can go from the code. Reads them all."""
+        return await patches(self._node.storage, None if workflow is None else _name_of(workflow))
 
     # --- entities ---------------------------------------------------------------------------------
 
@@ -394,7 +409,6 @@ def _start(
         group=definition.group,
         id=id,
         payload=payload,
-        version=definition.version,
         deliver_at=deliver_at,
         attributes=_attributes(attributes),
         timeout=timeout,

@@ -11,12 +11,14 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
+from engine.cluster.served import versions_in
 from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import ConfigurationError, SchemaMismatch
 from engine.storage.migrate import head
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, ShardRow
 from engine.storage.server import ServerFacts
+from engine.versions import VersionInfo, troubles, versions
 
 _CLOCK_SLACK: Final = timedelta(seconds=2)
 _OLD_TRANSACTION: Final = timedelta(hours=1)
@@ -66,6 +68,7 @@ async def examine(storage: PostgresStorage, *, time_to_live: timedelta) -> list[
         found += [locks(facts, len(shards))]
         found += runners(live, now=facts.now, time_to_live=time_to_live, used=bool(shards))
         found += ownership(shards, live)
+        found += code(await versions(storage))
     return found
 
 
@@ -168,9 +171,9 @@ def runners(
         )
     if len(live) > len(stale):
         yield _ok("runners", f"{len(live) - len(stale)} live")
-    versions = sorted({row.version for row in live})
-    if len(versions) > 1:
-        yield _note("runners", f"of versions {', '.join(versions)}", "finish the deployment")
+    installed = sorted({row.version for row in live})
+    if len(installed) > 1:
+        yield _note("runners", f"of versions {', '.join(installed)}", "finish the deployment")
     yield from _types(live)
 
 
@@ -181,7 +184,7 @@ def _types(live: Sequence[RunnerRow]) -> Iterator[Finding]:
         for group in row.groups:
             by_group[group].append(row)
     for group, rows in sorted(by_group.items()):
-        served = Counter(name for row in rows for name in row.types)
+        served = Counter(each for row in rows for each in _codes(row))
         partly = sorted(name for name, count in served.items() if count < len(rows))
         if partly:
             yield _note(
@@ -190,6 +193,13 @@ def _types(live: Sequence[RunnerRow]) -> Iterator[Finding]:
                 " what is on others' shards waits",
                 "let all of them register the same, or finish the deployment",
             )
+
+
+def _codes(row: RunnerRow) -> Iterator[str]:
+    """The types it serves; of a workflow the versions."""
+    for name, description in row.types.items():
+        numbers = versions_in(description)
+        yield from (f"{name} version {each}" for each in numbers) if numbers else (name,)
 
 
 def ownership(shards: Sequence[ShardRow], live: Sequence[RunnerRow]) -> Iterator[Finding]:
@@ -214,6 +224,15 @@ def ownership(shards: Sequence[ShardRow], live: Sequence[RunnerRow]) -> Iterator
                 f"{lost} of {total} shards of group {group} have no live owner",
                 "wait some seconds; if it stays so, see the log of its runners",
             )
+
+
+def code(infos: Sequence[VersionInfo]) -> Iterator[Finding]:
+    """Whether executions have the code that they need."""
+    found = troubles(infos)
+    for message, fix in found:
+        yield _wrong("code", message, fix)
+    if not found and infos:
+        yield _ok("code", "every execution has the code that it needs")
 
 
 async def _ask(storage: PostgresStorage) -> tuple[ServerFacts, timedelta]:

@@ -49,14 +49,17 @@ class History(list[JournalEvent]):
         state, journal = self.recorded.execution, self.recorded.journal
         if state.started_at is None and not journal:
             return []
-        return [
-            replace(
-                self.recorded,
-                execution=replace(state, run=run),
-                journal=[row for row in journal if row.run == run],
+        runs: list[LoadedExecution] = []
+        version = state.version
+        for run in range(state.run, 0, -1):
+            rows = [row for row in journal if row.run == run]
+            loaded = replace(
+                self.recorded, execution=replace(state, run=run, version=version), journal=rows
             )
-            for run in range(1, state.run + 1)
-        ]
+            runs.insert(0, loaded)
+            if rows and rows[0].kind is JournalKind.CONTINUED:
+                version = rows[0].ordinal  # a run that was repaired is of the version it was of
+        return runs
 
     def export(self) -> str:
         """Itself as text, for ``read_histories``: lines of JSON."""

@@ -12,6 +12,7 @@ import random
 import signal
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
@@ -94,7 +95,7 @@ class Runner:
         self._open_storage = open_storage or postgres(self.settings)
         self._node = Node(self.settings, clock=clock, open_storage=self._open_storage)
         self._client = Client(self.settings, node=self._node)
-        self._registered: dict[str, Registered] = {}
+        self._registered: list[Registered] = []
         self._incarnation: _Incarnation | None = None
         self._events = RegistrationEvents()
         self._serving = False
@@ -115,7 +116,8 @@ class Runner:
 
     def register(self, *prototypes: Registered) -> Self:
         """Serve these objects' types, at once if it runs. Two of one name are refused with
-        ``ConfigurationError``; ``ShuttingDown`` once it stops."""
+        ``ConfigurationError``, but for several versions of one workflow; ``ShuttingDown`` once it
+        stops."""
         if self._stopping.is_set():
             raise ShuttingDown("this runner is stopping; register with another one")
         for prototype in prototypes:
@@ -124,10 +126,9 @@ class Runner:
                     f"{prototype!r} cannot be registered; register instances of Workflow, Entity,"
                     " Queue, Singleton and Cron classes, such as Fulfil(gateway)"
                 )
-            if prototype.name in self._registered:
-                raise ConfigurationError(
-                    f"two definitions are registered as {prototype.name!r}; give one another name"
-                )
+            for other in self._registered:
+                if other.name == prototype.name:
+                    _check_beside(other, prototype)
             if isinstance(prototype, Workflow):
                 definition_of(type(prototype)).check(prototype)
             elif isinstance(prototype, Entity):
@@ -138,16 +139,16 @@ class Runner:
                 workflow_of(prototype)
             if isinstance(prototype, Timetable):
                 Rules.of(prototype)
-            self._registered[prototype.name] = prototype
+            self._registered.append(prototype)
             if self._incarnation is not None:
                 self._incarnation.serve_registered()
             self._events.tell(_event_of(prototype))
         return self
 
     @property
-    def registered(self) -> Mapping[str, Registered]:
-        """What it serves, by name."""
-        return dict(self._registered)
+    def registered(self) -> Sequence[Registered]:
+        """What it serves, in the order of its registration."""
+        return tuple(self._registered)
 
     @property
     def client(self) -> Client:
@@ -174,12 +175,11 @@ class Runner:
         )
 
     def _group_of(self, name: str) -> str | None:
-        registered = self._registered.get(name)
-        return None if registered is None else registered.shard_group
+        return next((each.shard_group for each in self._registered if each.name == name), None)
 
     def _entity(self, name: str) -> type[Entity] | None:
-        registered = self._registered.get(name)
-        return type(registered) if isinstance(registered, Entity) else None
+        named = (each for each in self._registered if each.name == name)
+        return next((type(each) for each in named if isinstance(each, Entity)), None)
 
     async def _register(self, prototype: Entity | Singleton) -> None:
         self.register(prototype)
@@ -239,10 +239,8 @@ class Runner:
             loop.add_signal_handler(number, signalled, number)
         try:
             async with self:
-                log.info(
-                    "runner serves",
-                    extra={"runner": str(self.id), "types": sorted(self._registered)},
-                )
+                types = sorted({each.name for each in self._registered})
+                log.info("runner serves", extra={"runner": str(self.id), "types": types})
                 assert self._main is not None
                 self._main.add_done_callback(lambda _: stop.set())  # by sharding.shutdown()
                 await stop.wait()
@@ -266,7 +264,7 @@ class Runner:
         self._ready = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._node)
-            for name in {*self._groups, *(each.shard_group for each in self._registered.values())}:
+            for name in {*self._groups, *(each.shard_group for each in self._registered)}:
                 await self._node.know(name)
             await self._node.outbox.next_id()  # whoever makes ids by himself finds a lease
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -350,7 +348,7 @@ class _Incarnation:
         settings: Settings,
         node: Node,
         groups: Sequence[str],
-        registered: Mapping[str, Registered],
+        registered: Sequence[Registered],
         open_storage: OpenStorage,
     ) -> None:
         self.id = RunnerId(uuid4())
@@ -358,7 +356,7 @@ class _Incarnation:
         self._node = node
         self._groups = groups
         self._registered = registered
-        self._served: set[str] = set()
+        self._served = 0
         self._tasks = _running_tasks()
         self.storage: Storage = open_storage(self.id, node.clock)
         self.ids = SnowflakeGenerator(now=node.clock.now)
@@ -548,10 +546,10 @@ class _Incarnation:
 
     def serve_registered(self) -> None:
         """Serve what is registered and not served yet, and say so in the register."""
-        new = [name for name in self._registered if name not in self._served]
-        for name in new:
-            self._served.add(name)
-            self._serve(self._registered[name])
+        new = self._registered[self._served :]
+        for each in new:
+            self._served += 1
+            self._serve(each)
         if new and self._membership is not None:
             self._membership.announce(self._types())
 
@@ -617,14 +615,16 @@ class _Incarnation:
     def _groups_in_use(self) -> Sequence[str]:
         """Those it takes shards of, and those that its crons start workflows in."""
         targets = {
-            each.workflow.shard_group
-            for each in self._registered.values()
-            if isinstance(each, WorkflowCron)
+            each.workflow.shard_group for each in self._registered if isinstance(each, WorkflowCron)
         }
         return sorted({*self._groups, *targets})
 
     def _types(self) -> dict[str, str]:
-        return {name: _described(each) for name, each in self._registered.items()}
+        versions: dict[str, list[int]] = defaultdict(list)
+        for each in self._registered:
+            if isinstance(each, Workflow):
+                versions[each.name].append(each.version)
+        return {each.name: _described(each, versions[each.name]) for each in self._registered}
 
     def _load(self) -> RunnerLoad:
         return RunnerLoad(
@@ -718,8 +718,26 @@ def _running_tasks() -> RunningTasks:
     return RunningTasks(context=context)
 
 
-def _described(prototype: Registered) -> str:
-    """How a registered type is shown and found: its kind and shard group."""
+def _check_beside(other: Registered, prototype: Registered) -> None:
+    """Only versions of one workflow may have one name."""
+    if not (isinstance(other, Workflow) and isinstance(prototype, Workflow)):
+        raise ConfigurationError(
+            f"two definitions are registered as {prototype.name!r}; give one another name"
+        )
+    if other.version == prototype.version:
+        raise ConfigurationError(
+            f"two workflows are registered as version {prototype.version} of {prototype.name!r};"
+            " give one another name, or as its successor another 'version'"
+        )
+    if other.shard_group != prototype.shard_group:
+        raise ConfigurationError(
+            f"the versions of {prototype.name!r} are of different shard groups; an execution stays"
+            " in its group, so give them one"
+        )
+
+
+def _described(prototype: Registered, versions: Sequence[int]) -> str:
+    """How a registered type is shown and found: its kind and shard group, and its versions."""
     kind: Kind
     match prototype:
         case Workflow():
@@ -732,7 +750,7 @@ def _described(prototype: Registered) -> str:
             kind = "singleton"
         case Cron() | WorkflowCron():
             kind = "cron"
-    return described(kind, prototype.shard_group)
+    return described(kind, prototype.shard_group, versions)
 
 
 def _event_of(prototype: Registered) -> EntityRegistered | SingletonRegistered:

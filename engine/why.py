@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
 
+from engine.cluster.served import serves
 from engine.core.errors import InvalidPayload
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
@@ -67,7 +68,7 @@ def why(situation: Situation) -> str:
     if not _served(situation):
         return (
             f"{_name(situation)} owns its shard {execution.shard} and does not serve"
-            f" {execution.workflow}: let all runners of group {execution.shard.group} register it;"
+            f" {_code(situation)}: let all runners of group {execution.shard.group} register it;"
             f" {_standing(situation)}"
         )
     if (beat := _last_beat(situation)) is not None:
@@ -119,7 +120,17 @@ def _served(situation: Situation) -> bool:
     if situation.execution.runner is None:
         return False
     owner = situation.owner
-    return owner is None or not owner.types or situation.execution.workflow in owner.types
+    if owner is None or not owner.types:
+        return True
+    return serves(owner.types, situation.execution.workflow, situation.execution.version)
+
+
+def _code(situation: Situation) -> str:
+    """What its owner does not serve."""
+    execution, owner = situation.execution, situation.owner
+    if owner is None or execution.workflow not in owner.types:
+        return execution.workflow
+    return f"version {execution.version} of {execution.workflow}, which it is pinned to"
 
 
 def _last_beat(situation: Situation) -> datetime | None:

@@ -33,7 +33,8 @@ class JournalKind(IntEnum):
     ANSWER = 9
     """An update was answered; ``source`` is its request id. What was sent is the reply."""
     CONTINUED = 10
-    """The run before continued as this one; the payload is its request."""
+    """The run before continued as this one; the payload is its request, ``ordinal`` the version of
+    the code that the run before was of."""
     TERMINATED = 11
     """It was terminated; the payload is the reason."""
     COMPENSATING = 12
@@ -49,6 +50,9 @@ class JournalKind(IntEnum):
     """It, or its workflow, is not paused any more."""
     RETRIED = 17
     """It was blocked, and somebody asked it to go on from where it stands."""
+    PATCHED = 18
+    """``patched()`` was asked for a change for the first time; the payload is its answer, true or
+    false, in this whole run."""
 
 
 class Outcome(IntEnum):

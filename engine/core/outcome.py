@@ -71,13 +71,14 @@ class JournalEvent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionInfo:
     """An execution as it stands. ``why`` says in one sentence what it waits for or what is wrong,
-    and what to do."""
+    and what to do. ``version`` is that of the code it is pinned to: None before a runner has taken
+    it up, or the run that it continues as."""
 
     workflow: str
     id: str
     request_id: Snowflake
     status: Status
-    version: int
+    version: int | None
     run: int
     created_at: datetime
     started_at: datetime | None

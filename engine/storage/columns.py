@@ -48,7 +48,7 @@ def inbox_columns(rows: Iterable[tuple[ShardId, Sequence[int]]], groups: Groups)
 
 def execution_columns(updates: Iterable[ExecutionUpdate]) -> Columns:
     """Parameters 46 to 53 of ``flush``."""
-    return _columns([_execution(update) for update in updates], 8)
+    return _columns([_execution(update) for update in updates], 9)
 
 
 State = tuple[ShardId, StateWrite, Snowflake | None]
@@ -221,6 +221,7 @@ def _execution(update: ExecutionUpdate) -> tuple[object, ...]:
         update.wake_at,
         update.waiting,
         update.verdict.value,
+        update.version,
     )
 
 

@@ -42,6 +42,7 @@ from engine.storage.records import (
     journal_from,
     line_from,
     owned_execution_from,
+    patch_answer_from,
     pause_from,
     queue_counts_from,
     queue_from,
@@ -49,9 +50,11 @@ from engine.storage.records import (
     reply_from,
     runner_from,
     schedule_from,
+    standing_from,
     state_from,
 )
 from engine.storage.schedules import Fire, ScheduleRow
+from engine.storage.standings import MISFIT, PatchAnswer, Standing
 
 T = TypeVar("T")
 
@@ -138,6 +141,12 @@ class Inspection:
     async def workflows(self) -> Mapping[str, str]:
         rows = await self._pool.fetch("workflows")
         return {row["workflow"]: row["group"] for row in rows}
+
+    async def standings(self) -> Sequence[Standing]:
+        return [standing_from(row) for row in await self._pool.fetch("standings", MISFIT)]
+
+    async def patch_answers(self) -> Sequence[PatchAnswer]:
+        return [patch_answer_from(row) for row in await self._pool.fetch("patch_answers")]
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         return [journal_from(row) for row in await self._pool.fetch("history", execution)]

@@ -4,12 +4,13 @@ Changed by ``memory_rows``; user transactions add their journal rows themselves.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from engine.core.ids import ShardId, Snowflake
-from engine.core.journal import JournalRow
+from engine.core.journal import JournalKind, JournalRow
 from engine.core.status import Status
 from engine.storage.memory_filter import passes
 from engine.storage.memory_shard import MemoryShard
@@ -21,6 +22,7 @@ from engine.storage.protocol import (
     StoredExecution,
     Verdict,
 )
+from engine.storage.standings import MISFIT, PatchAnswer, Standing
 
 
 class MemoryExecutions:
@@ -64,6 +66,7 @@ class MemoryExecutions:
         self._rows[old.request_id] = replace(
             old,
             run=update.run,
+            version=old.version if update.version is None else update.version,
             status=update.status,
             started_at=old.started_at or update.started_at,
             finished_at=update.finished_at,
@@ -126,6 +129,44 @@ class MemoryExecutions:
     def workflows(self) -> dict[str, str]:
         """Each workflow's name with its shard group."""
         return {each.workflow: each.shard.group for each in self._rows.values()}
+
+    def standings(self) -> list[Standing]:
+        """Executions that have not ended, counted."""
+        live = [each for id in self._by_age if (each := self.get(id)) and not each.status.finished]
+        of = {id(each): (each.workflow, each.version, each.status, each.runner) for each in live}
+        counts = Counter(of.values())
+        misfits = Counter(
+            of[id(each)]
+            for each in live
+            if each.status is Status.BLOCKED and (each.waiting or "").startswith(MISFIT)
+        )
+        return [
+            Standing(
+                workflow=workflow,
+                version=version,
+                status=status,
+                runner=runner,
+                executions=count,
+                misfits=misfits[workflow, version, status, runner],
+            )
+            for (workflow, version, status, runner), count in sorted(
+                counts.items(), key=lambda item: (*item[0][:2], item[0][2].value)
+            )
+        ]
+
+    def patch_answers(self) -> list[PatchAnswer]:
+        """What ``patched()`` has told executions that have not ended."""
+        counts = Counter(
+            (execution.workflow, row.name, row.payload == b"true")
+            for execution in self._rows.values()
+            if not execution.status.finished
+            for row in self.journal(execution.request_id, run=execution.run)
+            if row.kind is JournalKind.PATCHED
+        )
+        return [
+            PatchAnswer(workflow=workflow, change=change, answer=answer, executions=count)
+            for (workflow, change, answer), count in sorted(counts.items())
+        ]
 
     def journal(self, execution: Snowflake, *, run: int | None = None) -> list[JournalRow]:
         """The rows of one run, or of all, in order."""

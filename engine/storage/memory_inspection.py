@@ -26,6 +26,7 @@ from engine.storage.protocol import (
 )
 from engine.storage.queues import QueueContents, QueueCounts, QueueRow
 from engine.storage.schedules import Fire, ScheduleRow
+from engine.storage.standings import PatchAnswer, Standing
 
 _REMEMBERED = timedelta(days=1)
 
@@ -87,6 +88,14 @@ class MemoryInspection:
     async def workflows(self) -> Mapping[str, str]:
         await self._travel()
         return self._database.rows.executions.workflows()
+
+    async def standings(self) -> Sequence[Standing]:
+        await self._travel()
+        return self._database.rows.executions.standings()
+
+    async def patch_answers(self) -> Sequence[PatchAnswer]:
+        await self._travel()
+        return self._database.rows.executions.patch_answers()
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:
         await self._travel()

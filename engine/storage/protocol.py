@@ -35,16 +35,23 @@ from engine.storage.queues import (
     QueueWrite,
 )
 from engine.storage.schedules import Fire, ScheduleRow
+from engine.storage.standings import PatchAnswer, Standing
 from engine.storage.transaction import Transaction
 
 # --- requests ---------------------------------------------------------------------------------
 
 
+UNDECIDED: Final = 0
+"""The version of an execution of whose present run nothing is stored yet: the runner that takes it
+up pins it to the highest it serves, with the first thing that it writes of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionStart:
-    """What a request that starts an execution stores besides its envelope."""
+    """What a request that starts an execution stores besides its envelope. ``version`` is that of
+    its code; without one it is for the runner to say that takes the execution up."""
 
-    version: int
+    version: int = UNDECIDED
     attributes: bytes | None = None
     parent: Snowflake | None = None
 
@@ -161,7 +168,7 @@ class Verdict(IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionUpdate:
     """The new state of an execution. ``started_at`` is kept once it is set; ``wake_at`` and
-    ``waiting`` are replaced, also by null."""
+    ``waiting`` are replaced, also by null; ``version`` None leaves that as it is."""
 
     request_id: Snowflake
     run: int
@@ -171,6 +178,7 @@ class ExecutionUpdate:
     wake_at: datetime | None = None
     waiting: str | None = None
     verdict: Verdict = Verdict.OPEN
+    version: int | None = None
 
 
 # --- the owner's side -------------------------------------------------------------------------
@@ -762,6 +770,14 @@ class Storage(Protocol):
 
     async def workflows(self) -> Mapping[str, str]:
         """The names of all workflows that have executions, each with its shard group."""
+        ...
+
+    async def standings(self) -> Sequence[Standing]:
+        """How many executions that have not ended stand where."""
+        ...
+
+    async def patch_answers(self) -> Sequence[PatchAnswer]:
+        """What ``patched()`` has answered in the present runs of executions that have not ended."""
         ...
 
     async def history(self, execution: Snowflake) -> Sequence[JournalRow]:

@@ -18,6 +18,7 @@ from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
 from engine.storage.queues import Line, QueueCounts, QueueItem, QueueRow
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
+from engine.storage.standings import PatchAnswer, Standing
 
 
 def envelope_from(record: asyncpg.Record, groups: Groups) -> EnvelopeRequest:
@@ -247,6 +248,26 @@ def heartbeat_from(record: asyncpg.Record) -> StepHeartbeat:
         attempt=record["attempt"],
         at=record["at"],
         details=record["details"],
+    )
+
+
+def standing_from(record: asyncpg.Record) -> Standing:
+    return Standing(
+        workflow=record["workflow"],
+        version=record["version"],
+        status=Status(record["status"]),
+        runner=_owner(record),
+        executions=record["executions"],
+        misfits=record["misfits"],
+    )
+
+
+def patch_answer_from(record: asyncpg.Record) -> PatchAnswer:
+    return PatchAnswer(
+        workflow=record["workflow"],
+        change=record["change"],
+        answer=record["answer"],
+        executions=record["executions"],
     )
 
 

@@ -311,7 +311,7 @@ def metadata_for(schema: str) -> MetaData:
         executions.c.shard,
         postgresql_where=executions.c.trial,
     )
-    Table(
+    journal = Table(
         "journal",
         metadata,
         Column("execution", BigInteger, primary_key=True, autoincrement=False),
@@ -329,6 +329,12 @@ def metadata_for(schema: str) -> MetaData:
         at("due_at", null=True),
         Column("name", Text, nullable=False),
         Column("payload", LargeBinary, nullable=False),
+    )
+    Index(
+        "journal_patched",
+        journal.c.execution,
+        journal.c.run,
+        postgresql_where=journal.c.kind == text("18"),
     )
     Table(
         "step_heartbeats",

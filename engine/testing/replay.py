@@ -13,33 +13,41 @@ from engine.core.status import Status
 from engine.history import History, read_histories
 from engine.storage.protocol import LoadedExecution
 from engine.workflow.body import Body, ContinueAsNew
-from engine.workflow.definition import Workflow, definition_of
+from engine.workflow.codes import Code, Codes, needed
+from engine.workflow.definition import Workflow
 from engine.workflow.replay import replayed, unended
 
 
-async def replay(history: list[JournalEvent], prototype: Workflow[Any, Any]) -> None:
+async def replay(history: list[JournalEvent], *prototypes: Workflow[Any, Any]) -> None:
     """Run the workflow's body against a history; no step runs and nothing is written.
 
     ``history`` is what a client's ``execution.history()`` gave, or one of ``load_histories``, of
-    an execution that runs still or has ended. Raises ``NonDeterminism`` with what the journal
-    holds (``expected``), what the code does instead (``found``) and the line (``where``).
+    an execution that runs still or has ended. Of several versions of the workflow each run meets
+    the one it was of; it is a ``ConfigurationError`` when that is not among them. Raises
+    ``NonDeterminism`` with what the journal holds (``expected``), what the code does instead
+    (``found``) and the line (``where``).
     """
     if not isinstance(history, History):
         raise ConfigurationError(
             "this list does not know the execution it is of: pass what a client's"
             " execution.history() returned, not a copy, or a history of load_histories(path)"
         )
-    definition = definition_of(type(prototype))
-    if definition.name != history.workflow:
-        raise ConfigurationError(
-            f"the history is of a {history.workflow}, and the workflow given is"
-            f" {definition.name}: pass an object of the class of that name"
-        )
+    codes = Codes()
+    for prototype in prototypes:
+        codes.register(prototype)
     runs = history.runs
     for loaded, successor in zip(runs, [*runs[1:], None], strict=True):
         if successor is not None and _repaired(successor):
             continue  # it stood where its code failed, and the repair goes on with its journal
-        await _outside_of_tasks(partial(_replay, prototype, loaded, history))
+        code = codes.of(loaded.execution)
+        if code is None:
+            wanted = needed(history.workflow, loaded.execution.version)
+            given = (needed(each.name, each.version) for each in prototypes)
+            raise ConfigurationError(
+                f"run {loaded.execution.run} of the history is of {wanted}, and what is given is"
+                f" {' and '.join(given) or 'nothing'}: pass an object of that class too"
+            )
+        await _outside_of_tasks(partial(_replay, code, loaded, history))
 
 
 def load_histories(path: str | Path) -> list[History]:
@@ -69,9 +77,9 @@ def _repaired(loaded: LoadedExecution) -> bool:
     return any(row.kind is JournalKind.REPAIRED for row in loaded.journal)
 
 
-def _replay(prototype: Workflow[Any, Any], loaded: LoadedExecution, history: History) -> None:
+def _replay(code: Code, loaded: LoadedExecution, history: History) -> None:
     last = loaded.execution.run == history.recorded.execution.run
-    with replayed(definition_of(type(prototype)), prototype, loaded) as body:
+    with replayed(*code, loaded) as body:
         if not last:
             if not body.done:
                 raise unended(body, f"run {loaded.execution.run}, which continued as a new one")

@@ -22,7 +22,7 @@ from engine.cluster.handle import EntityCall
 from engine.cluster.queue import Queue, queue_of
 from engine.cluster.rpc import volatile_step
 from engine.core.codec import digest
-from engine.core.errors import ConfigurationError, ErrorDetails, StepFailed
+from engine.core.errors import ConfigurationError, ErrorDetails, NonDeterminism, StepFailed
 from engine.core.ids import Snowflake
 from engine.core.journal import Outcome
 from engine.core.names import entity_id
@@ -33,11 +33,13 @@ from engine.workflow.definition import Workflow, WorkflowDefinition, definition_
 from engine.workflow.entity_step import EntityStep
 from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.loop import DeterministicLoop
+from engine.workflow.patches import Patches
 from engine.workflow.queue_step import QueueStep
 from engine.workflow.repair import Origin
 from engine.workflow.step import Call, Step, StepKey, line_of, step_error
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST = 255
 
 
 _Line = tuple[CodeType, int]
@@ -59,6 +61,10 @@ class ContinueAsNew(BaseException):
     def __init__(self, payload: bytes) -> None:
         super().__init__()
         self.payload = payload
+
+
+class Misfit(BaseException):
+    """Out of the body at once: its code does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +97,15 @@ class Body:
         execution_id: str,
         run: int,
         origin: Origin,
+        patches: Patches,
         observed: Callable[[], None],
     ) -> None:
         seed = origin.seed
         self.execution_id = execution_id
         self.suspending: bool = False
         self.interrupted: str | None = None
+        self.patches = patches
+        self._misfit: NonDeterminism | None = None
         self.overdue: bool = False
         self.answers: deque[Answer] = deque()
         self._random = random.Random(seed)
@@ -134,8 +143,15 @@ class Body:
         return self.task.done() or self.loop.fatal is not None
 
     def drain(self) -> bool:
-        """Run until nothing goes on by itself; False when the turn's budget ran out first."""
+        """Run until nothing goes on by itself; False when the turn's budget ran out first.
+
+        ``NonDeterminism`` when it has found out itself that its code is not the one it needs.
+        """
         while self.loop.drain():
+            if self._misfit is not None:
+                if self.task.done() and not self.task.cancelled():
+                    self.task.exception()  # it is known
+                raise self._misfit
             if not self._look():
                 while self._uncounted:
                     self._uncounted -= 1
@@ -509,6 +525,26 @@ class Body:
     def uuid(self) -> UUID:
         return UUID(int=self.random.getrandbits(128), version=4)
 
+    def patched(self, change: str) -> bool:
+        answer = self.patches[_change(change)]
+        if answer is None:
+            self.loop.refuse_looking()
+            answer = self.patches.ask(change)
+        return answer
+
+    def deprecate_patch(self, change: str) -> None:
+        self.loop.refuse_looking()
+        answer = self.patches[_change(change)]
+        if answer is None and not self.patches.replaying:
+            self.patches.ask(change)  # for runners that still have both ways
+        elif answer is False:
+            self._misfit = NonDeterminism(
+                expected=f"that it goes the way from before the change {change!r}",
+                found="has that way no more",
+                where=line_of(*_users_line(sys._getframe(0))),  # pyright: ignore[reportPrivateUsage]
+            )
+            raise Misfit
+
     def compensate(self, undo: Callable[[], Awaitable[object]]) -> None:
         self.loop.refuse_looking()
         self._undo.append(undo)
@@ -518,7 +554,7 @@ class Body:
     async def _main(self, request: Any) -> Any:
         try:
             return await self._execute(request)
-        except (GeneratorExit, ContinueAsNew):
+        except (GeneratorExit, ContinueAsNew, Misfit):
             raise
         except BaseException:
             if not self.loop.dead:
@@ -633,6 +669,14 @@ class Body:
         if state is None:
             state = self._deferreds[name] = _DeferredState(self.loop.create_future())
         return state
+
+
+def _change(change: str) -> str:
+    if not change or len(change) > _LONGEST:
+        raise ConfigurationError(
+            f"a change needs a name of 1 to {_LONGEST} characters, and {change[:50]!r} is none"
+        )
+    return change
 
 
 def _users_line(frame: FrameType) -> _Line:

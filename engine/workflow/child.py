@@ -141,7 +141,7 @@ class ChildRun:
             reply_to=reply_to,
             trace=trace,
         )
-        start = ExecutionStart(version=self.place.definition.version, parent=self.parent)
+        start = ExecutionStart(parent=self.parent)
         return SaveRequest(envelope=envelope, execution=start)
 
     def decode(self, value: bytes) -> object:

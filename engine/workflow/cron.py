@@ -99,9 +99,7 @@ def workflow_cron(
                 payload=definition.request.encode(request),
                 key=dedup_key(RUN, definition.name, id),
             ),
-            execution=ExecutionStart(
-                version=definition.version, attributes=json.dumps(attributes).encode()
-            ),
+            execution=ExecutionStart(attributes=json.dumps(attributes).encode()),
         )
 
     return CronDefinition(

@@ -77,6 +77,8 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    """Of its code. An execution goes on with the version that it began with; a runner may serve
+    several: register an object of each class, of one ``name`` and different ``version``."""
     shard_group: ClassVar[str] = "default"
     raises: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors that come back as themselves: from a step to the body, from the execution to its
@@ -90,6 +92,11 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
         definition_name(cls.name, what=f"workflow {cls.__qualname__}")
+        version = cast("object", cls.version)
+        if not isinstance(version, int) or not 0 < version < 1 << 31:
+            raise ConfigurationError(
+                f"{cls.__qualname__}.version is {version!r}; number versions from 1 on"
+            )
 
     @classmethod
     def key(cls, request: In) -> str:
@@ -198,10 +205,32 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         """End this run and begin another of the same execution, with an empty journal.
 
         For what goes on for ever, from ``execute`` itself. Handlers that run are awaited first;
-        messages not handled yet go to the new run, and what was resolved stays resolved.
+        messages not handled yet go to the new run, and what was resolved stays resolved. The new
+        run is of the highest version that its runner serves.
         Compensations registered in this run are dropped. ``join`` waits for the last run's result.
         """
         await self._body("continue_as_new()").continue_as_new(request)
+
+    def patched(self, change: str) -> bool:
+        """Whether this run takes the new way past a change of its code.
+
+        False if the run had got here before the change came, and then for all of the run; else
+        true. What is asked for the first time is journaled, so that the answer to one ``change``
+        stays the same in loops, in tasks side by side, and after later changes. A run that
+        continues as new asks anew. One of which nothing had been stored begins anew, too.
+
+        Remove the call and the old way once ``client.patches()`` (``outlast patches``) shows that
+        nobody needs that any more. A query may ask what has been answered.
+        """
+        return self._body("patched()").patched(change)
+
+    def deprecate_patch(self, change: str) -> None:
+        """Say in the place of ``patched`` that the code has only the new way left.
+
+        A run that was told to take the old one is blocked here, before it goes wrong, and goes on
+        where the old way is still there. Others go on, also under code that still asks.
+        """
+        self._body("deprecate_patch()").deprecate_patch(change)
 
     def compensate(
         self, undo: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs

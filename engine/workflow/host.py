@@ -22,9 +22,9 @@ from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
 from engine.core.envelope import EnvelopeRequest, Interrupt
 from engine.core.errors import (
-    ConfigurationError,
     InvalidPayload,
     NotFound,
+    NotRegistered,
     OwnershipLost,
     StorageUnavailable,
 )
@@ -35,6 +35,7 @@ from engine.core.reply import Exit, Terminated
 from engine.core.status import Status
 from engine.storage.pauses import Pause
 from engine.storage.protocol import (
+    UNDECIDED,
     BadBatch,
     Commit,
     ExecutionUpdate,
@@ -47,7 +48,8 @@ from engine.storage.protocol import (
 )
 from engine.workflow.body import TOO_LATE
 from engine.workflow.child import ABANDONED
-from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
+from engine.workflow.codes import Codes, needed
+from engine.workflow.definition import Workflow
 from engine.workflow.outgoing import Services
 from engine.workflow.pause import EXECUTION, ends_pause, pauses_of
 from engine.workflow.query import Query, look_back
@@ -111,7 +113,7 @@ class ExecutionHost:
             threads=threads,
             limit=limit,
         )
-        self._workflows: dict[str, tuple[WorkflowDefinition, Workflow[Any, Any]]] = {}
+        self._codes = Codes()
         self._residents: dict[Snowflake, ResidentExecution] = {}
         self._by_shard: dict[OwnedShard, set[ResidentExecution]] = defaultdict(set)
         self._by_place: dict[tuple[str, str], ResidentExecution] = {}
@@ -129,23 +131,20 @@ class ExecutionHost:
         self._idle_alarm: Alarm | None = None
 
     def register(self, prototype: Workflow[Any, Any]) -> None:
-        """Serve a workflow; executions that waited for it go on."""
-        definition = definition_of(type(prototype))
-        definition.check()
-        if definition.name in self._workflows:
-            raise ConfigurationError(
-                f"two workflows are registered as {definition.name!r}; give one another name"
-            )
-        self._workflows[definition.name] = (definition, prototype)
+        """Serve a workflow, or another version of it; executions that waited for it go on."""
+        definition = self._codes.register(prototype)
+        slept = {shard.id for shard, executions in self._not_due.items() if executions}
         self._not_due.clear()
-        self._delivery.unpark(definition.name)
+        for version in (UNDECIDED, definition.version):
+            self._delivery.unpark(needed(definition.name, version))
+        self._delivery.ring(slept)
 
     def pause(self, pauses: Mapping[str, Pause]) -> None:
         """These are paused as a whole, or were: their executions come to a stand, or go on."""
         before, self._pauses = self._pauses, pauses
         changed = {
             name
-            for name in {*before, *pauses} & self._workflows.keys()
+            for name in {*before, *pauses} & self._codes.names
             if _paused(before, name) is not _paused(pauses, name)
         }
         for resident in list(self._residents.values()) if changed else ():
@@ -167,9 +166,10 @@ class ExecutionHost:
         pause = self._pauses.get(workflow)
         return encode_order("", "") if pause is None else encode_order(pause.reason, pause.by)
 
-    def _serves(self, workflow: str) -> bool:
-        """Whether executions of a workflow run here now."""
-        return workflow in self._workflows and not _paused(self._pauses, workflow)
+    def _runs(self, execution: StoredExecution) -> bool:
+        """Whether it can run here now."""
+        served = self._codes.of(execution) is not None
+        return served and not _paused(self._pauses, execution.workflow)
 
     def __len__(self) -> int:
         return len(self._residents)
@@ -205,20 +205,23 @@ class ExecutionHost:
         state = row.state
         if state is None or state.status.finished:
             self.settle(shard, [row.seq], late=[row])
-        elif not self._serves(state.workflow):
-            self._put_by(state.workflow, shard, row)
+        elif not self._runs(state):
+            self._put_by(state, shard, row)
         elif self._residency.room():
             self._admit(id, shard, row, state)
         else:
             self._waiting.add(id, shard, lambda: self._admit(id, shard, row, state))
 
-    def _put_by(self, workflow: str, shard: OwnedShard, row: InboxRow) -> None:
-        """Nothing of the workflow runs here now; what ends there and then needs no run."""
+    def _put_by(self, state: StoredExecution, shard: OwnedShard, row: InboxRow) -> None:
+        """Nothing of its workflow, or of its version, runs here now; what ends there and then needs
+        no run."""
         if row.told == TERMINATE:
             self._spawn(self._terminate(shard, row))
             return
-        because = "is paused" if workflow in self._workflows else "is not registered here"
-        self._delivery.parking.park(workflow, shard, row, forever=True, because=because)
+        name, because = state.workflow, "is paused"
+        if self._codes.of(state) is None:
+            name, because = needed(name, state.version), "is not registered here"
+        self._delivery.parking.park(name, shard, row, forever=True, because=because)
 
     def _keep(self, id: Snowflake, shard: OwnedShard, row: InboxRow) -> None:
         """A message to one that is paused stays in the inbox, and of it here only its number."""
@@ -282,11 +285,17 @@ class ExecutionHost:
         resident = self._residents.get(loaded[0].execution.request_id)
         if resident is not None:
             resident.ask(query)
-        elif shard.alive:
-            definition, prototype = self._workflows[loaded[0].execution.workflow]
-            self._services.call_soon(partial(look_back, definition, prototype, loaded[0], query))
-        else:
+        elif not shard.alive:
             query.answers.give_back()
+        elif (code := self._codes.of(loaded[0].execution)) is not None:
+            self._services.call_soon(partial(look_back, *code, loaded[0], query))
+        else:
+            execution = loaded[0].execution
+            query.fail(
+                NotRegistered(
+                    f"its owner has not the code of {needed(execution.workflow, execution.version)}"
+                )
+            )
 
     def again(self, shard: OwnedShard, address: EntityAddress, queries: Sequence[Query]) -> None:
         """They were asked of an execution that has left memory before it could answer."""
@@ -419,7 +428,9 @@ class ExecutionHost:
     # --- loading ----------------------------------------------------------------------------------
 
     def _begin(self, shard: OwnedShard, loaded: LoadedExecution, rows: Sequence[InboxRow]) -> None:
-        definition, prototype = self._workflows[loaded.execution.workflow]
+        code = self._codes.of(loaded.execution)
+        assert code is not None
+        definition, prototype = code
         resident = ResidentExecution(
             definition=definition,
             prototype=prototype,
@@ -498,10 +509,10 @@ class ExecutionHost:
             self._paused[id] = shard, []
             for row in mine:
                 self._keep(id, shard, row)
-        elif not self._serves(loaded.execution.workflow):
+        elif not self._runs(loaded.execution):
             self._not_due[shard].add(id)
             for row in mine:
-                self._put_by(loaded.execution.workflow, shard, row)
+                self._put_by(loaded.execution, shard, row)
         elif self._too_early(loaded, mine):
             self._early[id] = [(shard, row) for row in mine]
         elif mine or loaded.execution.wake_at is not None:

@@ -270,7 +270,15 @@ class Incoming:
         return f"{self._name}, which had started it, was interrupted" + (reason and f": {reason}")
 
     def answer(self) -> None:
-        """Write down what updates have been answered, and that compensations begin."""
+        """Write down what ``patched()`` and updates have been answered, and that compensations
+        begin."""
+        patches = self._body.patches
+        patches.replaying = False
+        while patches.asked:
+            change = patches.asked.popleft()
+            self._ledger.append(
+                JournalKind.PATCHED, change, 0, at=self._ledger.at, payload=patches.stored(change)
+            )
         if self._body.compensates:
             self._body.compensates = False
             self._ledger.append(JournalKind.COMPENSATING, "compensations", 0, at=self._ledger.at)

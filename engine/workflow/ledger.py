@@ -17,6 +17,7 @@ from engine.core.status import Status
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lane import BATCH_BYTES
 from engine.storage.protocol import (
+    UNDECIDED,
     Commit,
     ExecutionUpdate,
     NewReply,
@@ -33,7 +34,8 @@ class Ledger:
     """The rows of one execution between its events and its flushes.
 
     ``mark`` counts what was appended, ``durable(mark)`` says whether as much has been flushed.
-    ``moved`` is told of every step of the execution's clock. Of the inbox rows it holds, one stays
+    ``version`` is that of its code, which is pinned by the first commit. ``moved`` is told of every
+    step of the execution's clock. Of the inbox rows it holds, one stays
     unsettled while the execution runs: by that row (or by its ``wake_at``) a next owner finds it.
     ``paused`` are the pauses that its journal says are not over, by name.
     """
@@ -42,6 +44,7 @@ class Ledger:
         self,
         state: StoredExecution,
         *,
+        version: int,
         begun_at: datetime | None,
         last_position: int,
         clock: Clock,
@@ -61,7 +64,8 @@ class Ledger:
         self._moved = moved
         self._position = last_position
         self._flushed = 0
-        self._start_durable = state.started_at is not None
+        self._version = self._next_version = version
+        self._start_durable = state.started_at is not None and state.version != UNDECIDED
         self._start_marked = False
         self._dirty = False
         self._stored_run: int = state.run
@@ -209,10 +213,12 @@ class Ledger:
             self.beat(step, self.at, None)
 
     def begin_run(self, request: bytes) -> None:
-        """Go on as a new run, which begins with its request and with what stays resolved."""
+        """Go on as a new run, which begins with its request and with what stays resolved; of which
+        version is for whoever takes it up."""
         self.run += 1
         self._position = 0
-        self.append(JournalKind.CONTINUED, "continued", 0, payload=request)
+        self._next_version = UNDECIDED
+        self.append(JournalKind.CONTINUED, "continued", self._version, payload=request)
         for row in [*self._resolved.values(), *self.paused.values()]:
             self._position += 1
             self._rows.append(replace(row, run=self.run, position=self._position))
@@ -244,7 +250,8 @@ class Ledger:
         self._dirty = True
 
     def need_start(self) -> None:
-        """Something is about to depend on the time of the start: it counts until it is durable."""
+        """Something is about to depend on the time of the start, or to be written off the lane:
+        the start, and the version, count until they are durable."""
         if not self._start_durable and not self._start_marked:
             self._start_marked = True
             self.mark += 1
@@ -267,6 +274,7 @@ class Ledger:
             finished_at=finished_at,
             wake_at=None if status.finished else self.wake_at,
             waiting=waiting,
+            version=self._next_version,
         )
         self._dirty = self._dirty or flush
 
@@ -344,7 +352,12 @@ class Ledger:
         update = self._update  # with it, since who finds no start looks for no journal
         if update is not None:
             update = replace(
-                update, run=self._stored_run, status=Status.RUNNING, finished_at=None, waiting=None
+                update,
+                run=self._stored_run,
+                version=self._version,
+                status=Status.RUNNING,
+                finished_at=None,
+                waiting=None,
             )
         answered = {row.source for row in rows if row.kind is JournalKind.ANSWER}
         answers = [each for each in self._answers if each.request_id in answered]

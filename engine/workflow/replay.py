@@ -19,6 +19,7 @@ from engine.storage.protocol import LoadedExecution
 from engine.workflow.body import Body
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.handlers import HandlerDefinition
+from engine.workflow.patches import Patches
 from engine.workflow.repair import ANY_DIGEST, Origin
 from engine.workflow.step import Step
 from engine.workflow.tags import DEADLINE, decode_text
@@ -31,6 +32,7 @@ _OURS = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 def apply(body: Body, row: JournalRow) -> None:
     """Deliver one row. The body's loop is drained before and after, by the caller."""
+    body.patches.pass_by(row)
     match row.kind:
         case JournalKind.STEP:
             _apply_step(body, row)
@@ -59,7 +61,7 @@ def apply(body: Body, row: JournalRow) -> None:
             if not body.compensates:
                 raise _mismatch(body, row)
             body.compensates = False
-        case JournalKind.REPAIRED:
+        case JournalKind.REPAIRED | JournalKind.PATCHED:
             return
         case _:
             body.set_time(row.at)
@@ -102,7 +104,7 @@ def replayed(
         for row in loaded.journal:
             while not body.drain():
                 continue
-            if body.done and row.kind not in _BEHIND:
+            if body.done and row.kind not in BEHIND:
                 raise leftover(body, row)
             apply(body, row)
         while not body.drain():
@@ -133,6 +135,7 @@ def body_of(
         execution_id=execution.execution_id,
         run=execution.run,
         origin=Origin.of(loaded),
+        patches=Patches(loaded),
         observed=observed,
     )
 
@@ -147,7 +150,7 @@ def begun_at(loaded: LoadedExecution) -> datetime | None:
 
 _HEAD = 2
 """So many rows at most come before anything that has happened to a run."""
-_BEHIND = frozenset({JournalKind.ANSWER, JournalKind.TERMINATED})
+BEHIND = frozenset({JournalKind.ANSWER, JournalKind.PATCHED, JournalKind.TERMINATED})
 """What may come after the end of a body."""
 
 
@@ -185,6 +188,8 @@ def describe(row: JournalRow) -> str:
             return f"{row.kind.name.lower()} {row.name}"
         case JournalKind.ANSWER:
             return f"the answer of update {row.name}"
+        case JournalKind.PATCHED:
+            return f"what patched({row.name!r}) answered"
         case kind:
             return _OF_ITSELF[kind]
 

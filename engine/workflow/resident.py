@@ -43,6 +43,7 @@ from engine.storage.protocol import (
     LoadedExecution,
     exit_reply,
 )
+from engine.storage.standings import MISFIT
 from engine.workflow import replay
 from engine.workflow.body import TOO_LATE, Body, CompensationFailed, ContinueAsNew
 from engine.workflow.definition import Workflow, WorkflowDefinition
@@ -134,6 +135,7 @@ class ResidentExecution:
         self._events: deque[Event] = deque()
         self._ledger = Ledger(
             state,
+            version=definition.version,
             begun_at=replay.begun_at(loaded),
             last_position=journal[-1].position if journal else 0,
             clock=services.clock,
@@ -470,7 +472,7 @@ class ResidentExecution:
         try:
             more = self._advance(body)
         except (NonDeterminism, InvalidPayload) as error:
-            self._block(str(error))
+            self._block(f"{MISFIT}{error}")
         except Exception as error:  # noqa: BLE001 -- it is logged, and shown
             self._give_up(error)
         else:
@@ -487,9 +489,10 @@ class ResidentExecution:
             if not self._journal:
                 self._in.answer()
             if body.done:
-                if self._journal:
+                if not self._journal:
+                    return False
+                if self._journal[0].kind not in replay.BEHIND:
                     raise replay.leftover(body, self._journal[0])
-                return False
             if self._journal:
                 row = self._journal.popleft()
                 replay.apply(body, row)

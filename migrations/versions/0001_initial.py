@@ -311,6 +311,13 @@ def make_executions(schema: str | None) -> None:
         sa.PrimaryKeyConstraint("execution", "run", "position"),
         schema=schema,
     )
+    op.create_index(
+        "journal_patched",
+        "journal",
+        ["execution", "run"],
+        schema=schema,
+        postgresql_where=sa.text("kind = 18"),
+    )
     op.create_table(
         "step_heartbeats",
         number("execution", sa.BigInteger),

@@ -175,7 +175,7 @@ async def test_another_workflow_is_refused() -> None:
         async def execute(self, request: int) -> int:
             return request
 
-    with pytest.raises(ConfigurationError, match="the history is of a Chat"):
+    with pytest.raises(ConfigurationError, match="of the history is of Chat"):
         await replay(await chatted(), Other())
 
 

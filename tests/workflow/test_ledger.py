@@ -27,7 +27,14 @@ def ledger() -> Ledger:
         version=1,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    return Ledger(state, begun_at=None, last_position=0, clock=SystemClock(), moved=lambda _: None)
+    return Ledger(
+        state,
+        version=1,
+        begun_at=None,
+        last_position=0,
+        clock=SystemClock(),
+        moved=lambda _: None,
+    )
 
 
 def call(id: int) -> SaveRequest:

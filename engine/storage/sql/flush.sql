@@ -169,6 +169,7 @@ moved as (
     update engine.executions x
     set
         run = m.run,
+        version = coalesce(m.version, x.version),
         status = m.status,
         started_at = coalesce(x.started_at, m.started_at),
         finished_at = m.finished_at,
@@ -179,8 +180,10 @@ moved as (
         failed_position = case when x.run = m.run then x.failed_position else 0 end
     from unnest(
         $46::bigint[], $47::int[], $48::smallint[], $49::timestamptz[], $50::timestamptz[],
-        $51::timestamptz[], $52::text[], $53::smallint[]
-    ) as m (request_id, run, status, started_at, finished_at, wake_at, waiting, verdict)
+        $51::timestamptz[], $52::text[], $53::smallint[], $54::int[]
+    ) as m (
+        request_id, run, status, started_at, finished_at, wake_at, waiting, verdict, version
+    )
     where x.request_id = m.request_id
 ),
 offered as (
@@ -189,8 +192,8 @@ offered as (
             or (u.request_id in (select r.request_id from replied r where r.kind <> 0)) is true
             as accepted
     from unnest(
-        $54::int[], $55::smallint[], $56::text[], $57::text[], $58::bigint[], $59::bytea[],
-        $60::bigint[]
+        $55::int[], $56::smallint[], $57::text[], $58::text[], $59::bigint[], $60::bytea[],
+        $61::bigint[]
     ) with ordinality
         as u (group_id, shard, entity_type, entity_id, version, payload, request_id, nth)
 ),
