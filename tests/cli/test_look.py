@@ -198,7 +198,7 @@ async def test_runners_and_shards_show_who_owns_what(dsn: str) -> None:
         every = await do("shards", "--table", "--all", dsn=dsn)
 
     assert (runner["state"], runner["shards"]) == ("live", 4)
-    assert runner["types"]["Fulfil"] == "workflow:default"
+    assert runner["types"]["Fulfil"] == "workflow:default:1"
     assert "Broken, Fulfil, Held" in table.out
     assert shards.out.splitlines()[0] == "default  4 shards"
     assert shards.out.splitlines()[-1] == "1 AAAA"

@@ -392,7 +392,7 @@ def test_two_registrations_of_one_name_are_refused() -> None:
     class Other(Entity):
         name = "Echo"
 
-    with pytest.raises(ConfigurationError, match=r"two definitions .*'Echo'.*another name"):
+    with pytest.raises(ConfigurationError, match=r"as version 1 of 'Echo'.*another name"):
         register(Echo(), Echo())
     with pytest.raises(ConfigurationError, match=r"two definitions .*'Echo'.*another name"):
         register(Echo(), Other())
