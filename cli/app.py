@@ -14,6 +14,7 @@ from cli import (
     dev,
     entities,
     look,
+    queues,
     repairing,
     schedules,
     schema,
@@ -67,6 +68,7 @@ for group in (
     completing,
     cluster,
     dead,
+    queues,
     schedules,
     schema,
 ):

@@ -2,11 +2,13 @@
 
 from cli.durations import iso
 from engine.admin import readable
+from engine.cluster.limits import as_json
 from engine.core.errors import ErrorDetails
 from engine.core.ids import snowflake_time
 from engine.core.outcome import DeadLetterInfo, ExecutionInfo, JournalEvent
 from engine.core.status import Status
 from engine.diagnosis import Finding
+from engine.queues import QueueInfo
 from engine.schedule import FireInfo, ScheduleInfo
 from engine.storage.entities import EntityRow, StoredState
 from engine.storage.protocol import RunnerRow, ShardRow
@@ -169,6 +171,25 @@ def schedule(info: ScheduleInfo, *, state: str) -> Form:
         "buffered": iso(info.buffered),
         "running": [str(request) for request in info.running],
         "backfill": [[iso(first), iso(last)] for first, last in info.backfill],
+        "shard": str(info.shard),
+        "runner": None if info.runner is None else str(info.runner),
+    }
+
+
+def queue(info: QueueInfo, *, state: str) -> Form:
+    """A queue. The period of a rate is in seconds."""
+    return {
+        "name": info.name,
+        "state": state,
+        "waiting": info.waiting,
+        "running": info.running,
+        "later": info.later,
+        "oldest": iso(info.oldest),
+        "limits": as_json(info.limits),
+        "declared": as_json(info.declared),
+        "changed": list(info.changed),
+        "paused": info.paused,
+        "reason": info.reason,
         "shard": str(info.shard),
         "runner": None if info.runner is None else str(info.runner),
     }

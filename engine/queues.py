@@ -7,7 +7,7 @@ by ``client``; used by the CLI, which knows no classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 from engine.asking import ask
 from engine.cluster.limits import Limits, QueueSettings, Rate, as_json
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.node import Node
 
 LimitName = Literal["concurrency", "per_key", "per_runner", "rate"]
+LIMIT_NAMES: tuple[LimitName, ...] = get_args(LimitName)
 
 
 class LimitChanges(TypedDict, total=False):

@@ -36,7 +36,7 @@ class QueueStep:
 
     @property
     def waits(self) -> str:
-        return f"an item of queue {self.queue.name}"
+        return f"an item of queue {self.queue.name} ('outlast queues show {self.queue.name}')"
 
     def request(
         self,
