@@ -77,6 +77,7 @@ class Ledger:
         self._update: ExecutionUpdate | None = None
         self._commit: Commit | None = None
         self._commit_mark = 0
+        self._missing = 0
         self.set_status(Status.RUNNING, flush=False)
 
     def free(self) -> None:
@@ -179,6 +180,14 @@ class Ledger:
     def request(self, request: SaveRequest) -> None:
         self._requests.append(request)
         self._dirty = True
+
+    def hold_back(self) -> None:
+        """Write nothing more until ``let_go`` has added a request that belongs to what is there."""
+        self._missing += 1
+
+    def let_go(self, request: SaveRequest) -> None:
+        self._missing -= 1
+        self.request(request)
 
     def withdraw(self, request_id: Snowflake) -> bool:
         """Take a request back; False when it is on its way, or durable."""
@@ -305,7 +314,7 @@ class Ledger:
     @property
     def ready(self) -> bool:
         """Whether there is something to write and nothing on its way."""
-        return self._dirty and self._commit is None
+        return self._dirty and self._commit is None and not self._missing
 
     @property
     def busy(self) -> bool:
@@ -316,8 +325,8 @@ class Ledger:
 
     def collect(self, shard: ShardId) -> Commit | None:
         """All there is to write, as one commit, or as much of its rows as fits one statement; None
-        while another is on its way."""
-        if self._commit is not None:
+        while another is on its way, or something that belongs to it is missing."""
+        if self._commit is not None or self._missing:
             return None
         if self.on_trial:
             self._weigh()

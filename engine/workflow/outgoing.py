@@ -16,7 +16,6 @@ from typing import Any
 from engine.cluster.call import TRACE
 from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
-from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
 from engine.core.codec import same_json
 from engine.core.envelope import ReplyTo
@@ -33,7 +32,6 @@ from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.payload import PayloadLimit
 from engine.core.reply import Exit, Failure, Success
 from engine.storage.protocol import (
-    Commit,
     Saved,
     SaveOutcome,
     SaveRequest,
@@ -229,6 +227,9 @@ class Outgoing:
         try:
             self._ledger.request(self._interrupt(child, reason))
         except (StorageUnavailable, ConfigurationError):
+            # INVARIANT one-commit: that a child is to end leaves with what makes it unwanted. When
+            # that is the exit, nobody would come back to say it.
+            self._ledger.hold_back()
             self._services.spawn(self._prepare_and_release(child, reason))
 
     def _interrupt(self, child: ChildRun, reason: str) -> SaveRequest:
@@ -242,13 +243,13 @@ class Outgoing:
 
     async def _prepare_and_release(self, child: ChildRun, reason: str) -> None:
         while self._shard.alive:
+            await self._prepare(child.group)
             try:
-                await self._prepare(child.group)
                 request = self._interrupt(child, reason)
             except (StorageUnavailable, ConfigurationError):
                 continue
-            commit = Commit(shard=self._shard.id, requests=[request])
-            await write(self._services.delivery, self._shard, commit)
+            self._ledger.let_go(request)
+            self._look()
             return
 
     async def _share(self, step: Step, request_id: Snowflake) -> None:

@@ -510,6 +510,7 @@ class ResidentExecution:
     def _after_turn(self) -> None:
         body = self._body
         if self._still or body is None:
+            self._submit()
             return
         try:
             self._go_on(body)

@@ -21,7 +21,8 @@ from engine import (
     Workflow,
     activity,
 )
-from engine.testing import TestCluster
+from engine.testing import Fault, TestCluster
+from tests.eventually import eventually
 from tests.workflow.conftest import World
 
 SECOND = timedelta(seconds=1)
@@ -294,3 +295,31 @@ async def _is(execution: Any, *statuses: Status) -> bool:
 
 async def _all_waiting(*executions: Any) -> bool:
     return all([await _is(each, Status.SUSPENDED, Status.RUNNING) for each in executions])
+
+
+class Leaves(Workflow[None, str]):
+    """Ends, a long time after it has started a child that waits."""
+
+    async def execute(self, request: None) -> str:
+        await self.start_child(Pack, 0, key="left")
+        await self.sleep(timedelta(hours=2))
+        return "ended"
+
+
+@pytest.mark.parametrize("writes", range(6))
+async def test_a_child_is_interrupted_although_the_runner_dies_just_after_its_parents_end(
+    writes: int,
+) -> None:
+    """Two hours on, the runner has to renew its lease before it can make the interrupt's id."""
+    async with TestCluster(Leaves(), Pack()) as cluster:
+        parent = await cluster.client.start(Leaves, None)
+        await cluster.advance(timedelta(hours=1))
+        cluster.fail_next_flush(Fault.AFTER_COMMIT, after=writes)
+        await cluster.advance(timedelta(hours=2))
+        assert await parent.join(LONG) == "ended"
+        left = cluster.client.execution(Pack, "left")
+
+        async def interrupted() -> bool:
+            return isinstance(await left.poll(), Interrupted)
+
+        await eventually(interrupted, timeout=2)
