@@ -14,7 +14,7 @@ from engine.core.codec import same_json
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
 from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
-from engine.core.reply import Exit
+from engine.core.reply import RUNNER_LOST, Defect, Exit
 from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
 from engine.workflow.tags import DEADLINE, RUN
 from engine.workflow.token import StepToken
@@ -153,7 +153,17 @@ async def ask(node: "Node", message: Message) -> Exit:
 
 
 async def query(node: "Node", message: Message) -> Exit:
-    """Ask the owner of an execution, without a trace. ``NoRunner`` when nobody owns it."""
+    """Ask the owner of an execution, without a trace. ``NoRunner`` when nobody owns it.
+
+    Since a query changes nothing, it is asked once more when its runner is lost with it in hand;
+    not again and again, since it may be what its runner is lost by.
+    """
+    exit = await _query(node, message)
+    lost = isinstance(exit, Defect) and exit.error.type == RUNNER_LOST
+    return await _query(node, message) if lost else exit
+
+
+async def _query(node: "Node", message: Message) -> Exit:
     request_id = await node.outbox.next_id()
     envelope = await message.envelope(node, request_id, persisted=False)
     with node.replies.expect(request_id) as answer:

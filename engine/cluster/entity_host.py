@@ -28,7 +28,7 @@ from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, MailboxFull, OwnershipLost
 from engine.core.ids import Snowflake, entity_key
 from engine.core.payload import PayloadLimit
-from engine.core.reply import Defect, Exit, Interrupted
+from engine.core.reply import RUNNER_LOST, Defect, Exit, Interrupted
 from engine.storage.protocol import Commit, InboxKind, InboxRow
 
 
@@ -335,7 +335,7 @@ _CANCELLED = 1.0
 def _moved() -> Exit:
     return Defect(
         ErrorDetails(
-            "RunnerLost",
+            RUNNER_LOST,
             "the entity's shard left its runner before this volatile message was answered; nobody"
             " knows how far it came",
         )

@@ -30,7 +30,7 @@ from engine.cluster.replies import ReplyBoard
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, MailboxFull
 from engine.core.ids import ShardId, Snowflake
-from engine.core.reply import Defect, Exit, ReplyKind, encode_exit
+from engine.core.reply import RUNNER_LOST, Defect, Exit, ReplyKind, encode_exit
 from engine.storage.entities import StateWrite
 from engine.storage.protocol import Post, Posted, PostKind, Received, Storage, StoredReply
 
@@ -210,7 +210,7 @@ class Volatile:
     def lost(self, sent: "SentRequest", why: str) -> None:
         """Its owner is gone."""
         details = ErrorDetails(
-            "RunnerLost", f"{sent.envelope.address} {sent.envelope.tag} was not answered: {why}"
+            RUNNER_LOST, f"{sent.envelope.address} {sent.envelope.tag} was not answered: {why}"
         )
         kind, payload = encode_exit(Defect(details))
         self.replied(sent, kind, 0, payload)

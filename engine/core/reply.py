@@ -6,11 +6,13 @@ Made by ``cluster`` and ``workflow``; stored by ``storage``; awaited by clients.
 import json
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 from engine.core.errors import ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
 
+RUNNER_LOST: Final = "RunnerLost"
+"""The type of the defect that a volatile message ends in when its runner is gone."""
 _CAUSES = 64
 
 

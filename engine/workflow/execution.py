@@ -129,7 +129,8 @@ class Execution(ABC, Generic[T]):
         self, handler: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """What a ``@query`` of it sees now, also when it sleeps or has ended. ``NoRunner`` when no
-        runner owns it."""
+        runner owns it; ``RequestFailed`` (of type ``RunnerLost``) when two were lost with it in
+        hand."""
 
     @abstractmethod
     async def describe(self) -> ExecutionInfo:
