@@ -40,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--scale",
         choices=["small", "medium", "full"],
         default="small",
-        help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000",
+        help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000; with 'full',"
+        " the kill matrices also try every place instead of a sample",
     )
 
 
