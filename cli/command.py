@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.filters import Filters, parameters
 from cli.output import Output
 from cli.session import Session
 
@@ -49,7 +50,8 @@ Command = Callable[..., Coroutine[Any, Any, None] | None]
 
 def add_command(app: typer.Typer, function: Command, *, panel: str | None = None) -> None:
     """Make a function a command of the app, under its name; a coroutine function gets an event
-    loop. Its first parameter is the ``Session``, the others are as typer takes them."""
+    loop. Its first parameter is the ``Session``, the others are as typer takes them, but for one of
+    type ``Filters``, which stands for all of their options."""
     app.command(function.__name__, rich_help_panel=panel)(_runnable(function))
 
 
@@ -66,6 +68,9 @@ def add_group(app: typer.Typer, function: Command, *commands: Command, panel: st
 
 def _runnable(function: Command, *, group: bool = False) -> Callable[..., None]:
     own = list(inspect.signature(function).parameters.values())[1:]
+    filters = next((each for each in own if _is_filters(each.annotation)), None)
+    if filters is not None:
+        own = [each for each in own if each is not filters] + parameters(filters.annotation)
 
     def run(**options: Any) -> None:
         context = options.pop("context", None)
@@ -79,6 +84,9 @@ def _runnable(function: Command, *, group: bool = False) -> Callable[..., None]:
             output=Output(as_json=options.pop("json")),
         )
         options.pop("debug")
+        if filters is not None:
+            typed = {name: options.pop(name) for name in filters.annotation.OPTIONS}
+            options[filters.name] = filters.annotation(**typed)
         work = function(session, **options)
         if work is not None:
             asyncio.run(work)
@@ -89,14 +97,18 @@ def _runnable(function: Command, *, group: bool = False) -> Callable[..., None]:
         _option("json", Json, None),
         _option("debug", Debug, False),
     ]
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
+    all_of_it = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
     if group:
         kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.insert(0, inspect.Parameter("context", kind, annotation=typer.Context))
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
+        all_of_it.insert(0, inspect.Parameter("context", kind, annotation=typer.Context))
+    run.__signature__ = inspect.Signature(all_of_it)  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {each.name: each.annotation for each in all_of_it}
     run.__doc__ = function.__doc__
     return run
+
+
+def _is_filters(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Filters)
 
 
 def _option(name: str, annotation: object, default: object) -> inspect.Parameter:

@@ -3,14 +3,15 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import arguments
 from cli.command import add_command
 from cli.durations import ago, brief, clock_time, readable
 from cli.executions import ExecutionId, find, name_of
+from cli.filters import Filters
 from cli.output import STATUS_STYLES, error_text, printable, to_json
 from cli.session import Session, database_now
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PANEL = "Look"
 _FOLLOW = 0.3
-_WRAPPERS = frozenset({"StepFailed", "StepTimedOut", "RequestFailed"})
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,19 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 async def ls(
     session: Session,
-    workflow: Annotated[
-        str | None, typer.Option("--workflow", "-w", help="Of this workflow only.", metavar="NAME")
-    ] = None,
-    status: Annotated[
-        list[str] | None,
-        typer.Option("--status", "-s", help="Of this status; may be repeated.", metavar="STATUS"),
-    ] = None,
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attribute", "-a", help="With this attribute; may be repeated.", metavar="K=V"
-        ),
-    ] = None,
+    filters: Filters,
     limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many.", min=1)] = 50,
     after: Annotated[
         str | None,
@@ -59,20 +47,14 @@ async def ls(
     """List executions, youngest first."""
     from cli import forms
     from engine import admin
-    from engine.storage.protocol import ExecutionFilter
 
-    wanted_statuses = arguments.statuses(status or [])
-    wanted_attributes = arguments.attributes(attribute or [])
     async with session.storage() as storage:
-        wanted = ExecutionFilter(
-            workflow=workflow,
-            statuses=wanted_statuses,
-            attributes=wanted_attributes,
-            after=(await find(storage, after)).request_id if after else None,
-        )
-        found = [info async for info in admin.executions(storage, wanted, limit=limit)]
         now = database_now(storage)
-    filtered = workflow or status or attribute or after
+        wanted = await filters.read(storage, now)
+        if after is not None:
+            wanted = replace(wanted, after=(await find(storage, after)).request_id)
+        found = [info async for info in admin.executions(storage, wanted, limit=limit)]
+    filtered = filters.given or after is not None
     session.output.table(
         found,
         form=forms.execution,
@@ -189,8 +171,7 @@ def _row(info: "ExecutionInfo", now: "datetime") -> Sequence["RenderableType"]:
 def _in_short(info: "ExecutionInfo", now: "datetime") -> str:
     """What a line of ``ls`` has room for."""
     if info.error is not None:
-        told = info.error.type in _WRAPPERS and info.error.cause
-        said = printable(str(told or info.error))
+        said = printable(str(info.error.root))
         return said.partition("\n")[0]
     return readable(info.why.removeprefix("it "), now, short=True)
 

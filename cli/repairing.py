@@ -1,13 +1,14 @@
 """End executions, pause them, let them go on: ``interrupt``, ``terminate``, ``retry``, ``pause``,
-``resume``.
+``resume``. Each is for one execution, or for all that match.
 """
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.bulk import Many, do_to_all
 from cli.command import add_command
-from cli.executions import ExecutionId, find, name_of
+from cli.executions import find, name_of
 from cli.exits import CommandError
 from cli.session import Session
 from cli.telling import tell, tell_on
@@ -17,11 +18,20 @@ if TYPE_CHECKING:
 
 PANEL = "Act"
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; stored with it.", metavar="TEXT")]
+Id = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ID",
+        help="The execution: Workflow/key, or its key. Without it, those that the options say.",
+        show_default=False,
+    ),
+]
 Target = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="ID|NAME",
-        help="An execution (Workflow/key, or its key), or the name of a workflow: all of it.",
+        help="An execution, or the name of a workflow: all of it, also what is still to start."
+        " Without it, the executions that the options say.",
         show_default=False,
     ),
 ]
@@ -33,12 +43,15 @@ def add_to(app: typer.Typer) -> None:
         add_command(app, function, panel=PANEL)
 
 
-async def interrupt(session: Session, id: ExecutionId, reason: Reason = "") -> None:
+async def interrupt(session: Session, many: Many, id: Id = None, reason: Reason = "") -> None:
     """Ask an execution to end early: its cleanup and compensations run."""
     from engine.core.status import Status
     from engine.workflow.tags import INTERRUPT
 
-    stored, asked = await tell(session, id, INTERRUPT, reason)
+    if (one := many.one(id)) is None:
+        await do_to_all(session, "interrupt", many, reason=reason)
+        return
+    stored, asked = await tell(session, one, INTERRUPT, reason)
     name = name_of(stored)
     if session.output.as_json:
         session.output.line({"id": name, "interrupted": asked})
@@ -50,11 +63,14 @@ async def interrupt(session: Session, id: ExecutionId, reason: Reason = "") -> N
         session.output.note(f"it is {stored.status}, and ends once it is not: 'outlast why {name}'")
 
 
-async def terminate(session: Session, id: ExecutionId, reason: Reason = "") -> None:
+async def terminate(session: Session, many: Many, id: Id = None, reason: Reason = "") -> None:
     """End an execution here and now, also a blocked or paused one: no cleanup, no compensation."""
     from engine.workflow.tags import TERMINATE
 
-    stored, asked = await tell(session, id, TERMINATE, reason)
+    if (one := many.one(id)) is None:
+        await do_to_all(session, "terminate", many, reason=reason)
+        return
+    stored, asked = await tell(session, one, TERMINATE, reason)
     name = name_of(stored)
     if session.output.as_json:
         session.output.line({"id": name, "terminated": asked})
@@ -64,14 +80,17 @@ async def terminate(session: Session, id: ExecutionId, reason: Reason = "") -> N
         session.output.say(f"{name} had ended before")
 
 
-async def retry(session: Session, id: ExecutionId) -> None:
+async def retry(session: Session, many: Many, id: Id = None) -> None:
     """Let an execution that failed, was ended or is blocked go on from its last good step."""
     from engine import repair
     from engine.core.errors import ConfigurationError, NotFound
     from engine.core.status import Status
 
+    if (one := many.one(id)) is None:
+        await do_to_all(session, "retry", many)
+        return
     async with session.node() as node:
-        stored = await find(node.storage, id)
+        stored = await find(node.storage, one)
         name = name_of(stored)
         if stored.status is not Status.BLOCKED and not stored.status.finished:
             raise CommandError(f"{name} goes on anyway: 'outlast why {name}' says where it stands")
@@ -85,18 +104,24 @@ async def retry(session: Session, id: ExecutionId) -> None:
         session.output.say(f"{name} goes on; 'outlast join {name}' waits for its result")
 
 
-async def pause(session: Session, target: Target, reason: Reason = "") -> None:
+async def pause(session: Session, many: Many, target: Target = None, reason: Reason = "") -> None:
     """Let an execution, or all of a workflow, stand still: what runs ends, nothing is started."""
     from engine.workflow.tags import PAUSE
 
-    await _stand(session, target, PAUSE, reason)
+    if (one := many.one(target)) is None:
+        await do_to_all(session, "pause", many, reason=reason)
+        return
+    await _stand(session, one, PAUSE, reason)
 
 
-async def resume(session: Session, target: Target, reason: Reason = "") -> None:
+async def resume(session: Session, many: Many, target: Target = None, reason: Reason = "") -> None:
     """Let an execution, or all of a workflow, go on after a pause."""
     from engine.workflow.tags import RESUME
 
-    await _stand(session, target, RESUME, reason)
+    if (one := many.one(target)) is None:
+        await do_to_all(session, "resume", many, reason=reason)
+        return
+    await _stand(session, one, RESUME, reason)
 
 
 async def _stand(session: Session, target: str, tag: str, reason: str) -> None:

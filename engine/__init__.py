@@ -4,6 +4,7 @@ Define workflows and entities as classes, register them with a ``Runner``, start
 executions with a ``Client``. See the README for a program.
 """
 
+from engine.bulk import BulkResult
 from engine.client import Client
 from engine.cluster.cron import Cron
 from engine.cluster.entity import Entity
@@ -86,6 +87,7 @@ __all__ = [
     "AckChunk",
     "ActivityGroup",
     "AlreadyStarted",
+    "BulkResult",
     "Client",
     "ConfigurationError",
     "Cron",

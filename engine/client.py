@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from engine import admin, by_name, dead_letters
+from engine import admin, bulk, by_name, dead_letters
+from engine.bulk import Action, BulkResult
 from engine.client_execution import ClientExecution
 from engine.cluster.entity import Entity
 from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entity_handle
@@ -185,17 +186,27 @@ class Client:
         status: Status | Sequence[Status] = (),
         attributes: Mapping[str, object] | None = None,
         started_after: datetime | None = None,
+        started_before: datetime | None = None,
         parent: Snowflake | None = None,
+        error: str | None = None,
         limit: int | None = None,
         after: Snowflake | None = None,
     ) -> AsyncIterator[ExecutionInfo]:
-        """Executions that match, youngest first, read page by page as you iterate."""
+        """Executions that match all of it, youngest first, read page by page as you iterate.
+
+        ``attributes`` are contained in theirs, as JSON. The times are when they were asked for, the
+        bounds not included. ``parent`` is the request id of whoever started them. ``error`` is the
+        type of what they failed with, such as ``"ConnectionError"``. ``after``: only older ones
+        than that.
+        """
         wanted = ExecutionFilter(
             workflow=None if workflow is None else _name_of(workflow),
             statuses=(status,) if isinstance(status, Status) else tuple(status),
             attributes=dict(attributes or {}),
             started_after=started_after,
+            started_before=started_before,
             parent=parent,
+            error=error,
             after=after,
         )
         async for info in admin.executions(self._node.storage, wanted, limit=limit):
@@ -214,6 +225,47 @@ class Client:
         """What ``patched()`` has answered executions that have not ended, by change: whether the
         old way can go from the code. Reads them all."""
         return await patches(self._node.storage, None if workflow is None else _name_of(workflow))
+
+    async def bulk(
+        self,
+        action: Action,
+        workflow: type[Workflow[Any, Any]] | str | None = None,
+        *,
+        status: Status | Sequence[Status] = (),
+        attributes: Mapping[str, object] | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        parent: Snowflake | None = None,
+        error: str | None = None,
+        reason: str = "",
+        rate: float | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> AsyncIterator[BulkResult]:
+        """Interrupt, terminate, retry, pause or resume all executions that match, as you iterate:
+        youngest first, at most ``rate`` a second. Each result is durable when you get it.
+
+        The filter is that of ``executions``. Without ``status`` it is all that the action has an
+        effect on; ``"retry"`` takes those that failed or are blocked, and what was interrupted or
+        terminated only if that is said. A ``dry_run`` finds them and does nothing.
+
+        Stop it when you like, and repeat it: what was told before is not told again, an interrupt
+        unless its ``reason`` is another. What cannot be done to one of them is its ``problem``.
+        """
+        wanted = ExecutionFilter(
+            workflow=None if workflow is None else _name_of(workflow),
+            statuses=(status,) if isinstance(status, Status) else tuple(status),
+            attributes=dict(attributes or {}),
+            started_after=started_after,
+            started_before=started_before,
+            parent=parent,
+            error=error,
+        )
+        results = bulk.act(
+            self._node, action, wanted, reason=reason, rate=rate, limit=limit, dry_run=dry_run
+        )
+        async for result in results:
+            yield result
 
     # --- entities ---------------------------------------------------------------------------------
 

@@ -68,8 +68,16 @@ class ErrorDetails:
             cause=inner,
         )
 
+    @property
+    def root(self) -> "ErrorDetails":
+        """What went wrong, without what the engine has put around it."""
+        return self.cause.root if self.cause and self.type in _WRAPPERS else self
+
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+_WRAPPERS = frozenset({"StepFailed", "StepTimedOut", "RequestFailed"})
 
 
 def _message(error: BaseException) -> str:

@@ -47,8 +47,8 @@ def inbox_columns(rows: Iterable[tuple[ShardId, Sequence[int]]], groups: Groups)
 
 
 def execution_columns(updates: Iterable[ExecutionUpdate]) -> Columns:
-    """Parameters 46 to 53 of ``flush``."""
-    return _columns([_execution(update) for update in updates], 9)
+    """Parameters 46 to 56 of ``flush``."""
+    return _columns([_execution(update) for update in updates], 11)
 
 
 State = tuple[ShardId, StateWrite, Snowflake | None]
@@ -56,7 +56,7 @@ State = tuple[ShardId, StateWrite, Snowflake | None]
 
 
 def state_columns(states: Iterable[State], groups: Groups) -> Columns:
-    """Parameters 54 to 60 of ``flush``."""
+    """Parameters 57 to 63 of ``flush``."""
     rows = [
         (
             groups.id(shard.group),
@@ -222,6 +222,8 @@ def _execution(update: ExecutionUpdate) -> tuple[object, ...]:
         update.waiting,
         update.verdict.value,
         update.version,
+        update.error,
+        None if update.attributes is None else update.attributes.decode(),
     )
 
 

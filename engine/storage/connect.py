@@ -29,6 +29,8 @@ OUR_PLANS = {
 """For sessions that run the engine's own queries. They look rows up by index, one by one, and a
 table that was empty when a statement was planned may be full when it runs; planning or compiling
 each time costs more than the query."""
+PLANNED_ANEW = {"plan_cache_mode": "force_custom_plan"}
+"""For a query whose best plan depends on what is looked for."""
 _PLAN_LIFETIME = 60
 _LENT = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 _CHECK_INTERVAL = "client_connection_check_interval"

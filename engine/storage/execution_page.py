@@ -4,8 +4,21 @@ From ``inspection``; through SQLAlchemy's description of the tables.
 """
 
 import json
+from typing import Final
 
-from sqlalchemy import Dialect, Select, Text, and_, cast, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    cast,
+    func,
+    literal,
+    select,
+    union_all,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 
@@ -13,6 +26,7 @@ from engine.storage.protocol import ExecutionFilter
 from engine.storage.tables import metadata_for
 
 _dialect: Dialect = asyncpg_dialect()  # type: ignore[no-untyped-call]
+_PROBED: Final = 1000
 
 
 def execution_page(schema: str, filter: ExecutionFilter, limit: int) -> tuple[str, list[object]]:
@@ -22,7 +36,12 @@ def execution_page(schema: str, filter: ExecutionFilter, limit: int) -> tuple[st
 
 def _page(schema: str, filter: ExecutionFilter, limit: int) -> Select[tuple[object, ...]]:
     tables = metadata_for(schema).tables
-    execution, shard = tables[f"{schema}.executions"].c, tables[f"{schema}.shards"]
+    executions, shard = tables[f"{schema}.executions"], tables[f"{schema}.shards"]
+    if filter.attributes:
+        found = _by_attributes(executions, filter, limit)
+    else:
+        found = _youngest(executions, _conditions(executions, filter), limit).subquery()
+    execution = found.c
     wanted = [
         execution.request_id,
         execution.workflow,
@@ -39,27 +58,62 @@ def _page(schema: str, filter: ExecutionFilter, limit: int) -> Select[tuple[obje
         execution.waiting,
         execution.parent,
         cast(execution.attributes, Text).label("attributes"),
+        execution.error,
         execution.failures,
         shard.c.runner_id,
     ]
     same_shard = and_(shard.c.group_id == execution.group_id, shard.c.shard == execution.shard)
-    page = select(*wanted).select_from(tables[f"{schema}.executions"].outerjoin(shard, same_shard))
+    page = select(*wanted).select_from(found.outerjoin(shard, same_shard))
+    return page.order_by(execution.request_id.desc()).limit(limit)
+
+
+def _by_attributes(executions: FromClause, filter: ExecutionFilter, limit: int) -> FromClause:
+    """What the youngest have to offer, and only if that does not do, what the index finds. The
+    planner cannot tell common attributes from rare ones: it would read all executions for these, or
+    sort all that have those."""
+    recent = _youngest(executions, _behind(executions, filter), _PROBED).cte("recent")
+    first = _youngest(recent, _conditions(recent, filter), limit).cte("first")
+    oldest = select(func.min(recent.c.request_id)).scalar_subquery()
+    enough = select(func.count() >= limit).select_from(first).scalar_subquery()
+    others = [*_conditions(executions, filter), executions.c.request_id < oldest, ~enough]
+    rest = (
+        select(executions)
+        .where(*others)
+        .order_by((executions.c.request_id + 0).desc())  # which no index offers
+        .limit(limit)
+        .cte("rest")
+    )
+    return union_all(select(first), select(rest)).subquery()
+
+
+def _youngest(
+    table: FromClause, conditions: list[ColumnElement[bool]], limit: int
+) -> Select[tuple[object, ...]]:
+    return select(table).where(*conditions).order_by(table.c.request_id.desc()).limit(limit)
+
+
+def _behind(table: FromClause, filter: ExecutionFilter) -> list[ColumnElement[bool]]:
+    return [] if filter.after is None else [table.c.request_id < filter.after]
+
+
+def _conditions(table: FromClause, filter: ExecutionFilter) -> list[ColumnElement[bool]]:
+    execution, wanted = table.c, _behind(table, filter)
     if filter.workflow is not None:
-        page = page.where(execution.workflow == filter.workflow)
-    if filter.execution_id is not None:
-        page = page.where(execution.execution_id == filter.execution_id)
+        wanted.append(execution.workflow == filter.workflow)
     if filter.statuses:
-        page = page.where(execution.status.in_([status.value for status in filter.statuses]))
+        wanted.append(execution.status.in_([status.value for status in filter.statuses]))
     if filter.attributes:
         attributes = cast(literal(json.dumps(dict(filter.attributes)), Text), JSONB)
-        page = page.where(execution.attributes.op("@>")(attributes))
+        wanted.append(execution.attributes.op("@>")(attributes))
     if filter.started_after is not None:
-        page = page.where(execution.created_at > filter.started_after)
+        wanted.append(execution.created_at > filter.started_after)
+    if filter.started_before is not None:
+        wanted.append(execution.created_at < filter.started_before)
+    if filter.error is not None:
+        wanted.append(execution.error == filter.error)
     if filter.parent is not None:
-        page = page.where(execution.parent == filter.parent)
-    if filter.after is not None:
-        page = page.where(execution.request_id < filter.after)
-    return page.order_by(execution.request_id.desc()).limit(limit)
+        wanted.append(execution.parent == filter.parent)
+    return wanted
 
 
 def _compiled(page: Select[tuple[object, ...]]) -> tuple[str, list[object]]:

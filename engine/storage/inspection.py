@@ -135,7 +135,7 @@ class Inspection:
 
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
         query, arguments = execution_page(self._pool.queries.schema, filter, limit)
-        rows = await self._pool.read(query, *arguments)
+        rows = await self._pool.search(query, *arguments)
         return await self._read(lambda: [owned_execution_from(row, self._groups) for row in rows])
 
     async def workflows(self) -> Mapping[str, str]:

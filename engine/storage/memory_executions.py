@@ -72,6 +72,8 @@ class MemoryExecutions:
             finished_at=update.finished_at,
             wake_at=update.wake_at,
             waiting=update.waiting,
+            error=update.error,
+            attributes=old.attributes if update.attributes is None else update.attributes,
             failures=old.failures if kept else 0,
         )
 

@@ -11,10 +11,11 @@ def passes(execution: StoredExecution, filter: ExecutionFilter) -> bool:
     """All conditions but ``after``, which is a place in the order."""
     return (
         filter.workflow in (None, execution.workflow)
-        and filter.execution_id in (None, execution.execution_id)
         and (not filter.statuses or execution.status in filter.statuses)
         and (filter.parent is None or execution.parent == filter.parent)
+        and filter.error in (None, execution.error)
         and (filter.started_after is None or execution.created_at > filter.started_after)
+        and (filter.started_before is None or execution.created_at < filter.started_before)
         and (not filter.attributes or _contains(_attributes(execution), filter.attributes))
     )
 

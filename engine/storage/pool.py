@@ -17,7 +17,7 @@ import asyncpg
 
 from engine.core.clock import monotonic
 from engine.core.errors import StorageUnavailable
-from engine.storage.connect import Connector, milliseconds
+from engine.storage.connect import PLANNED_ANEW, Connector, milliseconds
 from engine.storage.outage import LOST, refused, transient, unavailable
 from engine.storage.queries import Queries
 from engine.storage.session import Session
@@ -89,7 +89,7 @@ class Pool:
         with ``locks``; all else as StorageUnavailable.
         """
         query = self.queries[name]
-        return await self.read(query, *args, within=within, again=again, locks=locks)
+        return await self._insist(query, *args, within=within, again=again, locks=locks)
 
     async def fetch_once(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
         """Run a query that must not be run twice: after a lost connection nobody knows whether it
@@ -101,15 +101,20 @@ class Pool:
         except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
             raise unavailable(error, self.connector.address) from error
 
-    async def read(
+    async def search(self, query: str, *args: object) -> Sequence[asyncpg.Record]:
+        """As ``fetch``, for a query that was composed of what somebody looks for: it is planned for
+        just that, since what is rare is best found by another way than what is common."""
+        return await self._insist(query, *args, planned=True)
+
+    async def _insist(
         self,
         query: str,
         *args: object,
         within: timedelta | None = None,
         again: Callable[[], None] | None = None,
         locks: bool = False,
+        planned: bool = False,
     ) -> Sequence[asyncpg.Record]:
-        """As ``fetch``, for a query that was composed."""
         limit = within or self.connector.statement_timeout
         give_up = monotonic() + limit.total_seconds()
         delay, sent = _BACKOFF, False
@@ -117,7 +122,9 @@ class Pool:
             try:
                 async with self.session() as session:
                     sent = True
-                    return await self._run_or_end(session, query, *args, within=limit)
+                    return await self._run_or_end(
+                        session, query, *args, within=limit, planned=planned
+                    )
             except (StorageUnavailable, *LOST) as error:
                 if isinstance(error, asyncpg.InterfaceError) and refused(error):
                     raise
@@ -134,28 +141,42 @@ class Pool:
             delay = min(delay * 2, _BACKOFF_LIMIT)
 
     async def _run_or_end(
-        self, session: Session, query: str, *args: object, within: timedelta
+        self,
+        session: Session,
+        query: str,
+        *args: object,
+        within: timedelta,
+        planned: bool = False,
     ) -> Sequence[asyncpg.Record]:
         """As ``run``; a session that failed for a reason of its own (its server is a standby by
         now) is not used again."""
         try:
-            return await self.run(session, query, *args, within=within)
+            return await self.run(session, query, *args, within=within, planned=planned)
         except Exception as error:
             if not (refused(error) or transient(error)):
                 session.terminate()
             raise
 
     async def run(
-        self, session: Session, query: str, *args: object, within: timedelta | None
+        self,
+        session: Session,
+        query: str,
+        *args: object,
+        within: timedelta | None,
+        planned: bool = False,
     ) -> Sequence[asyncpg.Record]:
-        """Run a query on a session of this pool, under the pool's settings; errors as they come."""
-        if not self.connector.pooled:
+        """Run a query on a session of this pool, under the pool's settings; errors as they come.
+        ``planned``: plan it for these arguments."""
+        if not (self.connector.pooled or planned):
             return await session.ask(query, *args, within=within)
         # Behind a transaction pooler settings hold for a transaction at most, and an unnamed
         # statement must be parsed and run on one server.
         with session.deadline(within):
             async with session.transaction():
                 await self.settle_locally(session, within)
+                if planned:
+                    names, values = list(PLANNED_ANEW), list(PLANNED_ANEW.values())
+                    await session.fetch(self.queries["settle_session"], names, values, True, None)
                 return await session.fetch(query, *args)
 
     async def settle_locally(self, session: Session, within: timedelta | None = None) -> None:

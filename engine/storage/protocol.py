@@ -140,6 +140,8 @@ class StoredExecution:
     parent: Snowflake | None = None
     attributes: bytes | None = None
     runner: RunnerId | None = None
+    error: str | None = None
+    """The type of the error that it failed with."""
     failures: int = 0
     """How many times in a row its runner's process was lost while it had work in hand, without one
     journal row in between."""
@@ -167,8 +169,9 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionUpdate:
-    """The new state of an execution. ``started_at`` is kept once it is set; ``wake_at`` and
-    ``waiting`` are replaced, also by null; ``version`` None leaves that as it is."""
+    """The new state of an execution. ``started_at`` is kept once it is set; ``wake_at``,
+    ``waiting`` and ``error`` are replaced, also by null; ``version`` and ``attributes`` None leave
+    those as they are."""
 
     request_id: Snowflake
     run: int
@@ -179,6 +182,9 @@ class ExecutionUpdate:
     waiting: str | None = None
     verdict: Verdict = Verdict.OPEN
     version: int | None = None
+    error: str | None = None
+    """The type of the error that it failed with."""
+    attributes: bytes | None = None
 
 
 # --- the owner's side -------------------------------------------------------------------------
@@ -523,13 +529,18 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionFilter:
+    """Which executions are meant: those that pass all of it."""
+
     workflow: str | None = None
-    execution_id: str | None = None
     statuses: Sequence[Status] = ()
     attributes: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Contained in those of the execution, as ``@>`` has it."""
     started_after: datetime | None = None
     """By ``created_at``: when it was asked for, not when a runner first had it."""
+    started_before: datetime | None = None
     parent: Snowflake | None = None
+    error: str | None = None
+    """The type of the error that it failed with."""
     after: Snowflake | None = None
     """Only executions older than this one: the last of the page before."""
 

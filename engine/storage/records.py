@@ -69,6 +69,7 @@ def execution_from(
         parent=record["parent"],
         attributes=attributes.encode() if attributes is not None else None,
         runner=runner,
+        error=record["error"],
         failures=record["failures"],
     )
 

@@ -32,13 +32,14 @@ def check_storable(request: SaveRequest) -> None:
         )
     attributes = request.execution.attributes if request.execution else None
     if attributes is not None:
-        _check_attributes(attributes)
+        check_attributes(attributes)
 
 
 _CHARACTERS = "holds a character that cannot be stored: leave out NULs and lone surrogates"
 
 
-def _check_attributes(attributes: bytes) -> None:
+def check_attributes(attributes: bytes) -> None:
+    """``InvalidPayload`` when PostgreSQL has no form for them."""
     try:
         text = json.dumps(json.loads(attributes), ensure_ascii=False)
     except (ValueError, RecursionError) as error:

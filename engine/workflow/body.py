@@ -8,10 +8,11 @@ that is what replay rests on.
 import asyncio
 import contextvars
 import inspect
+import json
 import random
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import CodeType, FrameType
@@ -22,11 +23,18 @@ from engine.cluster.handle import EntityCall
 from engine.cluster.queue import Queue, queue_of
 from engine.cluster.rpc import volatile_step
 from engine.core.codec import digest
-from engine.core.errors import ConfigurationError, ErrorDetails, NonDeterminism, StepFailed
+from engine.core.errors import (
+    ConfigurationError,
+    ErrorDetails,
+    InvalidPayload,
+    NonDeterminism,
+    StepFailed,
+)
 from engine.core.ids import Snowflake
 from engine.core.journal import Outcome
 from engine.core.names import entity_id
 from engine.core.reply import Exit, Failure, Success
+from engine.storage.storable import check_attributes
 from engine.workflow.activity import BODY, StepDefinition
 from engine.workflow.child import BodyExecution, ChildRun, Message, OnParentClose, Place
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
@@ -108,6 +116,7 @@ class Body:
         self._misfit: NonDeterminism | None = None
         self.overdue: bool = False
         self.answers: deque[Answer] = deque()
+        self.described: dict[str, object] = {}
         self._random = random.Random(seed)
         self.loop: DeterministicLoop = DeterministicLoop(
             observed=observed, salt=digest(seed.encode())
@@ -548,6 +557,15 @@ class Body:
     def compensate(self, undo: Callable[[], Awaitable[object]]) -> None:
         self.loop.refuse_looking()
         self._undo.append(undo)
+
+    def set_attributes(self, attributes: Mapping[str, object]) -> None:
+        self.loop.refuse_looking()
+        try:
+            payload = json.dumps(dict(attributes)).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidPayload(f"attributes must be plain JSON: {error}") from error
+        check_attributes(payload)
+        self.described.update(json.loads(payload))
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import (
@@ -240,6 +240,28 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         if rpc is not None and not rpc.persisted:
             raise volatile_step(rpc.function.__qualname__)
         body.compensate(lambda: undo(*args, **kwargs))
+
+    def set_attributes(self, attributes: Mapping[str, object]) -> None:
+        """Change what the execution can be found by: plain JSON values by name, on top of those it
+        has, also of earlier runs; None takes a name away. Stored with what it does next.
+        ``InvalidPayload`` for a value that is no JSON.
+
+        >>> import asyncio
+        >>> from engine.testing import TestCluster
+        >>> class Ship(Workflow[str, None]):
+        ...     async def execute(self, request: str) -> None:
+        ...         self.set_attributes({"stage": "packing", "carrier": request})
+        ...         await self.sleep(timedelta(days=1))
+        >>> async def main() -> list[str]:
+        ...     async with TestCluster(Ship()) as cluster:
+        ...         await cluster.client.start(Ship, "pigeon", key="s-1")
+        ...         await cluster.advance(timedelta(hours=1))
+        ...         wanted = {"carrier": "pigeon"}
+        ...         return [each.id async for each in cluster.client.executions(attributes=wanted)]
+        >>> asyncio.run(main())
+        ['s-1']
+        """
+        self._body("set_attributes()").set_attributes(attributes)
 
     def _body(self, what: str) -> "Body":
         body = cast("Body | None", self.__dict__.get(BODY))

@@ -75,6 +75,7 @@ class Ledger:
         self._heartbeats: dict[StepKey, StepHeartbeat] = {}
         self._settled: list[int] = []
         self._update: ExecutionUpdate | None = None
+        self._attributes: bytes | None = None
         self._commit: Commit | None = None
         self._commit_mark = 0
         self._missing = 0
@@ -272,6 +273,7 @@ class Ledger:
         *,
         waiting: str | None = None,
         finished_at: datetime | None = None,
+        error: str | None = None,
         flush: bool = True,
     ) -> None:
         """The execution's state; without ``flush`` it waits for something else to be written."""
@@ -284,8 +286,18 @@ class Ledger:
             wake_at=None if status.finished else self.wake_at,
             waiting=waiting,
             version=self._next_version,
+            error=error,
+            attributes=self._attributes,
         )
+        self._state = self._update
         self._dirty = self._dirty or flush
+
+    def describe(self, attributes: bytes) -> None:
+        """Its attributes, from now on."""
+        if attributes != self._attributes:
+            self._attributes = attributes
+            self._update = self._state = replace(self._state, attributes=attributes)
+            self._dirty = True
 
     def begin_trial(self) -> None:
         """Note that it is about to run on trial, until something of it has become durable."""
@@ -303,11 +315,11 @@ class Ledger:
         assert self._update is not None
         self._update = replace(self._update, verdict=verdict)
 
-    def end(self, status: Status, reply: NewReply) -> None:
-        """The exit: it leaves with every row before it."""
+    def end(self, status: Status, reply: NewReply, *, error: str | None = None) -> None:
+        """The exit, of an error of that type: it leaves with every row before it."""
         self.reply = reply
         self.settle_all()
-        self.set_status(status, finished_at=max(self.at, self._clock.now()))
+        self.set_status(status, finished_at=max(self.at, self._clock.now()), error=error)
 
     # --- out --------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ it to the body; ``outgoing`` starts what the body asks for; ``ledger`` leaves wi
 """
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -156,6 +157,7 @@ class ResidentExecution:
             look=self._after_turn,
         )
         self._state = state
+        self._attributes: dict[str, object] = json.loads(state.attributes or b"{}")
         self._prototype = prototype
         self._body: Body | None = None
         self._incoming: Incoming | None = None
@@ -524,6 +526,8 @@ class ResidentExecution:
 
     def _go_on(self, body: Body) -> None:
         self._answer_queries()
+        if body.described and not self._journal:
+            self._describe(body)
         if self._ledger.paused:
             self._outgoing.paused = True
         if self._ledger.reply is None:
@@ -540,6 +544,17 @@ class ResidentExecution:
             self._stand_still(body)
         elif self._can_suspend(body):
             self._residents.idle(self)
+
+    def _describe(self, body: Body) -> None:
+        """Write the attributes that the body has given it, on top of those it had. A replay gives
+        it the same again, and there is nothing to write."""
+        merged = {**self._attributes, **body.described}
+        body.described.clear()
+        merged = {name: value for name, value in merged.items() if value is not None}
+        payload = json.dumps(merged, sort_keys=True)
+        if payload != json.dumps(self._attributes, sort_keys=True):
+            self._ledger.describe(payload.encode())
+        self._attributes = merged
 
     def _step_lapsed(self, step: Step, attempt: int) -> None:
         if not self._over:
@@ -741,7 +756,8 @@ class ResidentExecution:
                 self._ledger.answer(row.envelope.request_id, TOO_LATE)
         self._undelivered.clear()
         reply = exit_reply(self.id, exit, self._envelope.reply_to)
-        self._ledger.end(_STATUS[type(exit)], reply)
+        error = exit.error.root.type if isinstance(exit, Failure | Defect) else None
+        self._ledger.end(_STATUS[type(exit)], reply, error=error)
         self._submit()
 
     def _block(self, reason: str) -> None:

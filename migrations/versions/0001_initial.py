@@ -270,6 +270,7 @@ def make_executions(schema: str | None) -> None:
         at("wake_at", null=True),
         sa.Column("waiting", sa.Text),
         sa.Column("attributes", JSONB),
+        sa.Column("error", sa.Text),
         number("failures", sa.SmallInteger, default=0),
         number("failed_position", sa.Integer, default=0),
         boolean("trial"),
@@ -291,6 +292,7 @@ def make_executions(schema: str | None) -> None:
         schema=schema,
         postgresql_where=sa.text("trial"),
     )
+    index_executions(schema)
     op.create_table(
         "journal",
         number("execution", sa.BigInteger),
@@ -331,6 +333,32 @@ def make_executions(schema: str | None) -> None:
         sa.PrimaryKeyConstraint("execution", "run", "step"),
         schema=schema,
         postgresql_with=QUEUE,
+    )
+
+
+def index_executions(schema: str | None) -> None:
+    for name, columns, where in (
+        ("executions_workflow", ["workflow", "request_id"], None),
+        ("executions_status", ["status", "request_id"], None),
+        ("executions_created", ["created_at"], None),
+        ("executions_parent", ["parent", "request_id"], "parent is not null"),
+        ("executions_error", ["error", "request_id"], "error is not null"),
+        (
+            "executions_finished",
+            ["workflow", "status", "finished_at"],
+            "finished_at is not null",
+        ),
+    ):
+        given = None if where is None else sa.text(where)
+        op.create_index(name, "executions", columns, schema=schema, postgresql_where=given)
+    op.create_index(
+        "executions_attributes",
+        "executions",
+        ["attributes"],
+        schema=schema,
+        postgresql_using="gin",
+        postgresql_ops={"attributes": "jsonb_path_ops"},
+        postgresql_where=sa.text("attributes is not null"),
     )
 
 

@@ -60,3 +60,50 @@ async def test_a_workflow_is_paused_and_resumed_by_its_name(dsn: str) -> None:
     assert join.out == '"hold-1, paid 100"\n'
     assert nothing.out == "Fulfil was not paused\n"
     assert unknown.code == 3
+
+
+async def test_many_are_ended_by_a_filter_after_a_dry_run(dsn: str) -> None:
+    async with served(dsn):
+        for key, shop in (("a-1", "a"), ("a-2", "a"), ("b-1", "b")):
+            request = f'{{"id": "{key}"}}'
+            await do("start", "Fulfil", request, "-k", key, "-a", f"shop={shop}", dsn=dsn)
+        terminate = ("terminate", "--workflow", "Fulfil", "--attribute", "shop=a")
+        dry = await do(*terminate, "--dry-run", dsn=dsn)
+        seen = await do(*terminate, "--dry-run", "--table", dsn=dsn)
+        done = await do(*terminate, "--rate", "500", "--reason", "closed", dsn=dsn)
+        join = await do("join", "a-1", dsn=dsn)
+        other = await status("b-1", dsn)
+        refused = await do("terminate", "--status", "failed", dsn=dsn)
+        nothing = await do("terminate", dsn=dsn)
+        both = await do("terminate", "a-1", "--workflow", "Fulfil", dsn=dsn)
+
+    ids = [line["id"] for line in dry.lines]
+    assert ids == ["Fulfil/a-2", "Fulfil/a-1"]
+    assert [line["terminated"] for line in dry.lines] == [False, False]
+    assert seen.out.splitlines()[-1] == "2 match: nothing was done"
+    assert [line["terminated"] for line in done.lines] == [True, True]
+    assert "2 terminated" in done.err
+    assert (join.code, "closed" in join.err) == (5, True)
+    assert other != "terminated"
+    assert (refused.code, nothing.code, both.code) == (2, 2, 2)
+    assert "terminate has no effect on what is failed" in refused.err
+
+
+async def test_failed_ones_are_listed_and_retried_by_their_error(dsn: str) -> None:
+    async with served(dsn):
+        await do("start", "Broken", '"be"', "--key", "b-1", dsn=dsn)
+        await do("join", "b-1", dsn=dsn)
+        ls = await do("ls", "--error", "ValueError", "--started-after", "1h", dsn=dsn)
+        other = await do("ls", "--error", "KeyError", dsn=dsn)
+        old = await do("ls", "--started-before", "1h", dsn=dsn)
+        retry = await do("retry", "--error", "ValueError", "--table", dsn=dsn)
+        await do("join", "b-1", dsn=dsn)
+        history = await do("history", "b-1", dsn=dsn)
+
+    assert [line["id"] for line in ls.lines] == ["Broken/b-1"]
+    assert (other.lines, old.lines) == ([], [])
+    assert retry.out == "1 retried\n"
+    repaired = [line for line in history.lines if line["kind"] == "repaired"]
+    assert [("@" in each["payload"]["by"], each["payload"]["of"]) for each in repaired] == [
+        (True, "Broken/b-1")
+    ]

@@ -14,18 +14,20 @@ from engine.core.clock import SystemClock
 from engine.core.envelope import EnvelopeRequest, ReplyTo, Uninterruptible
 from engine.core.errors import (
     ConfigurationError,
+    ErrorDetails,
     InvalidPayload,
     OwnershipLost,
     StorageUnavailable,
 )
 from engine.core.ids import EntityAddress, EntityId, EntityType, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
-from engine.core.reply import ReplyKind
+from engine.core.reply import Failure, ReplyKind
 from engine.core.status import Status
 from engine.storage.protocol import (
     BadBatch,
     Commit,
     ExecutionFilter,
+    ExecutionUpdate,
     Fence,
     InboxKind,
     LaneSession,
@@ -33,6 +35,7 @@ from engine.storage.protocol import (
     RunnerRow,
     SaveOutcome,
     SaveRequest,
+    exit_reply,
 )
 from engine.storage.transaction import Transaction
 from tests.eventually import eventually
@@ -1015,7 +1018,6 @@ async def test_executions_are_found_by_each_filter(process: Process, lane: LaneS
         return "".join(reversed(await executions_of(process, filter)))
 
     assert await found(ExecutionFilter(workflow="Fulfil")) == "abd"
-    assert await found(ExecutionFilter(execution_id="c")) == "c"
     assert await found(ExecutionFilter(statuses=[Status.FAILED, Status.RUNNING])) == "ab"
     assert await found(ExecutionFilter(statuses=[Status.SCHEDULED], workflow="Fulfil")) == "d"
     assert await found(ExecutionFilter(parent=parent)) == "b"
@@ -1046,8 +1048,45 @@ async def test_executions_are_found_by_when_they_were_started(process: Process) 
 
     before = await executions_of(process, ExecutionFilter(started_after=created - HOUR))
     after = await executions_of(process, ExecutionFilter(started_after=created + HOUR))
+    early = await executions_of(process, ExecutionFilter(started_before=created))
+    late = await executions_of(process, ExecutionFilter(started_before=created + HOUR))
 
-    assert (before, after) == ([run.envelope.address.entity_id], [])
+    id = run.envelope.address.entity_id
+    assert (before, after, early, late) == ([id], [], [], [id])
+
+
+async def test_executions_are_found_by_their_error_until_they_go_on(
+    process: Process, lane: LaneSession
+) -> None:
+    one, two = await save_one(process, start("o-1")), await save_one(process, start("o-2"))
+    id = one.envelope.request_id
+    failed = ExecutionUpdate(request_id=id, run=1, status=Status.FAILED, error="ValueError")
+    fine = update(two.envelope.request_id, Status.SUCCEEDED)
+    exit = exit_reply(id, Failure(ErrorDetails("ValueError", "no")))
+    await lane.flush([Commit(shard=ONE, execution=failed, replies=[exit]), fine])
+
+    found = await executions_of(process, ExecutionFilter(error="ValueError"))
+    other = await executions_of(process, ExecutionFilter(error="KeyError"))
+    await process.storage.reopen(id, run=1, journal=[])
+    again = await executions_of(process, ExecutionFilter(error="ValueError"))
+
+    assert (found, other, again) == (["o-1"], [], [])
+
+
+async def test_attributes_are_replaced_by_those_of_an_update_if_it_has_any(
+    process: Process, lane: LaneSession
+) -> None:
+    run = await save_one(process, start("o-1", attributes=b'{"tenant": "blue"}'))
+    id = run.envelope.request_id
+    plain = ExecutionUpdate(request_id=id, run=1, status=Status.RUNNING)
+    await lane.flush([Commit(shard=ONE, execution=plain)])
+    kept = await executions_of(process, ExecutionFilter(attributes={"tenant": "blue"}))
+    changed = replace(plain, attributes=b'{"tenant": "red", "size": 3}')
+    await lane.flush([Commit(shard=ONE, execution=changed)])
+    gone = await executions_of(process, ExecutionFilter(attributes={"tenant": "blue"}))
+    found = await executions_of(process, ExecutionFilter(attributes={"size": 3}))
+
+    assert (kept, gone, found) == (["o-1"], [], ["o-1"])
 
 
 async def test_workflows_that_have_executions_are_named_with_their_group(process: Process) -> None:

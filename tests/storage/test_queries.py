@@ -31,7 +31,7 @@ HOT_TABLES = {
 }
 HOT = {
     "save": (*[[]] * 20, None),
-    "flush": (*[[]] * 20, None, *[[]] * 40),
+    "flush": (*[[]] * 20, None, *[[]] * 42),
     "flush_journal": [[]] * 14,
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),

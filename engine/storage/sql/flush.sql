@@ -177,12 +177,15 @@ moved as (
         waiting = m.waiting,
         failures = case when x.run = m.run and m.verdict <> 2 then x.failures else 0 end,
         trial = case m.verdict when 0 then x.trial else m.verdict = 1 end,
-        failed_position = case when x.run = m.run then x.failed_position else 0 end
+        failed_position = case when x.run = m.run then x.failed_position else 0 end,
+        error = m.error,
+        attributes = coalesce(m.attributes::jsonb, x.attributes)
     from unnest(
         $46::bigint[], $47::int[], $48::smallint[], $49::timestamptz[], $50::timestamptz[],
-        $51::timestamptz[], $52::text[], $53::smallint[], $54::int[]
+        $51::timestamptz[], $52::text[], $53::smallint[], $54::int[], $55::text[], $56::text[]
     ) as m (
-        request_id, run, status, started_at, finished_at, wake_at, waiting, verdict, version
+        request_id, run, status, started_at, finished_at, wake_at, waiting, verdict, version, error,
+        attributes
     )
     where x.request_id = m.request_id
 ),
@@ -192,8 +195,8 @@ offered as (
             or (u.request_id in (select r.request_id from replied r where r.kind <> 0)) is true
             as accepted
     from unnest(
-        $55::int[], $56::smallint[], $57::text[], $58::text[], $59::bigint[], $60::bytea[],
-        $61::bigint[]
+        $57::int[], $58::smallint[], $59::text[], $60::text[], $61::bigint[], $62::bytea[],
+        $63::bigint[]
     ) with ordinality
         as u (group_id, shard, entity_type, entity_id, version, payload, request_id, nth)
 ),

@@ -8,6 +8,7 @@ with reopened as (
         finished_at = null,
         wake_at = clock_timestamp(),
         waiting = null,
+        error = null,
         failures = 0,
         failed_position = 0,
         trial = false

@@ -132,7 +132,7 @@ rows as (
         e.payload,
         p.group_id as inbox_group_id, p.shard as inbox_shard,
         x.workflow, x.execution_id, x.status, x.run, x.version, x.created_at, x.started_at,
-        x.finished_at, x.wake_at, x.waiting, x.parent, x.attributes::text as attributes,
+        x.finished_at, x.wake_at, x.waiting, x.parent, x.attributes::text as attributes, x.error,
         x.failures,
         r.sequence as reply_sequence, r.kind as reply_kind, r.payload as reply_payload
     from picked p
