@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from engine import Client, EngineError, Runner, Settings, Workflow
+from engine import Client, EngineError, Queue, Runner, Settings, Workflow
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
@@ -49,7 +49,9 @@ async def database(name: str) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def serving(name: str, *prototypes: Workflow[Any, Any]) -> AsyncGenerator[Client]:
+async def serving(
+    name: str, *prototypes: Workflow[Any, Any] | Queue[Any, Any]
+) -> AsyncGenerator[Client]:
     """A client beside a runner of these in this process, over a database of their own."""
     async with (
         database(name) as dsn,

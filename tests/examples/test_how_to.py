@@ -8,8 +8,11 @@ import runpy
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,12 +25,12 @@ from engine import (
     activity,
 )
 from engine.testing import TestCluster, crash_at_every_step, lint_files
-from examples import agent, approval, documents, polling, saga, subscription
+from examples import agent, approval, crawler, documents, polling, saga, subscription
 from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 SOON = timedelta(seconds=20)
-PROGRAMS = ["saga", "approval", "documents", "polling", "subscription", "agent"]
+PROGRAMS = ["saga", "approval", "documents", "polling", "subscription", "agent", "crawler"]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -51,6 +54,7 @@ ENDS = {
     "polling": "2 jobs, looked at 6 times",
     "subscription": "'ada/1': 900, 'ada/2': 1900",
     "agent": "['the glossary is longer']",
+    "crawler": "The same twice",
 }
 
 
@@ -373,3 +377,76 @@ async def test_a_guarded_tool_waits_for_a_person_however_long_it_takes(dsn: str)
             await execution.update(agent.Agent.agree, "another", True)
         await execution.update(agent.Agent.agree, call.id, False)
         assert (await execution.join(SOON)).startswith(REFUSED)
+
+
+# --- crawler --------------------------------------------------------------------------------------
+
+START = "http://site/1"
+WORDS = {f"http://site/{n}": 9 if n < 4 else 7 if n == 4 else 5 for n in range(1, 9)}
+
+
+def fetching(site: crawler.Site, began: list[datetime], cluster: list[TestCluster]) -> Any:
+    """Asks the site itself, with a note of when."""
+
+    async def get(url: str) -> str:
+        began.extend(each.clock.now() for each in cluster)
+        return site.page(urlsplit(url).path)
+
+    return crawler.Fetch(get)
+
+
+async def test_every_page_is_found_wherever_the_runner_dies() -> None:
+    async for outcome in crash_at_every_step(
+        crawler.Crawl(), START, lambda: fetching(crawler.Site(8), [], [])
+    ):
+        assert outcome.result == WORDS, outcome
+
+
+async def test_two_crawls_together_ask_no_more_often_than_the_limit_says() -> None:
+    site, began, clusters = crawler.Site(8), list[datetime](), list[TestCluster]()
+    async with TestCluster(crawler.Crawl(), fetching(site, began, clusters)) as cluster:
+        clusters.append(cluster)
+        crawls = [await cluster.client.start(crawler.Crawl, START, key=f"{n}") for n in (1, 2)]
+        await cluster.advance(timedelta(seconds=0.2))
+        await cluster.crash()
+        await cluster.advance(timedelta(seconds=10))
+        assert [await each.join() for each in crawls] == [WORDS, WORDS]
+
+    assert min(site.asked.values()) == 2
+    assert min(after - before for before, after in pairwise(began)) >= timedelta(seconds=1 / 20)
+
+
+async def test_a_page_that_cannot_be_had_is_asked_for_again_later() -> None:
+    site, failures = crawler.Site(3), Counter({"/2": 1, "/3": 10})
+
+    async def get(url: str) -> str:
+        path = urlsplit(url).path
+        failures[path] -= 1
+        if failures[path] >= 0:
+            raise ConnectionError("429 Too Many Requests")
+        return site.page(path)
+
+    async with TestCluster(crawler.Crawl(), crawler.Fetch(get)) as cluster:
+        crawl = await cluster.client.start(crawler.Crawl, START)
+        await cluster.advance(timedelta(hours=1))
+        words = await crawl.join()
+
+    assert (words["http://site/2"], words["http://site/3"]) == (5, 0)
+    assert failures["/3"] == 10 - len(crawler.PAUSES)
+
+
+async def test_a_crawl_over_http_goes_on_after_a_crash(dsn: str) -> None:
+    site = crawler.Site(8)
+    async with (
+        site.served() as url,
+        TestCluster(crawler.Crawl(), crawler.Fetch(crawler.over_http), dsn=dsn) as cluster,
+    ):
+        crawl = await cluster.client.start(crawler.Crawl, url)
+        await eventually(lambda: "/3" in site.asked)
+        await cluster.crash()
+        words = await crawl.join(SOON)
+
+    assert {urlsplit(page).path: n for page, n in words.items()} == {
+        urlsplit(page).path: n for page, n in WORDS.items()
+    }
+    assert site.asked["/1"] == 1
