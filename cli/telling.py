@@ -20,7 +20,7 @@ from cli.session import Session
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from engine.by_name import Message
+    from engine.by_name import Message, Opening
     from engine.core.reply import Exit
     from engine.node import Node
     from engine.storage.protocol import StoredExecution
@@ -36,6 +36,15 @@ Arguments = Annotated[
         help="Its arguments as a JSON object, or - to read standard input.",
     ),
 ]
+Request = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        help="Start it with this request, in JSON, if it is not there.",
+        metavar="JSON",
+        show_default=False,
+    ),
+]
 Timeout = Annotated[
     str | None,
     typer.Option("--timeout", "-t", help="How long to wait at most (30s).", metavar="SPAN"),
@@ -49,20 +58,29 @@ def add_to(app: typer.Typer) -> None:
 
 
 async def signal(
-    session: Session, id: ExecutionId, name: HandlerName, values: Arguments = "{}"
+    session: Session,
+    id: ExecutionId,
+    name: HandlerName,
+    values: Arguments = "{}",
+    start: Request = None,
 ) -> None:
-    """Tell a run something."""
+    """Tell a run something; with --start, one that this starts if it is not there."""
     from engine import by_name
     from engine.workflow.tags import signal_tag
 
     payload = _payload(values)
     async with session.node() as node:
-        stored = await find(node.storage, id)
-        await by_name.signal(node, message_to(stored, signal_tag(name), payload))
+        if start is None:
+            message = message_to(await find(node.storage, id), signal_tag(name), payload)
+            await by_name.signal(node, message)
+        else:
+            opening = await _opening(node, id, start)
+            message = _first_message(opening, signal_tag(name), payload)
+            await opening.signal(node, message)
     if session.output.as_json:
-        session.output.line({"id": name_of(stored), "signal": name, "stored": True})
+        session.output.line({"id": str(message), "signal": name, "stored": True})
     else:
-        session.output.say(f"told {name_of(stored)}: {name}")
+        session.output.say(f"told {message}: {name}")
 
 
 async def update(
@@ -70,18 +88,25 @@ async def update(
     id: ExecutionId,
     name: HandlerName,
     values: Arguments = "{}",
+    start: Request = None,
     timeout: Timeout = None,
 ) -> None:
-    """Tell a run something and print its answer. Exit code 1 when it was refused or failed."""
+    """Tell a run something and print its answer; with --start, one that this starts if it is not
+    there. Exit code 1 when it was refused or failed."""
     from engine import by_name
     from engine.workflow.tags import update_tag
 
     payload = _payload(values)
     async with session.node() as node:
-        stored = await find(node.storage, id)
-        message = message_to(stored, update_tag(name), payload)
-        exit = await _in_time(by_name.ask(node, message), stored, name, timeout)
-    session.output.value(_answer(stored, name, exit))
+        if start is None:
+            message = message_to(await find(node.storage, id), update_tag(name), payload)
+            answer = by_name.ask(node, message)
+        else:
+            opening = await _opening(node, id, start)
+            message = _first_message(opening, update_tag(name), payload)
+            answer = opening.ask(node, message)
+        exit = await _in_time(answer, str(message), name, timeout)
+    session.output.value(_answer(str(message), name, exit))
 
 
 async def query(
@@ -99,8 +124,8 @@ async def query(
     async with session.node() as node:
         stored = await find(node.storage, id)
         message = message_to(stored, query_tag(name), payload)
-        exit = await _in_time(by_name.query(node, message), stored, name, timeout)
-    session.output.value(_answer(stored, name, exit))
+        exit = await _in_time(by_name.query(node, message), name_of(stored), name, timeout)
+    session.output.value(_answer(name_of(stored), name, exit))
 
 
 def message_to(
@@ -135,8 +160,33 @@ async def tell_on(node: "Node", id: str, tag: str, reason: str) -> "tuple[Stored
     return stored, await by_name.tell(node, message_to(stored, tag, payload))
 
 
+async def _opening(node: "Node", id: str, request: str) -> "Opening":
+    """The start of an execution that is named in full, as it may not be there."""
+    from engine.by_name import Opening, Start, locate
+    from engine.core.names import entity_id
+
+    workflow, slash, key = id.partition("/")
+    if not (slash and workflow and key):
+        raise UsageError(f"with --start the execution is named as Workflow/key, not {id!r}")
+    payload = arguments.json_payload(request, what="the request")
+    located = await locate(node.storage, workflow)
+    execution = entity_id(key, what="the key")
+    return Opening(
+        start=Start(workflow=workflow, group=located.group, id=execution, payload=payload)
+    )
+
+
+def _first_message(opening: "Opening", tag: str, payload: bytes) -> "Message":
+    from engine.by_name import Message
+
+    start = opening.start
+    return Message(
+        workflow=start.workflow, group=start.group, id=start.id, tag=tag, payload=payload
+    )
+
+
 async def _in_time(
-    answer: "Coroutine[Any, Any, Exit]", stored: "StoredExecution", name: str, timeout: str | None
+    answer: "Coroutine[Any, Any, Exit]", execution: str, name: str, timeout: str | None
 ) -> "Exit":
     try:
         async with asyncio.timeout(
@@ -145,13 +195,13 @@ async def _in_time(
             return await answer
     except TimeoutError:
         raise CommandError(
-            f"{name_of(stored)} has not answered {name} within {timeout}:"
-            f" 'outlast why {name_of(stored)}' says where it stands",
+            f"{execution} has not answered {name} within {timeout}:"
+            f" 'outlast why {execution}' says where it stands",
             ExitCode.TIMED_OUT,
         ) from None
 
 
-def _answer(stored: "StoredExecution", name: str, exit: "Exit") -> object:
+def _answer(execution: str, name: str, exit: "Exit") -> object:
     from engine.core.reply import Defect, Failure, Success
 
     match exit:
@@ -161,7 +211,7 @@ def _answer(stored: "StoredExecution", name: str, exit: "Exit") -> object:
             why = str(error)
         case ended:
             why = ended.reason
-    raise CommandError(f"{name} of {name_of(stored)} was not answered: {why}")
+    raise CommandError(f"{name} of {execution} was not answered: {why}")
 
 
 def _payload(text: str) -> bytes:

@@ -75,6 +75,7 @@ from engine.settings import Settings
 from engine.storage.schedules import FireOutcome
 from engine.storage.transaction import Transaction
 from engine.versions import PatchInfo, VersionInfo
+from engine.with_start import WithStart
 from engine.workflow.activity import activity, transaction
 from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.cron import WorkflowCron
@@ -172,6 +173,7 @@ __all__ = [
     "Uninterruptible",
     "UpdateRejected",
     "VersionInfo",
+    "WithStart",
     "Workflow",
     "WorkflowCron",
     "activity",

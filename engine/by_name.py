@@ -4,7 +4,7 @@ Under ``client`` and ``execution``, which know the workflows' classes; used as i
 which does not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +36,23 @@ class Start:
     timeout: timedelta | None = None
     """From when it is to begin until its time is over."""
 
+    async def request(self, node: "Node", request_id: Snowflake | None = None) -> SaveRequest:
+        """What is to be stored. ``request_id``: the id to use, whose reply is waited for."""
+        node.limit.check(self.payload, "the request of", self.workflow)
+        await node.know(self.group)
+        envelope = EnvelopeRequest(
+            request_id=request_id or await node.outbox.next_id(),
+            address=address_of(node, workflow=self.workflow, group=self.group, id=self.id),
+            tag=RUN,
+            payload=self.payload,
+            deliver_at=self.deliver_at,
+            key=dedup_key(RUN, self.workflow, self.id),
+            trace=current_trace(),
+            headers=_deadline(node, self),
+        )
+        execution = ExecutionStart(attributes=self.attributes)
+        return SaveRequest(envelope=envelope, execution=execution, wait=request_id is not None)
+
 
 async def start(
     node: "Node",
@@ -51,20 +68,7 @@ async def start(
     ``on_conflict="fail"``. ``connection``: the caller's own, whose transaction decides.
     ``expected``: the request id to use, whose reply this process is waiting for already.
     """
-    node.limit.check(start.payload, "the request of", start.workflow)
-    await node.know(start.group)
-    envelope = EnvelopeRequest(
-        request_id=expected or await node.outbox.next_id(),
-        address=address_of(node, workflow=start.workflow, group=start.group, id=start.id),
-        tag=RUN,
-        payload=start.payload,
-        deliver_at=start.deliver_at,
-        key=dedup_key(RUN, start.workflow, start.id),
-        trace=current_trace(),
-        headers=_deadline(node, start),
-    )
-    execution = ExecutionStart(attributes=start.attributes)
-    save = SaveRequest(envelope=envelope, execution=execution, wait=expected is not None)
+    save = await start.request(node, expected)
     if connection is None:
         saved = await node.outbox.save(save)
     else:
@@ -108,6 +112,62 @@ class Message:
             trace=current_trace(),
             persisted=persisted,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A start that is stored together with a first message: both or neither.
+
+    An execution that is there is told without being started, if it was started with the same
+    request: ``PayloadConflict`` else, ``AlreadyStarted`` with ``on_conflict="fail"``, and
+    ``NotFound`` when it has ended.
+    """
+
+    start: Start
+    on_conflict: Literal["join", "fail"] = "join"
+    connection: object = None
+
+    async def signal(self, node: "Node", message: Message) -> Snowflake:
+        """Store them; the id of the run request."""
+        return _opened(await self._save(node, message, await message.request(node)))
+
+    async def ask(self, node: "Node", message: Message) -> Exit:
+        """Store them, and wait for the answer."""
+        request_id = await node.outbox.next_id()
+        with node.replies.expect(request_id) as answer:
+            request = await message.request(node, request_id, wait=True)
+            saved = await self._save(node, message, request)
+            if saved.request_id == request_id:
+                return await answer
+        return await node.replies.wait(saved.request_id)
+
+    async def _save(self, node: "Node", message: Message, request: SaveRequest) -> Saved:
+        opening = await self.start.request(node)
+        joins = self.on_conflict == "join"
+        asked = replace(request, opening=opening, joins=joins)
+        saved = await self._store(node, asked)
+        if saved.opened is not None:
+            _check(self.start, saved.opened, self.on_conflict)
+        if saved.outcome is SaveOutcome.NOT_OPENED and saved.opened is not None:
+            # It was started with the same request in other bytes, which are there to stay.
+            found = _opened(saved)
+            saved = replace(
+                await self._store(node, request),
+                opened=Saved(outcome=SaveOutcome.EXISTS, request_id=found),
+            )
+        _check_target(message, saved, ended=True)
+        _check_payload(message, saved)
+        return saved
+
+    async def _store(self, node: "Node", request: SaveRequest) -> Saved:
+        if self.connection is None:
+            return await node.outbox.save(request)
+        return await node.storage.save_on(self.connection, request)
+
+
+def _opened(saved: Saved) -> Snowflake:
+    assert saved.opened is not None
+    return saved.opened.request_id
 
 
 def completion(token: StepToken, payload: bytes, *, failed: bool) -> Message:

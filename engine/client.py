@@ -35,6 +35,7 @@ from engine.settings import Settings
 from engine.storage.entities import DeadFilter
 from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
 from engine.versions import PatchInfo, VersionInfo, patches, versions
+from engine.with_start import WithStart
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.execution import Execution
 from engine.workflow.token import StepToken
@@ -114,6 +115,39 @@ class Client:
             self._node, start, on_conflict=on_conflict, connection=connection
         )
         return ClientExecution(self._node, definition, start.id, saved.request_id)
+
+    def with_start(
+        self,
+        workflow: type[Workflow[In, Out]],
+        request: In,
+        *,
+        key: str | None = None,
+        at: datetime | None = None,
+        delay: timedelta | None = None,
+        timeout: timedelta | None = None,
+        attributes: Mapping[str, object] | None = None,
+        on_conflict: Literal["join", "fail"] = "join",
+        connection: object = None,
+        message_key: str | None = None,
+    ) -> WithStart[Out]:
+        """Tell an execution something, and start it first if it is not there, in one transaction:
+        ``await client.with_start(Chat, room, key="lobby").signal(Chat.say, "hi")``, or ``update``.
+
+        Options as for ``start``; ``key`` is the execution's, and of messages sent with one
+        ``message_key`` each handler gets the first only. An execution that has ended is neither
+        told nor started: ``NotFound``.
+        """
+        definition = definition_of(workflow)
+        start = _start(
+            definition,
+            request,
+            key,
+            deliver_at=self._when(at, delay),
+            attributes=attributes,
+            timeout=timeout,
+        )
+        opening = by_name.Opening(start=start, on_conflict=on_conflict, connection=connection)
+        return WithStart(self._node, definition, opening, message_key)
 
     async def execute(
         self,

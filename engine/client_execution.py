@@ -128,15 +128,11 @@ class ClientExecution(Execution[T]):
         return await self._tell(reject_tag(name), encode_text(error), once=name)
 
     async def signal(self, handler: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
-        found = self._handler(handler, HandlerKind.SIGNAL)
-        payload = found.signature.validated(args, kwargs)
-        await by_name.signal(self._node, self._target(signal_tag(found.name), payload))
+        await by_name.signal(self._node, self.signal_message(handler, args, kwargs))
 
     async def update(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        found = self._handler(handler, HandlerKind.UPDATE)
-        payload = found.signature.validated(args, kwargs)
-        exit = await by_name.ask(self._node, self._target(update_tag(found.name), payload))
-        return _answer(found.name, found.signature.result.decode, exit)
+        message = self.update_message(handler, args, kwargs)
+        return self.answer_of(handler, await by_name.ask(self._node, message))
 
     async def query(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         found = self._handler(handler, HandlerKind.QUERY)
@@ -152,6 +148,25 @@ class ClientExecution(Execution[T]):
 
     async def history(self) -> list[JournalEvent]:
         return await history_of(self._node.storage, await self._find())
+
+    def signal_message(
+        self, handler: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> by_name.Message:
+        """What a signal stores."""
+        found = self._handler(handler, HandlerKind.SIGNAL)
+        return self._target(signal_tag(found.name), found.signature.validated(args, kwargs))
+
+    def update_message(
+        self, handler: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> by_name.Message:
+        """What an update stores."""
+        found = self._handler(handler, HandlerKind.UPDATE)
+        return self._target(update_tag(found.name), found.signature.validated(args, kwargs))
+
+    def answer_of(self, handler: Callable[..., object], exit: Exit) -> Any:
+        """The answer of an update, or its error raised."""
+        found = self._handler(handler, HandlerKind.UPDATE)
+        return _answer(found.name, found.signature.result.decode, exit)
 
     async def _find(self) -> Snowflake:
         if self._request_id is None:

@@ -72,6 +72,35 @@ def state_columns(states: Iterable[State], groups: Groups) -> Columns:
     return _columns(rows, 7)
 
 
+def opening_columns(request: SaveRequest, groups: Groups) -> list[object]:
+    """The parameters of ``open``, but for the channel."""
+    opening = request.opening
+    assert opening is not None
+    assert opening.execution is not None
+    start, message = opening.envelope, request.envelope
+    address, attributes = start.address, opening.execution.attributes
+    return [
+        start.request_id,
+        groups.id(address.shard.group),
+        address.shard.number,
+        address.entity_type,
+        address.entity_id,
+        start.deliver_at,
+        start.key,
+        headers_bytes(start),
+        start.payload,
+        opening.execution.version,
+        None if attributes is None else attributes.decode(),
+        request.joins,
+        message.request_id,
+        message.tag,
+        message.key,
+        headers_bytes(message),
+        message.payload,
+        request.wait,
+    ]
+
+
 def schedule_columns(schedules: Iterable[ScheduleRow], groups: Groups) -> Columns:
     """All parameters of ``write_schedules``."""
     return _columns([_schedule(schedule, groups) for schedule in schedules], 11)

@@ -7,6 +7,7 @@ Each method is one statement: it runs within one turn of the event loop, all of 
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 
@@ -221,6 +222,8 @@ class MemoryRows:
         return True
 
     def _save(self, request: SaveRequest) -> Saved:
+        if request.opening is not None:
+            return self._open(request, request.opening)
         envelope, now = request.envelope, self._clock.now()
         asked = envelope.request_id
         taken = self._dedup.get(envelope.key) if envelope.key is not None else asked
@@ -256,6 +259,24 @@ class MemoryRows:
         self._envelopes[asked] = envelope
         seq = self._deliver(envelope.address.shard, InboxKind.REQUEST, envelope, execution)
         return Saved(outcome=SaveOutcome.CREATED, request_id=asked, seq=seq)
+
+    def _open(self, request: SaveRequest, opening: SaveRequest) -> Saved:
+        """Store a message with the start of its execution, if that is not there."""
+        envelope, message = request.envelope, replace(request, opening=None)
+        taken = envelope.request_id if envelope.key is None else self._dedup.get(envelope.key)
+        known = taken is not None and taken in self._envelopes
+        found = self._dedup.get(opening.envelope.key or "")
+        if found is None and not known:
+            opened = replace(self._save(opening), seq=None)
+            return replace(self._save(message), opened=opened)
+        assert found is not None
+        payload = self._envelopes[found].payload
+        opened = Saved(outcome=SaveOutcome.EXISTS, request_id=found, payload=payload)
+        if not known and (not request.joins or payload != opening.envelope.payload):
+            return Saved(
+                outcome=SaveOutcome.NOT_OPENED, request_id=envelope.request_id, opened=opened
+            )
+        return replace(self._save(message), opened=opened)
 
     def _deliver(
         self,

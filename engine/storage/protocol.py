@@ -63,12 +63,18 @@ class SaveRequest:
     ``execution`` makes it the start of an execution. ``target`` makes it an event of the live
     execution whose run request has that dedup key. ``wait`` registers this process as a waiter
     for its reply in the same transaction.
+
+    ``opening`` is the start of its target, which is stored with it if there is no such execution:
+    both or neither. One that is there is told only if it ``joins``, and was started with the same
+    bytes. For clients; a lane's flush knows nothing of it.
     """
 
     envelope: EnvelopeRequest
     execution: ExecutionStart | None = None
     target: str | None = None
     wait: bool = False
+    opening: "SaveRequest | None" = None
+    joins: bool = True
 
 
 class SaveOutcome(Enum):
@@ -78,6 +84,9 @@ class SaveOutcome(Enum):
     NO_TARGET = "no target"
     """There is no execution with the target's key."""
     TARGET_FINISHED = "target finished"
+    NOT_OPENED = "not opened"
+    """Its target was started before, with other bytes, or must not have been: nothing was stored.
+    ``opened`` says by what."""
     BLOCKED = "blocked"
     """Its key is held by somebody's open transaction, or was asked for together with one that is:
     save it again, apart from others."""
@@ -85,12 +94,14 @@ class SaveOutcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What became of one ``SaveRequest``; ``seq`` is its inbox row when it was created."""
+    """What became of one ``SaveRequest``; ``seq`` is its inbox row when it was created, ``opened``
+    what became of its ``opening``."""
 
     outcome: SaveOutcome
     request_id: Snowflake
     seq: int | None = None
     payload: bytes | None = None
+    opened: "Saved | None" = None
 
 
 # --- replies ----------------------------------------------------------------------------------

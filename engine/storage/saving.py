@@ -1,16 +1,19 @@
 """Store requests: one statement for all of them, or one in somebody else's transaction.
 
-From ``postgres``; the statement is ``save.sql``. Keys and request ids decide what is new, so every
-statement here may be run again when nobody knows whether it committed.
+From ``postgres``; the statement is ``save.sql``, or ``open.sql`` for a message that comes with the
+start of its execution. Keys and request ids decide what is new, so every statement here may be run
+again when nobody knows whether it committed.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import asyncpg
 
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake
-from engine.storage.columns import request_columns
+from engine.storage.columns import opening_columns, request_columns
 from engine.storage.foreign import transaction_of
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.outage import transient
@@ -23,6 +26,7 @@ _OUTCOMES = (
     SaveOutcome.EXISTS,
     SaveOutcome.NO_TARGET,
     SaveOutcome.TARGET_FINISHED,
+    SaveOutcome.NOT_OPENED,
 )
 _RACES = 5
 _PARTS = 8
@@ -61,7 +65,12 @@ class Saving:
         for request in requests:
             unique.setdefault(request.envelope.request_id, request)
         await self._learn(requests)
-        await self._save(list(unique.values()), answers, apart=apart)
+        plain = [request for request in unique.values() if request.opening is None]
+        await self._save(plain, answers, apart=apart)
+        opening = [request for request in unique.values() if request.opening is not None]
+        for start in range(0, len(opening), _PARTS):  # each in a statement of its own
+            some = opening[start : start + _PARTS]
+            await asyncio.gather(*(self._save([each], answers, apart=apart) for each in some))
         if len(unique) == len(requests):
             return [answers[request.envelope.request_id] for request in requests]
         return await self._with_repeated(requests, answers)
@@ -71,10 +80,9 @@ class Saving:
         check_storable(request)
         await self._learn([request])
         driver = await transaction_of(connection)
-        query = self._pool.queries["save"]
+        name, arguments = self._statement_for([request])
         for _ in range(_RACES):
-            rows = await driver.fetch(query, *self._arguments([request]))
-            answers = saved_from(rows)
+            answers = saved_from(await driver.fetch(self._pool.queries[name], *arguments))
             if answers:
                 saved = answers[request.envelope.request_id]
                 if saved.outcome is SaveOutcome.CREATED and self._channel is not None:
@@ -93,7 +101,7 @@ class Saving:
             try:
                 answers |= await self._statement(batch, self._apart if apart else self._pool)
             except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                keyed = [r for r in batch if r.envelope.key is not None]
+                keyed = [r for r in batch if r.envelope.key is not None or r.opening is not None]
                 if transient(error) and keyed and not apart:
                     answers |= {r.envelope.request_id: _blocked(r) for r in keyed}
                 else:
@@ -117,11 +125,10 @@ class Saving:
 
     async def _statement(self, batch: Sequence[SaveRequest], pool: Pool) -> Answers:
         reruns: list[None] = []
-        rows = await pool.fetch(
-            "save", *self._arguments(batch), again=lambda: reruns.append(None), locks=True
-        )
+        name, arguments = self._statement_for(batch)
+        rows = await pool.fetch(name, *arguments, again=lambda: reruns.append(None), locks=True)
         saved = saved_from(rows)
-        return _own(saved) if reruns else saved
+        return _own(saved, batch) if reruns else saved
 
     async def _with_repeated(
         self, requests: Sequence[SaveRequest], answers: Answers
@@ -140,8 +147,11 @@ class Saving:
             seen.add(request_id)
         return saved
 
-    def _arguments(self, batch: Sequence[SaveRequest]) -> list[object]:
-        return [*request_columns(batch, self._groups), self._channel]
+    def _statement_for(self, batch: Sequence[SaveRequest]) -> tuple[str, list[object]]:
+        """The query's name and its arguments. One that has an opening comes alone."""
+        if batch[0].opening is not None:
+            return "open", [*opening_columns(batch[0], self._groups), self._channel]
+        return "save", [*request_columns(batch, self._groups), self._channel]
 
     async def _learn(self, requests: Iterable[SaveRequest]) -> None:
         names = {request.envelope.address.shard.group for request in requests}
@@ -159,30 +169,47 @@ class Saving:
 
 
 def saved_from(rows: Iterable[asyncpg.Record]) -> Answers:
-    """The answers of ``save`` by the request id asked; those that lost a race have none."""
+    """The answers of ``save`` or ``open`` by the request id asked; those that lost a race have
+    none."""
     return {
         row["asked"]: Saved(
             outcome=_OUTCOMES[int(row["outcome"])],
             request_id=row["found"],
             seq=row["seq"],
             payload=row["payload"],
+            opened=_opened(row) if "opened" in row else None,
         )
         for row in rows
     }
+
+
+def _opened(row: asyncpg.Record) -> Saved:
+    outcome = SaveOutcome.CREATED if row["opened"] else SaveOutcome.EXISTS
+    return Saved(outcome=outcome, request_id=row["execution"], payload=row["opening"])
 
 
 def _blocked(request: SaveRequest) -> Saved:
     return Saved(outcome=SaveOutcome.BLOCKED, request_id=request.envelope.request_id)
 
 
-def _own(answers: Mapping[Snowflake, Saved]) -> Answers:
+def _own(answers: Mapping[Snowflake, Saved], batch: Sequence[SaveRequest]) -> Answers:
     """What a second run found to exist under its own request id, the first run has created."""
-    return {
-        asked: Saved(outcome=SaveOutcome.CREATED, request_id=asked)
-        if saved.outcome is SaveOutcome.EXISTS and saved.request_id == asked
-        else saved
-        for asked, saved in answers.items()
-    }
+    found: Answers = {}
+    for request in batch:
+        asked = request.envelope.request_id
+        if asked in answers:
+            found[asked] = _created(answers[asked], asked)
+            opening, opened = request.opening, found[asked].opened
+            if opening is not None and opened is not None:
+                opened = _created(opened, opening.envelope.request_id)
+                found[asked] = replace(found[asked], opened=opened)
+    return found
+
+
+def _created(saved: Saved, asked: Snowflake) -> Saved:
+    if saved.outcome is SaveOutcome.EXISTS and saved.request_id == asked:
+        return Saved(outcome=SaveOutcome.CREATED, request_id=asked, opened=saved.opened)
+    return saved
 
 
 def _lost_every_race() -> StorageUnavailable:

@@ -30,6 +30,8 @@ def check_storable(request: SaveRequest) -> None:
         raise InvalidPayload(
             f"the key {key[:40]!r}… is longer than {_LONGEST_KEY} bytes: hash long keys"
         )
+    if request.opening is not None:
+        check_storable(request.opening)
     attributes = request.execution.attributes if request.execution else None
     if attributes is not None:
         check_attributes(attributes)

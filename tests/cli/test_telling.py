@@ -86,6 +86,24 @@ async def test_what_was_refused_or_is_not_there_is_said_so(dsn: str) -> None:
     assert nobody.code == 3
 
 
+async def test_a_run_that_is_not_there_is_started_by_what_it_is_told(dsn: str) -> None:
+    async with chatting(dsn):
+        hi, room = '{"text": "hi"}', '"room"'
+        told = await do("signal", "Chat/new", "say", hi, "--start", room, dsn=dsn)
+        answer = await do("update", "Chat/new", "add", hi, "--start", ' "room" ', dsn=dsn)
+        other = await do("signal", "Chat/new", "say", hi, "--start", '"hall"', dsn=dsn)
+        short = await do("signal", "new", "say", hi, "--start", room, dsn=dsn)
+        unknown = await do("signal", "Chatt/new", "say", hi, "--start", room, dsn=dsn)
+        seen = await do("query", "Chat/new", "said", dsn=dsn)
+
+    assert told.lines == [{"id": "Chat/new", "signal": "say", "stored": True}]
+    assert answer.lines == [2]
+    assert (other.code, "started before with another request" in other.err) == (1, True)
+    assert (short.code, "Workflow/key" in short.err) == (2, True)
+    assert (unknown.code, "no live runner serves a workflow 'Chatt'" in unknown.err) == (3, True)
+    assert seen.lines == [["hi", "hi"]]
+
+
 async def test_a_termination_ends_it_and_join_is_exit_code_5(dsn: str) -> None:
     async with chatting(dsn):
         asked = await do("terminate", "c", "--reason", "enough", dsn=dsn)

@@ -14,7 +14,7 @@ from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavai
 from engine.core.ids import EntityAddress
 from engine.storage.protocol import SaveOutcome, SaveRequest
 from tests.eventually import eventually
-from tests.storage.world import World, message, next_id, start
+from tests.storage.world import World, event, message, next_id, start
 
 CREATED, EXISTS, BLOCKED = SaveOutcome.CREATED, SaveOutcome.EXISTS, SaveOutcome.BLOCKED
 
@@ -226,9 +226,9 @@ async def test_what_committed_before_the_connection_was_lost_is_created_not_exis
     pool = storage._pool  # type: ignore[attr-defined]
     real = pool.run
 
-    async def commit_and_lose(session: object, *args: object, within: object) -> object:
+    async def commit_and_lose(session: object, *args: object, **options: object) -> object:
         pool.run = real
-        await real(session, *args, within=within)
+        await real(session, *args, **options)
         raise ConnectionResetError("lost after the commit")
 
     pool.run = commit_and_lose
@@ -237,6 +237,47 @@ async def test_what_committed_before_the_connection_was_lost_is_created_not_exis
     assert [answer.outcome for answer in saved] == [CREATED, CREATED]
     (again, _) = await storage.save([request, message_])
     assert again.outcome is EXISTS
+
+
+async def test_what_was_opened_before_the_connection_was_lost_is_created_with_its_message(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process = await postgres.process(register=False)
+    request = replace(event("o-1"), opening=start("o-1"))
+    pool = process.storage._pool  # type: ignore[attr-defined]
+    real = pool.run
+
+    async def commit_and_lose(session: object, *args: object, **options: object) -> object:
+        pool.run = real
+        await real(session, *args, **options)
+        raise ConnectionResetError("lost after the commit")
+
+    pool.run = commit_and_lose
+    (saved,) = await process.storage.save([request])
+
+    assert saved.opened is not None
+    assert (saved.outcome, saved.opened.outcome) == (CREATED, CREATED)
+    assert await sql.fetchval("select count(*) from engine.inbox") == 2
+
+
+async def test_of_racing_openings_of_one_execution_one_starts_it_and_every_message_is_stored(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    processes = [await postgres.process(register=False) for _ in range(4)]
+    for n in range(10):
+        requests = [replace(event(f"o-{n}"), opening=start(f"o-{n}")) for _ in processes]
+        answers = await asyncio.gather(
+            *(
+                process.storage.save([request])
+                for process, request in zip(processes, requests, strict=True)
+            )
+        )
+        opened = [saved.opened for (saved,) in answers if saved.opened is not None]
+        assert [saved.outcome for (saved,) in answers] == [CREATED] * 4
+        assert [each.outcome for each in opened].count(CREATED) == 1
+        assert len({each.request_id for each in opened}) == 1
+    assert await sql.fetchval("select count(*) from engine.inbox") == 50
+    assert await sql.fetchval("select count(*) from engine.executions") == 10
 
 
 async def test_a_request_that_cannot_be_stored_is_refused_before_anything_is_written(

@@ -50,6 +50,10 @@ class Chat(Workflow[str, list[str]]):
 
 
 async def talk(client: Client) -> None:
+    lobby = client.with_start(Chat, "room", key="lobby", message_key="m-1")
+    assert_type(await lobby.signal(Chat.say, "hi"), Execution[list[str]])
+    assert_type(await lobby.update(Chat.add, text="x"), int)
+    assert_type(await lobby.update(Chat.count), int)
     chat = await client.start(Chat, "room", timeout=timedelta(days=1))
     assert_type(chat, Execution[list[str]])
     await chat.signal(Chat.say, "hi")

@@ -242,6 +242,13 @@ class Chat(Workflow[str, str]):
         return len(text)
 
 
+async def open_chat(client: Client) -> None:
+    client.with_start(Chat, 1)  # expect-error
+    await client.with_start(Chat, "room").signal(Chat.say)  # expect-error
+    text: str = await client.with_start(Chat, "room").update(Chat.add, "x")  # expect-error
+    print(text)
+
+
 async def talk(chat: Execution[str]) -> None:
     await chat.signal(Chat.say)  # expect-error
     await chat.signal(Chat.say, 1)  # expect-error
