@@ -25,6 +25,7 @@ class Session:
         self.closed = False
         self.flushed: list[Commit] = []
         self.statements: list[int] = []
+        self.swept: list[tuple[ShardId, ...]] = []
         self.locked: set[ShardId] = set()
         self.epochs: dict[ShardId, int] = {}
         self._closing: list[Callable[[], None]] = []
@@ -49,6 +50,7 @@ class Session:
         return Flushed(requests={}, replies={})
 
     async def sweep(self, shards: Sequence[ShardId], **_: object) -> Sweep:
+        self.swept.append(tuple(shards))
         return Sweep(rows=[], due=[], next_due=None, more=False, now=NOW)
 
     def terminate(self) -> None:
@@ -66,6 +68,15 @@ class Sink:
 
     def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]:
         return []
+
+    def held(self, shards: Collection[ShardId]) -> Sequence[int]:
+        return []
+
+    def admitted(self, shards: Collection[ShardId]) -> Sequence[int] | None:
+        return None
+
+    def floors(self, shards: Collection[ShardId]) -> Sequence[int]:
+        return [0] * len(shards)
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None: ...
     def lane_opened(self, lane: Lane) -> None: ...
@@ -94,15 +105,19 @@ class Source:
 
 
 @asynccontextmanager
-async def lane_over(session: Session) -> AsyncIterator[Lane]:
+async def lane_over(
+    *sessions: Session, poll: timedelta = timedelta(seconds=5)
+) -> AsyncIterator[Lane]:
+    """It opens them one after the other."""
+
     async def open_session() -> Session:
-        return session
+        return next(session for session in sessions if not session.closed)
 
     lane = Lane(
         index=0,
         open_session=open_session,
         sink=Sink(),
-        poll=lambda: timedelta(seconds=5),
+        poll=lambda: poll,
         horizon=timedelta(0),
     )
     async with lane:
@@ -162,6 +177,35 @@ async def test_a_write_of_an_ended_generation_is_refused() -> None:
         session.terminate()
         with pytest.raises(OwnershipLost):
             lane.submit(Source(ONE), 1)
+
+
+async def test_a_write_of_an_ended_generation_is_refused_in_the_next_one() -> None:
+    first, second = Session(), Session()
+    async with lane_over(first, second) as lane:
+        await lane.acquire([ONE])
+        ended = lane.generation
+        first.terminate()
+        await eventually(lambda: lane.connected and lane.generation > ended)
+        await lane.acquire([ONE])
+
+        with pytest.raises(OwnershipLost):
+            lane.submit(Source(ONE), ended)
+
+        lane.submit(Source(ONE), lane.generation)
+        await eventually(lambda: second.flushed)
+        assert len(second.flushed) == 1
+
+
+async def test_all_shards_are_swept_again_and_again_though_nobody_rings() -> None:
+    session = Session()
+    async with lane_over(session, poll=timedelta(milliseconds=10)) as lane:
+        await lane.acquire([ONE, TWO])
+        await eventually(lambda: session.swept)
+        rung = len(session.swept)
+
+        await eventually(lambda: len(session.swept) >= rung + 3)
+
+        assert set(session.swept[rung:]) == {(ONE, TWO)}
 
 
 class Restless(Source):
