@@ -65,13 +65,16 @@ async def _look(dsn: str, reader_dsn: str) -> None:
             "join b-1": 1,
             "runners": 0,
             "shards": 0,
+            "versions": 0,
             "migrate --check": 0,
         }.items():
             ended = await do(*command.split(), dsn=reader_dsn)
             assert ended.code == code, (command, ended)
             assert ended.out or code, command
+        patches = await do("patches", dsn=reader_dsn)
         doctor = await do("doctor", dsn=reader_dsn)
 
+    assert (patches.code, patches.out) == (0, "")
     assert doctor.lines, doctor
     assert not doctor.err
 

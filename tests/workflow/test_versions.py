@@ -5,7 +5,16 @@ from datetime import timedelta
 
 import pytest
 
-from engine import ConfigurationError, Runner, Settings, Status, Workflow, activity
+from engine import (
+    ConfigurationError,
+    Deferred,
+    Runner,
+    Settings,
+    Status,
+    Workflow,
+    activity,
+    signal,
+)
 from engine.testing import replay
 from tests.workflow.code import Ship, ShipV2, Watch, WatchV2, deployed, serving, waits
 from tests.workflow.conftest import World
@@ -64,6 +73,48 @@ async def test_an_execution_whose_version_nobody_serves_waits_visibly_until_some
             return [(each.runners, each.executions) for each in found] == [(1, 0), (1, 0)]
 
         await world.until(during, served)
+
+
+async def test_a_deploy_of_other_code_with_the_same_steps_strands_nothing(world: World) -> None:
+    """What is compared is the steps of the journal, not the code."""
+
+    def shout(text: str) -> str:
+        return text.upper()
+
+    class Rewritten(Ship):
+        name = "Ship"
+        later = Deferred(int)
+
+        async def execute(self, request: str) -> list[str]:
+            results: list[str] = []
+            async with asyncio.timeout(None):
+                for step in (self.pack, self.send):
+                    results.append(shout(await step(request)))
+                    if len(results) == 1:
+                        await self.go.wait()
+            return results
+
+        @activity
+        async def send(self, what: str) -> str:
+            return f"sent {what} another way"
+
+        @activity
+        async def audit(self, what: str) -> None:
+            """A new step that this does not use."""
+
+        @signal
+        def hurry(self) -> None:
+            """A new handler."""
+
+    async with serving(world, Ship()) as before:
+        old = await before.client.start(Ship, "a", key="old")
+        await waits(world, before, old)
+    async with deployed(world, before, Rewritten(), Watch()) as during:
+        old = during.client.execution(Ship, "old")
+        assert await old.resolve(Ship.go, True)
+        assert await world.result(during, old) == ["PACKED A IN 1", "SENT A ANOTHER WAY"]
+        (ship, _) = await during.client.versions()
+        assert (ship.executions, ship.unserved, ship.misfits) == (0, 0, 0)
 
 
 async def test_one_that_sleeps_goes_on_when_its_version_is_registered(world: World) -> None:
