@@ -16,7 +16,7 @@ import asyncpg
 
 from engine import Runner, Settings
 from tests.chaos.app import Statements, tell
-from tests.workflow.everything import Everything, Job, Note, Outside, Part, Stock, Watch
+from tests.workflow.everything import Desk, Everything, Job, Note, Outside, Part, Stock, Watch
 
 
 class Tables(Outside):
@@ -76,7 +76,9 @@ async def run(killed: Path) -> None:
         outside.crash = die
         runner = Runner(Settings())
         outside.client = runner.client
-        runner.register(Mortal(outside, begins), Stock(outside), Part(outside), Watch())
+        runner.register(
+            Mortal(outside, begins), Stock(outside), Part(outside), Desk(outside), Watch()
+        )
         async with asyncio.TaskGroup() as group:
             telling = group.create_task(tell(runner, Statements()))
             await runner.run()

@@ -20,6 +20,7 @@ from engine import (
     Deferred,
     EngineError,
     Entity,
+    Queue,
     RetryPolicy,
     State,
     Transaction,
@@ -155,6 +156,19 @@ class Stock(Entity):
         return self.holds
 
 
+class Desk(Queue[str, str]):
+    concurrency = 1
+
+    def __init__(self, outside: Outside) -> None:
+        self.outside = outside
+
+    async def process(self, item: str) -> str:
+        self.outside.point("before the effect of the desk")
+        await self.outside.write(Note(item, "desk", self.idempotency_key, ""))
+        self.outside.point("after the effect of the desk")
+        return "stamped"
+
+
 class Watch(Workflow[str, str]):
     """A child that waits to be stopped."""
 
@@ -279,6 +293,9 @@ class Everything(Acts, Workflow[Job, list[str]]):
         said.append(await self.at(self.pay(), "pay"))
         await self.at(self.execution(Watch, key).signal(Watch.stop), "signal")
         said.append(await self.at(abandoned.join(), "join"))
+        if self.patched("stamp"):
+            said.append(await self.at(self.submit(Desk, request.id), "submit"))
+        self.set_attributes({"stage": "stamped"})
         said.append(await self.at(self.look(request.id), "look"))
         match request.how:
             case "fail":

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import asyncpg
 import pytest
 
-from engine import Client, JournalEvent, JournalKind, NoRunner, UpdateRejected
+from engine import Client, JournalEvent, JournalKind, NoRunner, Status, UpdateRejected
 from tests.eventually import eventually
 from tests.workflow.everything import Declined, Everything, Job, Outside, Stock, Watch
 
@@ -31,6 +31,13 @@ async def drive(client: Client, outside: Outside, job: Job) -> None:
     await execution.signal(Everything.hear, "one")
     await execution.signal(Everything.hear, "two")
     await outside.value_of(job.id, "ask update")
+    await execution.pause("for a while")
+
+    async def stands() -> bool:
+        return (await execution.describe()).status is Status.PAUSED
+
+    await eventually(stands, every=0.001)
+    await execution.resume()
     assert await answered(lambda: execution.query(Everything.state)) == ["one", "two"]
     with pytest.raises(UpdateRejected, match="not below zero"):
         await execution.update(Everything.add, -1)
@@ -65,6 +72,7 @@ class End:
     recorded: tuple[str, ...] | None
     children: tuple[str, str]
     held: int
+    attributes: dict[str, object]
 
 
 async def end_of(
@@ -104,6 +112,7 @@ async def end_of(
         steps=frozenset(of_step.keys() - SOMETIMES),
         recorded=recorded,
         children=(str(infos[0].status), str(infos[1].status)),
+        attributes=dict((await execution.describe()).attributes),
         held=len(await client.entity(Stock, job.id).kept()),
     )
 
@@ -142,6 +151,7 @@ def assert_all_done(how: How, end: End) -> None:
     }[how]
     assert end.ended.startswith(said)
     assert end.held == held
+    assert end.attributes == {"stage": "stamped"}
     assert ("undo second" in end.steps) is undone
     assert end.recorded in {None, ("first", "second")}
     assert end.children == ("interrupted", "succeeded")
@@ -152,6 +162,7 @@ def assert_all_done(how: How, end: End) -> None:
 EVERY_KIND = {
     *("STEP", "ATTEMPT", "TIMER", "RESOLVED", "CALL"),
     *("SIGNAL", "UPDATE", "ANSWER", "CONTINUED", "POSTPONED"),
+    *("PAUSED", "RESUMED", "PATCHED"),
 }
 
 
