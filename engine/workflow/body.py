@@ -481,7 +481,7 @@ class Body:
         future: asyncio.Future[None] = self.loop.create_future()
         where = _users_line(sys._getframe(0))  # pyright: ignore[reportPrivateUsage]
         self._conditions[future] = condition, where
-        scope = asyncio.timeout(None if timeout is None else timeout.total_seconds())
+        scope = asyncio.timeout(None if timeout is None else _seconds(timeout, "timeout="))
         try:
             async with scope:
                 await future
@@ -510,13 +510,13 @@ class Body:
         try:
             if timeout is None:
                 return await asyncio.shield(state.future)
-            async with asyncio.timeout(timeout.total_seconds()):
+            async with asyncio.timeout(_seconds(timeout, "timeout=")):
                 return await asyncio.shield(state.future)
         finally:
             state.waiting -= 1
 
     async def sleep(self, duration: timedelta) -> None:
-        await asyncio.sleep(duration.total_seconds())
+        await asyncio.sleep(_seconds(duration, "sleep()"))
 
     async def sleep_until(self, when: datetime) -> None:
         if when.tzinfo is None:
@@ -583,7 +583,13 @@ class Body:
 
     async def _execute(self, request: Any) -> Any:
         try:
-            result = await self.instance.execute(request)
+            work: object = self.instance.execute(request)
+            if not inspect.isawaitable(work):
+                name, gave = type(self.instance).__qualname__, type(work).__name__
+                raise ConfigurationError(
+                    f"{name}.execute() gave a {gave}, which cannot be awaited: write 'async def execute'"
+                )
+            result = await work
             self._refuse_not_awaited()
             await self._let_handlers_end()
         except asyncio.CancelledError:
@@ -695,6 +701,14 @@ def _change(change: str) -> str:
             f"a change needs a name of 1 to {_LONGEST} characters, and {change[:50]!r} is none"
         )
     return change
+
+
+def _seconds(duration: object, what: str) -> float:
+    if not isinstance(duration, timedelta):
+        raise ConfigurationError(
+            f"{what} takes a timedelta, not {duration!r}: write timedelta(seconds={duration!r})"
+        )
+    return duration.total_seconds()
 
 
 def _users_line(frame: FrameType) -> _Line:

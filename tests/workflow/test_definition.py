@@ -12,6 +12,7 @@ from engine import (
     ConfigurationError,
     Deferred,
     Entity,
+    ExecutionFailed,
     InvalidPayload,
     Runner,
     Settings,
@@ -485,3 +486,40 @@ async def test_executions_do_not_see_each_others_attributes() -> None:
             ["prototype", "a", "prototype"],
             ["prototype", "b", "prototype"],
         ]
+
+
+def plain(self: Any, request: str) -> str:
+    return request
+
+
+async def sleeps(self: Any, request: str) -> str:
+    await self.sleep(5)
+    return request
+
+
+async def waits(self: Any, request: str) -> str:
+    await self.wait_until(lambda: False, timeout=5)
+    return request
+
+
+async def asks(self: Any, request: str) -> str:
+    return str(await self.told.wait(timeout=2.5))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (plain, "gave a str, which cannot be awaited: write 'async def execute'"),
+        (sleeps, r"sleep\(\) takes a timedelta, not 5: write timedelta\(seconds=5\)"),
+        (waits, "timeout= takes a timedelta, not 5"),
+        (asks, r"timeout= takes a timedelta, not 2\.5"),
+    ],
+)
+async def test_a_beginners_mistake_in_a_body_is_said_with_its_remedy(
+    body: Callable[..., Any], said: str
+) -> None:
+    members = {"execute": body, "told": Deferred(bool)}
+    mistaken: Any = type("Mistaken", (Workflow,), members)
+    async with TestCluster(mistaken()) as cluster:
+        with pytest.raises(ExecutionFailed, match=said):
+            await cluster.client.execute(mistaken, "x", timeout=SECOND)
