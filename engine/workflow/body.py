@@ -587,7 +587,8 @@ class Body:
             if not inspect.isawaitable(work):
                 name, gave = type(self.instance).__qualname__, type(work).__name__
                 raise ConfigurationError(
-                    f"{name}.execute() gave a {gave}, which cannot be awaited: write 'async def execute'"
+                    f"{name}.execute() gave a {gave}, which cannot be awaited:"
+                    " write 'async def execute'"
                 )
             result = await work
             self._refuse_not_awaited()
