@@ -52,7 +52,7 @@ ENDS = {
     "approval": "approved approved=['ada', 'bob'] missing=0",
     "documents": "The same as a plain program counts.",
     "polling": "2 jobs, looked at 6 times",
-    "subscription": "'ada/1': 900, 'ada/2': 1900",
+    "subscription": "{'ada/1': 900",
     "agent": "['the glossary is longer']",
     "crawler": "The same twice",
 }
