@@ -58,6 +58,9 @@ async def start(
         list[str] | None,
         typer.Option("--attribute", "-a", help="To find it by; may be repeated.", metavar="K=V"),
     ] = None,
+    restart_failed: Annotated[
+        bool, typer.Option("--restart-failed", help="Let one that has ended badly begin again.")
+    ] = False,
 ) -> None:
     """Start an execution; starting it again with the same request changes nothing."""
     from engine import by_name
@@ -81,7 +84,8 @@ async def start(
             deliver_at=when if wait is None else node.clock.now() + wait,
             attributes=json.dumps(attributes).encode() if attributes else None,
         )
-        saved = await by_name.start(node, wanted)
+        conflict: by_name.OnConflict = "restart-failed" if restart_failed else "join"
+        saved = await by_name.start(node, wanted, on_conflict=conflict)
     name, created = f"{workflow}/{id}", saved.outcome is SaveOutcome.CREATED
     if session.output.as_json:
         session.output.line(

@@ -12,15 +12,32 @@ from engine.cluster.call import current_trace
 from engine.cluster.served import served
 from engine.core.codec import same_json
 from engine.core.envelope import EnvelopeRequest, dedup_key
-from engine.core.errors import AlreadyStarted, NotFound, NotRegistered, PayloadConflict
+from engine.core.errors import (
+    AlreadyStarted,
+    ConfigurationError,
+    NotFound,
+    NotRegistered,
+    PayloadConflict,
+)
 from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
 from engine.core.reply import RUNNER_LOST, Defect, Exit
-from engine.storage.protocol import ExecutionStart, Saved, SaveOutcome, SaveRequest, Storage
-from engine.workflow.tags import DEADLINE, RUN
+from engine.core.status import Status
+from engine.storage.protocol import (
+    UNDECIDED,
+    ExecutionStart,
+    Saved,
+    SaveOutcome,
+    SaveRequest,
+    Storage,
+)
+from engine.workflow.repair import Order, restarted
+from engine.workflow.tags import RUN, deadline_headers
 from engine.workflow.token import StepToken
 
 if TYPE_CHECKING:
     from engine.node import Node
+
+OnConflict = Literal["join", "fail", "restart-failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,32 +65,44 @@ class Start:
             deliver_at=self.deliver_at,
             key=dedup_key(RUN, self.workflow, self.id),
             trace=current_trace(),
-            headers=_deadline(node, self),
+            headers=self.headers(self.deliver_at or node.clock.now()),
         )
         execution = ExecutionStart(attributes=self.attributes)
         return SaveRequest(envelope=envelope, execution=execution, wait=request_id is not None)
+
+    def headers(self, begins: datetime) -> dict[str, str]:
+        return {} if self.timeout is None else deadline_headers(begins, self.timeout)
 
 
 async def start(
     node: "Node",
     start: Start,
     *,
-    on_conflict: Literal["join", "fail"] = "join",
+    on_conflict: OnConflict = "join",
     connection: object = None,
     expected: Snowflake | None = None,
 ) -> Saved:
     """Start an execution, or find the one with this id; returns once that is durable.
 
     ``PayloadConflict`` when it was started with another request; ``AlreadyStarted`` with
-    ``on_conflict="fail"``. ``connection``: the caller's own, whose transaction decides.
+    ``on_conflict="fail"``; with ``"restart-failed"`` one that has ended, but not well, begins
+    again. ``connection``: the caller's own, whose transaction decides.
     ``expected``: the request id to use, whose reply this process is waiting for already.
     """
+    restarts = on_conflict == "restart-failed"
+    if restarts and connection is not None:
+        raise ConfigurationError(
+            'on_conflict="restart-failed" begins again at once, whatever becomes of your'
+            " transaction: leave `connection` or `on_conflict` out"
+        )
     save = await start.request(node, expected)
     if connection is None:
         saved = await node.outbox.save(save)
     else:
         saved = await node.storage.save_on(connection, save)
     _check(start, saved, on_conflict)
+    if restarts and saved.outcome is SaveOutcome.EXISTS:
+        await _restart(node, saved.request_id, start)
     return saved
 
 
@@ -292,11 +321,21 @@ async def locate(storage: Storage, workflow: str) -> Located:
     )
 
 
-def _deadline(node: "Node", start: Start) -> dict[str, str]:
-    if start.timeout is None:
-        return {}
-    begins = start.deliver_at or node.clock.now()
-    return {DEADLINE: (begins + start.timeout).isoformat()}
+async def _restart(node: "Node", request_id: Snowflake, start: Start) -> None:
+    """Have an execution that has ended, but not well, begin again, on the version that a new one
+    would get. Whoever does it first does it for all who ask."""
+    (loaded,) = await node.storage.load([request_id])
+    if not loaded.execution.status.finished or loaded.execution.status is Status.SUCCEEDED:
+        return
+    now = node.clock.now()
+    shard = await node.storage.reopen(
+        replace(loaded.envelope, headers=start.headers(now), trace=current_trace()),
+        run=loaded.execution.run,
+        journal=restarted(loaded, order=Order(by=node.settings.author, at=now)),
+        version=UNDECIDED,
+    )
+    if shard is not None:
+        node.ring_shards([shard])
 
 
 def _check(start: Start, saved: Saved, on_conflict: str) -> None:

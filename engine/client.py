@@ -90,13 +90,14 @@ class Client:
         delay: timedelta | None = None,
         timeout: timedelta | None = None,
         attributes: Mapping[str, object] | None = None,
-        on_conflict: Literal["join", "fail"] = "join",
+        on_conflict: by_name.OnConflict = "join",
         connection: object = None,
     ) -> Execution[Out]:
         """Start an execution and return once that is durable.
 
         Its id is ``key``, or ``workflow.key(request)``. Starting again with the same id and request
-        gives the same execution (with ``on_conflict="fail"``, ``AlreadyStarted``); with another
+        gives the same execution (with ``on_conflict="fail"``, ``AlreadyStarted``; with
+        ``"restart-failed"`` one that has failed or was ended begins again, at once); with another
         request, ``PayloadConflict``. ``at`` or ``delay`` put the start off. After ``timeout``, from
         when it is to begin, it is interrupted and then fails as timed out. ``connection``: your
         own asyncpg connection or SQLAlchemy ``AsyncSession``; the execution starts if and only if

@@ -4,6 +4,7 @@ Under ``client_execution`` and the CLI; needs neither the workflow's code nor a 
 ``workflow.repair`` says what of the journal is kept.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from engine.core.names import entity_id
 from engine.core.status import Status
 from engine.storage.protocol import ExecutionStart, LoadedExecution, SaveRequest, StoredExecution
 from engine.workflow.repair import Order, forked, retried
-from engine.workflow.tags import RETRY, RUN, encode_order
+from engine.workflow.tags import RETRY, RUN, begun_anew, encode_order
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 async def retry(node: "Node", execution: StoredExecution) -> None:
     """Let an execution go on from its last good step: one that failed or was ended, in a new run,
-    and one that is blocked, wherever it is. No-op for one that goes on anyway.
+    and one that is blocked, wherever it is. It has as much time again as it was started with.
+    No-op for one that goes on anyway.
 
     ``NotFound`` when it has succeeded, ``ConfigurationError`` when its compensations have run.
     """
@@ -45,7 +47,11 @@ async def retry(node: "Node", execution: StoredExecution) -> None:
         return
     loaded = await _load(node, execution.request_id)
     rows = retried(loaded, await _children(node, loaded), order=_order(node))
-    shard = await node.storage.reopen(execution.request_id, run=loaded.execution.run, journal=rows)
+    envelope = loaded.envelope
+    headers = begun_anew(envelope.headers, node.clock.now())
+    shard = await node.storage.reopen(
+        replace(envelope, headers=headers), run=loaded.execution.run, journal=rows
+    )
     if shard is not None:
         node.ring_shards([shard])
 

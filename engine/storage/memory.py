@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from engine.core.envelope import AckChunk, Interrupt
+from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
@@ -185,10 +185,15 @@ class MemoryStorage(MemoryInspection):
         return shards
 
     async def reopen(
-        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+        self,
+        request: EnvelopeRequest,
+        *,
+        run: int,
+        journal: Sequence[JournalRow],
+        version: int | None = None,
     ) -> ShardId | None:
         await self._travel()
-        shard = self._database.rows.reopen(execution, run=run, journal=journal)
+        shard = self._database.rows.reopen(request, run=run, journal=journal, version=version)
         await self._travel()
         return shard
 

@@ -135,9 +135,15 @@ class MemoryRows:
         return list(dict.fromkeys(shards))
 
     def reopen(
-        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+        self,
+        request: EnvelopeRequest,
+        *,
+        run: int,
+        journal: Sequence[JournalRow],
+        version: int | None,
     ) -> ShardId | None:
         """Let an execution that has ended, but not well, go on as its next run."""
+        execution = request.request_id
         state = self.executions.get(execution)
         ended_badly = state is not None and state.status.value > Status.SUCCEEDED.value
         if state is None or state.run != run or not ended_badly:
@@ -147,11 +153,15 @@ class MemoryRows:
                 request_id=execution,
                 run=run + 1,
                 status=Status.RUNNING,
+                version=version,
                 wake_at=self._clock.now(),
                 verdict=Verdict.ACQUITTED,
             )
         )
         self.executions.add_journal(journal)
+        self._envelopes[execution] = replace(
+            self._envelopes[execution], headers=request.headers, trace=request.trace
+        )
         self.replies.reopen(execution)
         return state.shard
 

@@ -13,7 +13,7 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from engine.core.clock import SystemClock, monotonic
-from engine.core.envelope import AckChunk, Interrupt
+from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
@@ -211,9 +211,14 @@ class PostgresStorage(Inspection):
         return await self._requests.revive(requests)
 
     async def reopen(
-        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+        self,
+        request: EnvelopeRequest,
+        *,
+        run: int,
+        journal: Sequence[JournalRow],
+        version: int | None = None,
     ) -> ShardId | None:
-        return await self._requests.reopen(execution, run=run, journal=journal)
+        return await self._requests.reopen(request, run=run, journal=journal, version=version)
 
     async def fork(
         self, request: SaveRequest, *, started_at: datetime, journal: Sequence[JournalRow]

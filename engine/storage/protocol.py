@@ -830,11 +830,17 @@ class Storage(Protocol):
         ...
 
     async def reopen(
-        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+        self,
+        request: EnvelopeRequest,
+        *,
+        run: int,
+        journal: Sequence[JournalRow],
+        version: int | None = None,
     ) -> ShardId | None:
         """Let an execution whose ``run`` has ended, and not well, go on as the next run, which
-        begins with these rows. Its exit is taken back. The shard to ring; None when it has not
-        ended so, or goes on already."""
+        begins with these rows, under the headers and trace of this ``request`` of its own and,
+        unless it is None, another ``version``. Its exit is taken back. The shard to ring; None
+        when it has not ended so, or goes on already."""
         ...
 
     async def fork(

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import asyncpg
 
-from engine.core.envelope import AckChunk, Interrupt
+from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
 from engine.storage.columns import headers_bytes, journal_columns
@@ -87,18 +87,25 @@ class StoredRequests:
             return self._shards(dead)
 
     async def reopen(
-        self, execution: Snowflake, *, run: int, journal: Sequence[JournalRow]
+        self,
+        request: EnvelopeRequest,
+        *,
+        run: int,
+        journal: Sequence[JournalRow],
+        version: int | None = None,
     ) -> ShardId | None:
         reruns: list[None] = []
         rows = await self._pool.fetch(
             "reopen",
             *journal_columns(journal),
-            execution,
+            request.request_id,
             run,
+            headers_bytes(request),
+            version,
             again=lambda: reruns.append(None),
         )
         if not rows and reruns:  # a first run may have done it and lost its answer
-            rows = await self._pool.fetch("load", [execution])
+            rows = await self._pool.fetch("load", [request.request_id])
             rows = [row for row in rows if row["run"] == run + 1]
         return next(iter(self._shards(rows)), None)
 

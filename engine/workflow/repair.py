@@ -81,6 +81,13 @@ def retried(
     return _copied(loaded, cut, children, name="retry", order=order)
 
 
+def restarted(loaded: LoadedExecution, *, order: Order) -> list[JournalRow]:
+    """The rows of a run that begins from the beginning, with nothing of the runs before it."""
+    run = loaded.execution.run + 1
+    origin = Origin(seed=f"{loaded.execution.request_id}:{run}")
+    return [_note(loaded, origin, name="restart", order=order, run=run, at=order.at)]
+
+
 def forked(
     loaded: LoadedExecution,
     children: Mapping[Snowflake, str],
@@ -162,19 +169,40 @@ def _copied(
         child = None if row.source is None else children.get(row.source)
         if row.kind is JournalKind.CALL and child is not None:
             ids.setdefault((row.name, row.ordinal), child)
-    last = loaded.journal[cut - 1] if cut else None
-    at = loaded.execution.started_at or loaded.execution.created_at
+    first = _note(
+        loaded,
+        Origin(seed=origin.seed, children=ids),
+        name=name,
+        order=order,
+        run=run,
+        at=loaded.execution.started_at or loaded.execution.created_at,
+        after=loaded.journal[cut - 1].position if cut else 0,
+    )
+    return [replace(row, execution=execution, run=run) for row in (first, *kept)]
+
+
+def _note(
+    loaded: LoadedExecution,
+    origin: Origin,
+    *,
+    name: str,
+    order: Order,
+    run: int,
+    at: datetime,
+    after: int = 0,
+) -> JournalRow:
+    """The first row: who wanted the repair, when, of what, and what ``Origin`` is read from."""
     note = {
         "by": order.by,
         "asked_at": order.at.isoformat(),
         "of": f"{loaded.execution.workflow}/{loaded.execution.execution_id}",
         "run": loaded.execution.run,
-        "from": 0 if last is None else last.position,
+        "from": after,
         "seed": origin.seed,
-        "children": [[name, ordinal, id] for (name, ordinal), id in ids.items()],
+        "children": [[name, ordinal, id] for (name, ordinal), id in origin.children.items()],
     }
-    first = JournalRow(
-        execution=execution,
+    return JournalRow(
+        execution=loaded.execution.request_id,
         run=run,
         position=0,
         kind=JournalKind.REPAIRED,
@@ -183,4 +211,3 @@ def _copied(
         at=at,
         payload=json.dumps(note).encode(),
     )
-    return [first, *(replace(row, execution=execution, run=run) for row in kept)]

@@ -6,7 +6,7 @@ pause and the like says why, and who wants it.
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import cast
 
 from engine.core.envelope import dedup_key
@@ -20,6 +20,8 @@ PAUSE = "pause"
 RESUME = "resume"
 DEADLINE = "outlast-deadline"
 """The header of a run request that says until when its execution must have ended."""
+_TIMEOUT = "outlast-timeout"
+"""... and for how many seconds from its beginning on."""
 _SIGNAL = "signal:"
 _UPDATE = "update:"
 _QUERY = "query:"
@@ -78,6 +80,19 @@ def deadline_in(headers: Mapping[str, str]) -> datetime | None:
     """Until when an execution must have ended."""
     stored = headers.get(DEADLINE)
     return None if stored is None else datetime.fromisoformat(stored)
+
+
+def deadline_headers(begins: datetime, timeout: timedelta) -> dict[str, str]:
+    """Those of an execution that has so long from when it begins."""
+    return {DEADLINE: (begins + timeout).isoformat(), _TIMEOUT: str(timeout.total_seconds())}
+
+
+def begun_anew(headers: Mapping[str, str], now: datetime) -> dict[str, str]:
+    """The same headers for an execution that begins now, and has as much time as it had."""
+    seconds = headers.get(_TIMEOUT)
+    if seconds is None:
+        return dict(headers)
+    return {**headers, **deadline_headers(now, timedelta(seconds=float(seconds)))}
 
 
 def encode_text(text: str) -> bytes:

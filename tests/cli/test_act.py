@@ -39,6 +39,16 @@ async def test_join_of_a_failure_is_exit_code_1(dsn: str) -> None:
     assert "ValueError: cannot be" in join.err
 
 
+async def test_one_that_failed_can_be_started_again(dsn: str) -> None:
+    async with served(dsn):
+        for option in ([], [], ["--restart-failed"]):
+            await do("start", "Broken", '"be"', "--key", "b-1", *option, dsn=dsn)
+            await do("join", "b-1", dsn=dsn)
+        show = await do("show", "b-1", dsn=dsn)
+
+    assert show.lines[0]["run"] == 2
+
+
 async def test_join_of_an_interrupted_one_is_exit_code_5(dsn: str) -> None:
     async with served(dsn):
         await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)

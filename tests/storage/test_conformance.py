@@ -1067,7 +1067,7 @@ async def test_executions_are_found_by_their_error_until_they_go_on(
 
     found = await executions_of(process, ExecutionFilter(error="ValueError"))
     other = await executions_of(process, ExecutionFilter(error="KeyError"))
-    await process.storage.reopen(id, run=1, journal=[])
+    await process.storage.reopen(one.envelope, run=1, journal=[])
     again = await executions_of(process, ExecutionFilter(error="ValueError"))
 
     assert (found, other, again) == (["o-1"], [], [])

@@ -317,7 +317,12 @@ async def schedules(client: Client) -> None:
 
 async def executions(client: Client) -> None:
     execution = await client.start(
-        Steps, 1, key="k", delay=timedelta(seconds=1), attributes={"team": "a"}, on_conflict="fail"
+        Steps,
+        1,
+        key="k",
+        delay=timedelta(seconds=1),
+        attributes={"team": "a"},
+        on_conflict="restart-failed",
     )
     assert_type(execution, Execution[Summary])
     assert_type(await execution.join(), Summary)

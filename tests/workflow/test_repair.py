@@ -1,8 +1,10 @@
 """Repair: executions that failed, were ended or are blocked go on, and fork from a step."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from engine import (
@@ -13,12 +15,14 @@ from engine import (
     ExecutionFailed,
     JournalKind,
     NotFound,
+    PayloadConflict,
     RetryPolicy,
     Status,
     Workflow,
     activity,
     rpc,
 )
+from engine.testing import TestCluster
 from tests.workflow.conftest import World
 
 ONCE = RetryPolicy(attempts=1)
@@ -100,6 +104,71 @@ async def test_a_failed_execution_goes_on_from_its_last_good_step(world: World) 
     assert again == result
     assert (outside.done, len(set(outside.keys)), len(outside.keys)) == (["tea"], 1, 3)
     assert (info.status, info.run) == (Status.SUCCEEDED, 3)
+
+
+async def test_one_that_failed_begins_again_when_it_is_started_so(world: World) -> None:
+    outside = Outside()
+    async with world.cluster(Fulfil(outside), Shelf(), Pack()) as cluster, asyncio.timeout(40):
+        client = cluster.client
+        execution = await client.start(Fulfil, "tea undo", key="o", on_conflict="restart-failed")
+        with pytest.raises(ExecutionFailed, match="the bank is closed"):
+            await execution.join()
+        await client.start(Fulfil, "tea undo", key="o")
+        assert (await execution.describe()).status is Status.FAILED
+        outside.broken.clear()
+        with pytest.raises(PayloadConflict):
+            await client.start(Fulfil, "coffee", key="o", on_conflict="restart-failed")
+        both = await asyncio.gather(
+            *(
+                client.start(Fulfil, "tea undo", key="o", on_conflict="restart-failed")
+                for _ in range(2)
+            )
+        )
+        await cluster.crash()
+        results = await asyncio.gather(*(each.join() for each in both))
+        await client.start(Fulfil, "tea undo", key="o", on_conflict="restart-failed")
+        info = await execution.describe()
+        history = await execution.history()
+    assert results[0] == results[1]
+    assert "paid tea" in results[0]
+    assert (info.status, info.run) == (Status.SUCCEEDED, 2)
+    assert len(set(outside.keys)) == 2  # the second run is a new one for the bank as well
+    assert [event.name for event in history if event.kind is JournalKind.REPAIRED] == ["restart"]
+
+
+async def test_what_ran_out_of_time_has_as_much_again_when_it_is_retried(world: World) -> None:
+    class Waits(Workflow[str, str]):
+        go = Deferred(str)
+
+        async def execute(self, request: str) -> str:
+            return await self.go.wait()
+
+    async with world.cluster(Waits()) as cluster, asyncio.timeout(40):
+        limit = timedelta(seconds=0.5)
+        execution = await cluster.client.start(Waits, "a", key="a", timeout=limit)
+        for again in ("retry", "restart"):
+            with pytest.raises(ExecutionFailed, match="time"):
+                await world.result(cluster, execution)
+            if again == "retry":
+                await execution.retry()
+            else:
+                await cluster.client.start(
+                    Waits, "a", key="a", timeout=timedelta(hours=1), on_conflict="restart-failed"
+                )
+        await execution.resolve(Waits.go, "in time")
+        assert await execution.join() == "in time"
+
+
+async def test_a_restart_is_no_part_of_a_transaction(dsn: str) -> None:
+    async with TestCluster(Pack(), dsn=dsn) as cluster:
+        connection = await asyncpg.connect(dsn)
+        try:
+            with pytest.raises(ConfigurationError, match="restart-failed"):
+                await cluster.client.start(
+                    Pack, "a", key="a", on_conflict="restart-failed", connection=connection
+                )
+        finally:
+            await connection.close()
 
 
 async def test_what_was_interrupted_or_terminated_goes_on_too(world: World) -> None:

@@ -1,5 +1,6 @@
 -- name: reopen
--- Let an execution that has ended, but not well, go on as its next run, with a journal.
+-- Let an execution that has ended, but not well, go on as its next run, with a journal, under these
+-- headers and, if it is given, this version.
 with reopened as (
     update engine.executions x
     set
@@ -11,9 +12,14 @@ with reopened as (
         error = null,
         failures = 0,
         failed_position = 0,
-        trial = false
+        trial = false,
+        version = coalesce($18::int, x.version)
     where x.request_id = $15::bigint and x.run = $16::int and x.status > 5
     returning x.request_id, x.group_id, x.shard
+),
+headed as (
+    update engine.envelopes e set headers = $17::bytea from reopened o
+    where e.request_id = o.request_id and e.headers is distinct from $17::bytea
 ),
 taken as (
     delete from engine.replies d
