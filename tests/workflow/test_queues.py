@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from engine import (
     Workflow,
 )
 from engine.cluster.queue import Terms, queue_of
+from engine.storage.memory import Fault
 from engine.testing import TestCluster
 from tests.eventually import eventually
 from tests.workflow.conftest import World
@@ -252,3 +254,42 @@ async def test_what_was_not_submitted_to_a_queue_is_a_dead_letter(world: World) 
 
         assert await eventually(dead) == [request.request_id]
         assert await item.join() == "A1"
+
+
+@pytest.mark.parametrize("fault", [Fault.BEFORE_COMMIT, Fault.AFTER_COMMIT, Fault.LOCKED])
+async def test_whichever_write_goes_wrong_each_item_is_answered_within_the_limits(
+    fault: Fault,
+) -> None:
+    writes, most, hit = 0, 0, True
+    while hit:
+        queue = Quick()
+        async with TestCluster(queue, SubmitsMany()) as cluster:
+            cluster.fail_next_flush(fault, after=writes)
+            execution = await cluster.client.start(SubmitsMany, "x", key="s-1")
+            item = await cluster.client.submit(Quick, "cancelled", key="c", priority=-1)
+            await item.cancel()
+            await cluster.advance(timedelta(seconds=30))
+            assert await execution.join(timedelta(seconds=5)) == ["X0", "X1", "X2", "X3", "X4"]
+            with suppress(RequestFailed):  # it may have been too late
+                await item.join(timedelta(seconds=5))
+            info = await eventually(lambda: idle(cluster, Quick))
+            assert info.waiting == 0, writes
+            assert cluster.database is not None
+            hit = not cluster.database.faults_ahead
+        assert queue.most[""] <= Quick.concurrency, writes
+        writes, most = writes + 1, max(most, queue.most[""])
+    assert writes > 10
+    assert most == Quick.concurrency
+
+
+class Quick(Gate):
+    concurrency = 2
+
+    async def process(self, item: str) -> str:
+        asyncio.get_running_loop().call_later(0.001, self.open.set)
+        return await super().process(item)
+
+
+class SubmitsMany(Workflow[str, list[str]]):
+    async def execute(self, request: str) -> list[str]:
+        return list(await asyncio.gather(*(self.submit(Quick, f"{request}{n}") for n in range(5))))
