@@ -2,7 +2,8 @@
 
 Starts and joins workflows from this process, once with the runner in a process of its own and once
 with it in here. The workloads W1 to W4 and W8 are those that we measure other engines with; S1 is a
-stream, and H1 is what callers notice when one of several runners stops.
+stream, Q1 and Q2 are queues without and with limits, and H1 is what callers notice when one of
+several runners stops.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from bench.process import runner_process, within
 from bench.results import ROOT, Results, milliseconds
 from bench.runner import owns_all
 from bench.server import PUBLISHED, Server, open_server
-from bench.workflows import Feed, Steps
+from bench.workflows import Feed, Free, Limited, Steps
 from engine import Client, Runner, Settings
 
 LATENCY = 300
@@ -26,6 +27,7 @@ MANY = 2000
 LONGER, LONGER_STEPS = 500, 10
 SEQUENTIAL = 500
 STREAMED = 50_000
+ITEMS = 5000
 IDLE_SECONDS = 20.0
 
 
@@ -44,13 +46,17 @@ class Driver:
         self._series = secrets.token_hex(4)  # a key used before would find the result of then
 
     async def run(self, *, scale: float, counting: bool) -> None:
-        sized = [max(1, int(n * scale)) for n in (LATENCY, MANY, LONGER, SEQUENTIAL, STREAMED)]
+        sized = [
+            max(1, int(n * scale)) for n in (LATENCY, MANY, LONGER, SEQUENTIAL, STREAMED, ITEMS)
+        ]
         await self._all(max(1, int(100 * scale)), steps=1)  # warm connections and plans
         await self.latency(sized[0], counting=counting)
         await self.many("W1", sized[1], steps=1, counting=counting)
         await self.many("W2", sized[2], steps=LONGER_STEPS, counting=counting)
         await self.many("W4", 1, steps=sized[3], counting=counting)
         await self.stream(sized[4], counting=counting)
+        await self.items("Q1", Free, sized[5])
+        await self.items("Q2", Limited, sized[5])
 
     async def latency(self, count: int, *, counting: bool) -> None:
         """W3: one after the other, from the call of start to the result."""
@@ -105,6 +111,15 @@ class Driver:
         if counting:
             each = (await self.server.transactions() - before) / taken * 1000
             self._add("S1", "transactions per 1000 chunks", each, "")
+
+    async def items(self, workload: str, queue: type[Free], count: int) -> None:
+        """Q1, Q2: items of a queue, all submitted at once and all awaited."""
+        began = perf_counter()
+        async with asyncio.timeout(300):
+            items = await asyncio.gather(*(self.client.submit(queue, n) for n in range(count)))
+            if await asyncio.gather(*(item.join() for item in items)) != list(range(count)):
+                raise AssertionError("an item has the answer of another")
+        self._add(workload, "throughput", count / (perf_counter() - began), "items/s", n=count)
 
     async def idle(self, seconds: float) -> None:
         """W8: what a runner costs that has nothing to do."""
@@ -170,7 +185,7 @@ async def measure(arguments: argparse.Namespace) -> None:
                     if not arguments.quick:
                         await driver.idle(IDLE_SECONDS)
             if "same" in arguments.runner:
-                async with Runner(settings).register(Steps(), Feed()) as runner:
+                async with Runner(settings).register(Steps(), Feed(), Free(), Limited()) as runner:
                     await within(30, owns_all(runner), what="a runner that owns all shards")
                     pid = os.getpid()
                     driver = Driver(

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import sys
 
-from bench.workflows import Counter, Feed, Steps
+from bench.workflows import Counter, Feed, Free, Limited, Steps
 from engine import Runner, Settings
 
 
@@ -26,7 +26,9 @@ async def owns_share(runner: Runner) -> None:
 
 
 async def main(dsn: str) -> None:
-    runner = Runner(Settings(dsn=dsn, schema="engine")).register(Steps(), Feed(), Counter())
+    runner = Runner(Settings(dsn=dsn, schema="engine")).register(
+        Steps(), Feed(), Counter(), Free(), Limited()
+    )
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(runner.run())
         await owns_share(runner)

@@ -1,8 +1,8 @@
-"""What is measured: steps, streams and calls that do nothing, so that only the engine counts."""
+"""What is measured: steps, streams, calls and items that do nothing but make the engine work."""
 
 from collections.abc import AsyncIterator
 
-from engine import Entity, State, Workflow, activity, rpc
+from engine import Entity, Queue, State, Workflow, activity, rpc
 
 
 class Steps(Workflow[int, int]):
@@ -37,3 +37,21 @@ class Counter(Entity):
     async def add(self) -> int:
         self.state += 1
         return self.state
+
+
+class Free(Queue[int, int]):
+    """Items without a limit."""
+
+    async def process(self, item: int) -> int:
+        return item
+
+
+class Limited(Free):
+    """Items of twenty keys, within limits in all and per key."""
+
+    concurrency = 200
+    per_key = 20
+
+    @classmethod
+    def key(cls, item: int) -> str:
+        return str(item % 20)

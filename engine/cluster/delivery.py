@@ -379,10 +379,10 @@ class Delivery:
         try:
             if host is not None:
                 host.deliver(shard, row)
-            elif row.kind is InboxKind.INTERRUPT and row.execution is None:
+            elif row.kind is InboxKind.INTERRUPT and row.execution is None and not _taken_in(row):
                 self.interrupt(shard, row)
             else:
-                forever = row.execution is not None
+                forever = row.execution is not None or row.kind not in _HANDLED
                 self.parking.park(row.envelope.address.entity_type, shard, row, forever=forever)
         except Exception:  # one message must not cost the lane, and every message behind it
             log.exception(
@@ -528,6 +528,11 @@ class Delivery:
             del self.shards[shard.id]
         self._suspects.forget(shard)
         self.parking.forget(shard)
+
+
+def _taken_in(row: InboxRow) -> bool:
+    """Whether an interrupt's request has no exit and is not in this inbox: its queue has it."""
+    return row.reply is None and row.target is None
 
 
 def delivered_in_vain(

@@ -158,7 +158,7 @@ class Dispatcher:
         self._task = self._tools.spawn(self._serve())
 
     def arrive(self, row: InboxRow) -> None:
-        """An item. Raises ``ValueError`` and the like when its terms cannot be read."""
+        """An item; ``InvalidPayload`` when its terms cannot be read."""
         Terms.of(row.envelope.headers)
         self._arrivals[row.envelope.request_id] = row
         self._wake.set()
@@ -224,6 +224,13 @@ class Dispatcher:
                     await self._carry_out(made)
                     continue
             except OwnershipLost:
+                return
+            except Exception:
+                # INVARIANT in-doubt: what is in memory may differ from what is stored, so it is
+                # given up with the lane, and read anew.
+                log.exception("a queue cannot go on and is read anew", extra=self._named())
+                await asyncio.sleep(_RETRY_LIMIT.total_seconds())
+                self.shard.lane.terminate()
                 return
             self._set_alarm()
             await self._wake.wait()

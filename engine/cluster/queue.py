@@ -152,14 +152,25 @@ class Terms:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "Terms":
-        key, priority, *more = json.loads(headers[_HEADER])
-        if not more:
-            return cls(key=key, priority=priority)
-        debounce, period, longest = more
+        """Read them again; ``InvalidPayload`` when nobody can have submitted that."""
+        try:
+            return cls._read(*json.loads(headers[_HEADER]))
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise InvalidPayload(f"this was not submitted to a queue: {error!r}") from error
+
+    @classmethod
+    def _read(
+        cls,
+        key: str,
+        priority: int,
+        debounce: str | None = None,
+        period: float = 0,
+        longest: float = 0,
+    ) -> "Terms":
         return cls(
-            key=key,
-            priority=priority,
-            debounce=debounce,
+            key=_key(key),
+            priority=_priority(priority),
+            debounce=None if debounce is None else entity_id(debounce, what="a debounce"),
             period=timedelta(seconds=period),
             longest=timedelta(seconds=longest),
         )
@@ -168,7 +179,8 @@ class Terms:
 @dataclass(frozen=True, slots=True)
 class Debounce:
     """The last of the items that come under one ``id`` within ``period`` of each other is the one
-    that is processed, ``period`` after it came, but at most ``longest`` after the first of them.
+    that is processed: ``period`` after it came, but at most ``longest`` (ten periods unless given)
+    after the first of them. Those in whose place it is end as interrupted.
     """
 
     id: str
@@ -176,8 +188,7 @@ class Debounce:
     longest: timedelta | None = None
 
     def __post_init__(self) -> None:
-        longest = self.period if self.longest is None else self.longest
-        if self.period <= timedelta(0) or longest < self.period:
+        if self.period <= timedelta(0) or self.at_most < self.period:
             raise ConfigurationError(
                 "the period of a debounce must be more than nothing, and the longest wait at least"
                 " the period"
@@ -203,9 +214,8 @@ class QueueDefinition:
         self, item: Any, *, key: str | None, priority: int | None, debounce: Debounce | None = None
     ) -> Terms:
         """How an item is to be treated; ``InvalidPayload`` when that cannot be stored."""
-        chosen = self.cls.key(item) if key is None else key
         terms = Terms(
-            key="" if chosen == "" else entity_id(chosen, what=f"the key of a {self.name} item"),
+            key=_key(self.cls.key(item) if key is None else key),
             priority=_priority(self.cls.priority if priority is None else priority),
         )
         if debounce is None:
@@ -270,6 +280,10 @@ def processing(cls: type[Queue[Any, Any]]) -> Callable[..., Any]:
 
     process.__annotations__ = {"item": taken, "return": given}
     return process
+
+
+def _key(value: str) -> str:
+    return "" if value == "" else entity_id(value, what="the key of an item")
 
 
 def _priority(value: object) -> int:

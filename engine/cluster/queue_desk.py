@@ -25,7 +25,7 @@ class QueueDesk(Entity):
     delivered again does no harm."""
 
     concurrency = 0
-    max_idle = timedelta(seconds=1)
+    max_idle = timedelta(0)
 
     def __init__(self, queue: Queue[Any, Any], ask: Ask) -> None:
         self.__dict__["name"] = queue_type(queue.name)

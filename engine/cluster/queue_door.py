@@ -19,7 +19,7 @@ from engine.cluster.queue import PROCESS, QueueDefinition, limits_of
 from engine.cluster.queue_host import QueueHost
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Clock
-from engine.core.errors import ErrorDetails
+from engine.core.errors import ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
 from engine.core.reply import Defect
 from engine.storage.protocol import InboxKind, InboxRow
@@ -108,10 +108,8 @@ class QueueDoor:
     def _arrive(self, dispatcher: Dispatcher, shard: OwnedShard, row: InboxRow) -> None:
         try:
             dispatcher.arrive(row)
-        except (KeyError, ValueError, TypeError) as error:
-            message = f"this was not submitted to a queue: {error!r}"
-            details = ErrorDetails("InvalidPayload", message)
-            self._delivery.unhandled.end(shard, row, Defect(details))
+        except InvalidPayload as error:
+            self._delivery.unhandled.end(shard, row, Defect(ErrorDetails.of(error)))
 
     def _leave(self, who: Callable[[OwnedShard, InboxRow], bool]) -> None:
         """Some of those that wait do so no more."""

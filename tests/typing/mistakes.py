@@ -12,6 +12,7 @@ from engine import (
     Deferred,
     Entity,
     Execution,
+    Queue,
     RetryPolicy,
     Runner,
     Transaction,
@@ -284,3 +285,19 @@ async def bill() -> None:
     async for outcome in crash_at_every_step(Bill(), 1):
         number: int = outcome.result  # expect-error
         print(number)
+
+
+class Letters(Queue[str, int]):
+    concurrency = "many"  # expect-error
+
+    async def process(self, item: str) -> int:
+        return len(item)
+
+
+async def queues(client: Client) -> str:
+    await client.submit(Letters, 1)  # expect-error
+    await client.submit(Letters, "a", priority="high")  # expect-error
+    await client.queue(Letters).limit(concurrent=3)  # expect-error
+    await client.queue(Letters).reset("speed")  # expect-error
+    item = await client.submit(Letters, "a")
+    return await item.join()  # expect-error
