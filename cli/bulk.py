@@ -17,6 +17,7 @@ from cli.session import Session
 from engine.core.clock import monotonic
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from engine.bulk import Action, BulkResult
@@ -84,33 +85,44 @@ class Many(Filters):
 
 
 async def do_to_all(session: Session, action: "Action", many: Many, *, reason: str = "") -> None:
-    """Do it, tell how far it has come, and in the end to how many it was done. Exit code 1 when
-    there were some that it could not be done to."""
+    """Do it to all that match."""
     from engine import bulk
 
+    async with session.node() as node:
+        now = node.clock.now()
+        results = bulk.act(
+            node,
+            action,
+            await many.read(node.storage, now),
+            reason=reason,
+            rate=many.rate,
+            limit=many.limit,
+            dry_run=many.dry_run,
+        )
+        await tell_all(session, results, _DONE[action], now, dry_run=many.dry_run)
+
+
+async def tell_all(
+    session: Session,
+    results: "AsyncIterator[BulkResult]",
+    done: str,
+    now: "datetime",
+    *,
+    dry_run: bool,
+) -> None:
+    """Tell how far it has come, and in the end to how many it was done. Exit code 1 when there were
+    some that it could not be done to."""
     count, problems, told = 0, 0, monotonic()
-    done = _DONE[action]
     try:
-        async with session.node() as node:
-            now = node.clock.now()
-            results = bulk.act(
-                node,
-                action,
-                await many.read(node.storage, now),
-                reason=reason,
-                rate=many.rate,
-                limit=many.limit,
-                dry_run=many.dry_run,
-            )
-            async for result in results:
-                count += result.done or many.dry_run
-                problems += bool(result.problem)
-                _tell(session, result, done, now, dry_run=many.dry_run)
-                if monotonic() - told > _TELL_EVERY:
-                    told = monotonic()
-                    session.output.note(f"{count} so far")
+        async for result in results:
+            count += result.done or dry_run
+            problems += bool(result.problem)
+            _tell(session, result, done, now, dry_run=dry_run)
+            if monotonic() - told > _TELL_EVERY:
+                told = monotonic()
+                session.output.note(f"{count} so far")
     finally:
-        summary = f"{count} {'match: nothing was done' if many.dry_run else done}"
+        summary = f"{count} {'match: nothing was done' if dry_run else done}"
         if problems:
             summary += f", {problems} could not be"
         if session.output.as_json:

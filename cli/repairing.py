@@ -1,16 +1,18 @@
 """End executions, pause them, let them go on: ``interrupt``, ``terminate``, ``retry``, ``pause``,
-``resume``. Each is for one execution, or for all that match.
+``resume``, each for one execution or for all that match; and ``prune``.
 """
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.bulk import Many, do_to_all
+from cli.bulk import Many, do_to_all, tell_all
 from cli.command import add_command
+from cli.durations import parse_duration
 from cli.executions import find, name_of
 from cli.exits import CommandError
-from cli.session import Session
+from cli.session import Session, database_now
 from cli.telling import tell, tell_on
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ Target = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The commands of this group."""
-    for function in (interrupt, terminate, retry, pause, resume):
+    for function in (interrupt, terminate, retry, pause, resume, prune):
         add_command(app, function, panel=PANEL)
 
 
@@ -122,6 +124,36 @@ async def resume(session: Session, many: Many, target: Target = None, reason: Re
         await do_to_all(session, "resume", many, reason=reason)
         return
     await _stand(session, one, RESUME, reason)
+
+
+async def prune(
+    session: Session,
+    many: Many,
+    older_than: Annotated[
+        str | None,
+        typer.Option(help="That ended longer ago than this (30d, 12h).", metavar="SPAN"),
+    ] = None,
+) -> None:
+    """Delete executions that have ended, with their history; their keys can be started anew.
+
+    Runners do so by themselves, as the settings say; this is for the rest.
+    """
+    from engine import bulk
+
+    if older_than is None:
+        many.one(None)  # something has to say which
+    age = timedelta(0) if older_than is None else parse_duration(older_than)
+    async with session.storage() as storage:
+        now = database_now(storage)
+        results = bulk.prune(
+            storage,
+            await many.read(storage, now),
+            before=now - age,
+            rate=many.rate,
+            limit=many.limit,
+            dry_run=many.dry_run,
+        )
+        await tell_all(session, results, "pruned", now, dry_run=many.dry_run)
 
 
 async def _stand(session: Session, target: str, tag: str, reason: str) -> None:

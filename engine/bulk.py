@@ -1,4 +1,4 @@
-"""Do one thing to all executions that match: interrupt, terminate, retry, pause or resume them.
+"""Do one thing to all executions that match: interrupt, terminate, retry, pause, resume or prune.
 
 Under ``client`` and the CLI. Each goes the way that a single one goes (``by_name.tell``,
 ``repair.retry``), so that a run that was stopped is simply repeated.
@@ -7,6 +7,7 @@ Under ``client`` and the CLI. Each goes the way that a single one goes (``by_nam
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from engine import admin, by_name, repair
@@ -16,7 +17,7 @@ from engine.core.envelope import dedup_key
 from engine.core.errors import ConfigurationError, NotFound
 from engine.core.outcome import ExecutionInfo
 from engine.core.status import Status
-from engine.storage.protocol import ExecutionFilter, StoredExecution
+from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
 from engine.workflow.tags import INTERRUPT, PAUSE, RESUME, TERMINATE, encode_order
 
 if TYPE_CHECKING:
@@ -75,6 +76,39 @@ async def act(
             return
         count += len(page)
         wanted = replace(wanted, after=page[-1].request_id)
+        if rate is not None and not dry_run:
+            await asyncio.sleep(pause_after(count, rate=rate, taken=monotonic() - began))
+
+
+async def prune(
+    storage: Storage,
+    filter: ExecutionFilter,
+    *,
+    before: datetime,
+    rate: float | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+) -> AsyncIterator[BulkResult]:
+    """Delete executions that match and ended before a time, with all they were told and have sent.
+    One that somebody has still to hear of stays, as its ``problem`` says."""
+    ends = [each for each in Status if each.finished and each in (filter.statuses or Status)]
+    if not ends:
+        raise ConfigurationError("prune is for what has ended: it deletes nothing that goes on")
+    wanted = replace(filter, statuses=ends)
+    began, count, more = monotonic(), 0, True
+    while more and (limit is None or count < limit):
+        page = await storage.executions(wanted, limit=_AT_ONCE)
+        old = [each for each in page if each.finished_at and each.finished_at <= before]
+        old = old if limit is None else old[: limit - count]
+        ids = [each.request_id for each in old]
+        gone = () if dry_run else await storage.prune(ids, before=before)
+        for each in old:
+            done = each.request_id in gone
+            kept = "" if done or dry_run else "somebody has still to hear of it"
+            yield BulkResult(execution=admin.summary(each), done=done, problem=kept)
+        count, more = count + len(old), len(page) == _AT_ONCE
+        if page:
+            wanted = replace(wanted, after=page[-1].request_id)
         if rate is not None and not dry_run:
             await asyncio.sleep(pause_after(count, rate=rate, taken=monotonic() - began))
 

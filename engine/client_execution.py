@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 V = TypeVar("V")
+_LOOK_AFTER = 2.0
 
 
 class ClientExecution(Execution[T]):
@@ -90,7 +91,7 @@ class ClientExecution(Execution[T]):
     async def join(self, timeout: timedelta | None = None) -> T:
         async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
             request_id = await self._find()
-            return self.result_of(await self._node.replies.wait(request_id))
+            return self.result_of(await self._exit(request_id))
 
     async def interrupt(self, reason: str = "") -> None:
         await self._order(INTERRUPT, reason)
@@ -167,6 +168,16 @@ class ClientExecution(Execution[T]):
         """The answer of an update, or its error raised."""
         found = self._handler(handler, HandlerKind.UPDATE)
         return _answer(found.name, found.signature.result.decode, exit)
+
+    async def _exit(self, request_id: Snowflake) -> Exit:
+        """Its exit, when there is one; ``NotFound`` when it was pruned, for which it had to end."""
+        try:
+            async with asyncio.timeout(_LOOK_AFTER):
+                return await self._node.replies.wait(request_id)
+        except TimeoutError:
+            if await self._node.storage.request(request_id) is None:
+                raise NotFound(f"{self._name} has ended and was pruned") from None
+        return await self._node.replies.wait(request_id)
 
     async def _find(self) -> Snowflake:
         if self._request_id is None:

@@ -63,6 +63,7 @@ from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
 from engine.workflow.cron import WorkflowCron, workflow_cron, workflow_of
 from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.host import ExecutionHost
+from engine.workflow.pruner import Pruner
 from engine.workflow.step_threads import StepThreads
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -510,6 +511,16 @@ class _Incarnation:
                 poll=settings.poll_interval,
             )
             await stack.enter_async_context(self._ownership)
+            pruner = Pruner(
+                storage=storage,
+                clock=clock,
+                delivery=self.delivery,
+                served=self._executions.served,
+                interval=settings.prune_interval,
+                retention=settings.retention,
+                retention_failed=settings.retention_failed,
+            )
+            await stack.enter_async_context(pruner)
             storage.doorbell.listen(self)
             self._stack = stack.pop_all()
         return self

@@ -7,7 +7,8 @@ import socket
 import warnings
 from contextlib import suppress
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from types import NoneType
+from typing import Annotated, Any, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -105,6 +106,14 @@ with warnings.catch_warnings():
         """How many bytes one encoded value may have: the arguments of a message or start, a result,
         an element of a stream, an entity's state. A larger one is ``InvalidPayload`` to whoever
         made it, and one of more than half of that is reported in the log."""
+        retention: timedelta | None = Field(default=timedelta(days=7), ge=timedelta(0))
+        """How long executions are kept that have succeeded, and runs that one which goes on has
+        left behind; in the variable ``never`` prunes nothing. A workflow's own ``retention`` goes
+        before. With an execution goes all that it was told and has sent, and its key is free."""
+        retention_failed: timedelta | None = Field(default=timedelta(days=30), ge=timedelta(0))
+        """The same for those that failed, or were interrupted or terminated."""
+        prune_interval: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
+        """How often a runner deletes what is kept no longer."""
         author: str = Field(default_factory=_author, min_length=1, max_length=255)
         """Who pauses, interrupts, terminates, retries and forks: it is kept in the history of the
         execution. The user and host of the process, unless told otherwise."""
@@ -129,7 +138,10 @@ with warnings.catch_warnings():
         def _seconds(cls, value: object, info: ValidationInfo) -> object:
             """A duration from a variable is text: a plain number is seconds."""
             field = cls.model_fields[info.field_name or ""]
-            if isinstance(value, str) and field.annotation is timedelta:
+            optional = get_args(field.annotation) == (timedelta, NoneType)
+            if value == "never" and optional:
+                return None
+            if isinstance(value, str) and (field.annotation is timedelta or optional):
                 with suppress(ValueError, OverflowError):
                     return timedelta(seconds=float(value))
             return value

@@ -15,6 +15,7 @@ from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
+from engine.storage import memory_pruning
 from engine.storage.memory_database import Fault, MemoryDatabase
 from engine.storage.memory_doorbell import MemoryDoorbell
 from engine.storage.memory_inspection import MemoryInspection
@@ -33,6 +34,7 @@ from engine.storage.protocol import (
     Saved,
     SaveRequest,
 )
+from engine.storage.retention import RunsPruned, Term
 from engine.storage.transaction import Transaction
 
 __all__ = ["Fault", "MemoryDatabase", "MemoryStorage"]
@@ -166,6 +168,25 @@ class MemoryStorage(MemoryInspection):
         stored = self._database.rows.interrupt(interrupts)
         await self._travel()
         return stored
+
+    async def finished(
+        self, terms: Sequence[Term], *, limit: int
+    ) -> Sequence[Sequence[tuple[Snowflake, datetime]]]:
+        await self._travel()
+        return memory_pruning.finished(self._database.rows, terms, limit)
+
+    async def prune(
+        self, executions: Sequence[Snowflake], *, before: datetime
+    ) -> Sequence[Snowflake]:
+        await self._travel()
+        return memory_pruning.prune(self._database.rows, executions, before)
+
+    async def prune_runs(
+        self, until: Mapping[str, datetime], *, after: Snowflake, limit: int, runs: int
+    ) -> RunsPruned:
+        await self._travel()
+        rows = self._database.rows
+        return memory_pruning.prune_runs(rows, until, after=after, limit=limit, runs=runs)
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
         await self._travel()

@@ -92,6 +92,18 @@ class MemoryExecutions:
         for row in rows:
             self._journal.setdefault(row.execution, {})[row.run, row.position] = row
 
+    def forget(self, execution: Snowflake, *, run: int | None = None) -> None:
+        """Delete an execution, or the journal of one of its runs."""
+        if run is not None:
+            journal = self._journal[execution]
+            self._journal[execution] = {at: row for at, row in journal.items() if at[0] != run}
+            return
+        del self._rows[execution]
+        self._by_age.remove(execution)
+        self._journal.pop(execution, None)
+        self._failed_at.pop(execution, None)
+        self._on_trial.discard(execution)
+
     def count_failure(self, execution: Snowflake) -> None:
         """Its runner was lost while it had work in hand: once more, or for the first time since it
         last got on. A suspect is blamed on trial only; what is finished or blocked had no work."""
@@ -120,6 +132,9 @@ class MemoryExecutions:
         """The execution with the runner that owns its shard now."""
         stored = self._rows.get(execution)
         return None if stored is None else replace(stored, runner=self._shards[stored.shard].runner)
+
+    def all(self) -> list[StoredExecution]:
+        return [*self._rows.values()]
 
     def page(self, filter: ExecutionFilter, limit: int) -> list[StoredExecution]:
         """The youngest that pass the filter, from ``filter.after`` on."""

@@ -22,6 +22,10 @@ class MemoryHeartbeats:
             else:
                 self._rows[each.step] = each
 
+    def forget(self, executions: Collection[Snowflake]) -> None:
+        for each in [each for each in self._rows.values() if each.execution in executions]:
+            del self._rows[each.step]
+
     def of(self, executions: Collection[Snowflake]) -> list[StepHeartbeat]:
         """By execution, run, name and ordinal."""
         found = [each for each in self._rows.values() if each.execution in executions]

@@ -41,6 +41,10 @@ class MemoryQueues:
             self._rows[write.queue] = write.row
         return chosen
 
+    def holds(self, request_id: Snowflake) -> bool:
+        """Whether a request is an item that has not ended."""
+        return any(request_id in items for items in self._items.values())
+
     def rows(self, names: Sequence[str] | None) -> list[QueueRow]:
         """By name, each with the runner that owns its shard now."""
         wanted = self._rows.keys() if names is None else self._rows.keys() & set(names)

@@ -91,6 +91,12 @@ class MemoryReplies:
         del self._replies[request_id][exit.sequence]
         return True
 
+    def forget(self, request_id: Snowflake) -> None:
+        """Forget all of a request's replies."""
+        self._exits.pop(request_id, None)
+        self._replies.pop(request_id, None)
+        self._acked.pop(request_id, None)
+
     def reopen(self, request_id: Snowflake) -> None:
         """Forget the request's exit, whatever it was."""
         exit = self._exits.pop(request_id)

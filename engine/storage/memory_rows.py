@@ -189,6 +189,20 @@ class MemoryRows:
         self.executions.add_journal(journal)
         return True
 
+    def forget(self, requests: Collection[Snowflake]) -> None:
+        """Delete requests, with their keys and replies."""
+        for each in requests:
+            envelope = self._envelopes.pop(each, None)
+            self.replies.forget(each)
+            key = None if envelope is None else envelope.key
+            if key is not None and self._dedup.get(key) == each:
+                del self._dedup[key]
+
+    def spoken_of(self) -> set[Snowflake]:
+        """All that inbox rows are, or are for."""
+        inbox = [row for shard in self._shards.values() for row in shard.all()]
+        return {row.request_id for row in inbox} | {row.execution for row in inbox if row.execution}
+
     def change_owner(self, shard_id: ShardId, *, lost: bool) -> None:
         """``lost``: the last owner went without a release, and with whatever it had in hand."""
         shard = self._known(shard_id)

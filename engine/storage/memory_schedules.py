@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from heapq import nlargest
 
-from engine.core.ids import ShardId
+from engine.core.ids import ShardId, Snowflake
 from engine.storage.memory_shard import MemoryShard
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
 
@@ -23,6 +23,10 @@ class MemorySchedules:
 
     def write(self, row: ScheduleRow) -> None:
         self._rows[row.name] = row
+
+    def running(self) -> set[Snowflake]:
+        """The requests of runs that crons wait for."""
+        return {each for row in self._rows.values() for each in row.running}
 
     def fire(self, fire: Fire) -> None:
         """Note what became of an instant; the first note stays, but for one that was left out and

@@ -105,6 +105,9 @@ class MemoryShard:
         """The requests to entities, those that are not due too."""
         return (row for row in self._rows.values() if row.entity is not None)
 
+    def all(self) -> Collection[MemoryRow]:
+        return self._rows.values()
+
     def seq_of(self, request_id: Snowflake) -> int | None:
         """The row of a request that is still to be answered."""
         return self._requests.get(request_id)

@@ -38,6 +38,7 @@ from engine.storage.protocol import (
 )
 from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
+from engine.storage.retention import RunsPruned, Term
 from engine.storage.saving import Saving
 from engine.storage.server import ServerFacts, server_facts
 from engine.storage.stored_requests import StoredRequests
@@ -225,6 +226,33 @@ class PostgresStorage(Inspection):
     ) -> bool:
         await self.ensure_groups([request.envelope.address.shard.group])
         return await self._requests.fork(request, started_at=started_at, journal=journal)
+
+    async def finished(
+        self, terms: Sequence[Term], *, limit: int
+    ) -> Sequence[Sequence[tuple[Snowflake, datetime]]]:
+        columns = zip(*((t.workflow, t.status.value, t.after, t.until) for t in terms), strict=True)
+        found: list[list[tuple[Snowflake, datetime]]] = [[] for _ in terms]
+        if not terms:
+            return found
+        rows = await self._pool.fetch("finished", *columns, limit)
+        for row in rows:
+            found[int(row["nth"]) - 1].append((Snowflake(row["request_id"]), row["finished_at"]))
+        return found
+
+    async def prune(
+        self, executions: Sequence[Snowflake], *, before: datetime
+    ) -> Sequence[Snowflake]:
+        ids = sorted(set(executions))
+        rows = await self._pool.fetch("prune", ids, before) if ids else ()
+        return [row["request_id"] for row in rows]
+
+    async def prune_runs(
+        self, until: Mapping[str, datetime], *, after: Snowflake, limit: int, runs: int
+    ) -> RunsPruned:
+        rows = await self._pool.fetch(
+            "prune_runs", list(until), list(until.values()), after, limit, runs
+        )
+        return RunsPruned(runs=rows[0]["runs"], last=rows[0]["last"])
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
         return bool(await self._pool.fetch("write_pause", workflow, paused, reason, by))

@@ -34,6 +34,7 @@ from engine.storage.queues import (
     QueueRow,
     QueueWrite,
 )
+from engine.storage.retention import RunsPruned, Term
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.standings import PatchAnswer, Standing
 from engine.storage.transaction import Transaction
@@ -848,6 +849,28 @@ class Storage(Protocol):
     ) -> bool:
         """Store a start whose execution has these rows already; False when its key is taken. Ring
         its shard afterwards."""
+        ...
+
+    async def finished(
+        self, terms: Sequence[Term], *, limit: int
+    ) -> Sequence[Sequence[tuple[Snowflake, datetime]]]:
+        """For each term the executions it is about, with when they ended: at most ``limit`` of
+        them, longest ago first."""
+        ...
+
+    async def prune(
+        self, executions: Sequence[Snowflake], *, before: datetime
+    ) -> Sequence[Snowflake]:
+        """Delete those of the executions that ended before a time, whatever of them there is: row,
+        journal, exit, key, and the messages they were told and have sent. Their keys can be started
+        anew. Left out are those that an inbox row or a schedule still speaks of. Those deleted."""
+        ...
+
+    async def prune_runs(
+        self, until: Mapping[str, datetime], *, after: Snowflake, limit: int, runs: int
+    ) -> RunsPruned:
+        """Delete of executions that go on the oldest runs, if they are over since a time, by
+        workflow; at most ``runs`` of each. Looks at ``limit`` executions behind one, by id."""
         ...
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:

@@ -3,7 +3,7 @@
 Asked by ``workflow.host`` for the code of an execution; one whose version is not here waits.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from engine.core.errors import ConfigurationError
@@ -36,6 +36,11 @@ class Codes:
     def names(self) -> Set[str]:
         """Of the workflows, whichever their versions."""
         return self._codes.keys()
+
+    @property
+    def newest(self) -> Sequence[WorkflowDefinition]:
+        """Of each workflow the newest version."""
+        return [versions[max(versions)][0] for versions in self._codes.values()]
 
     def of(self, execution: StoredExecution) -> Code | None:
         """The code that an execution is pinned to; the newest if it is to none. None: it is not

@@ -28,6 +28,7 @@ from engine.core.composed import composed
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.generics import types_of
 from engine.core.names import definition_name, refuse_hidden, refuse_reserved
+from engine.core.status import Status
 from engine.workflow.activity import BODY, StepDefinition, step_of
 from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.deferred import Deferred
@@ -81,6 +82,9 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
     several: register an object of each class, of one ``name`` and different ``version``."""
     shard_group: ClassVar[str] = "default"
     raises: ClassVar[tuple[type[Exception], ...]] = ()
+    retention: ClassVar[Mapping[Status, timedelta | None]] = {}
+    """How long executions are kept after they have ended so; None: for ever. What is not named here
+    is kept as the settings ``retention`` and ``retention_failed`` say."""
     """Errors that come back as themselves: from a step to the body, from the execution to its
     joiner. Each is a pydantic dataclass that is an ``Exception``."""
 
@@ -273,7 +277,7 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         return body
 
 
-_OPTIONS = frozenset({"name", "version", "shard_group", "raises"})
+_OPTIONS = frozenset({"name", "version", "shard_group", "raises", "retention"})
 _OVERRIDABLE = frozenset({"key", "execute"})
 _RESERVED = (
     frozenset(
@@ -297,6 +301,7 @@ class WorkflowDefinition:
         "name",
         "request",
         "result",
+        "retention",
         "steps",
         "version",
     )
@@ -306,6 +311,7 @@ class WorkflowDefinition:
         self.name: str = cls.name
         self.version: int = cls.version
         self.group: str = cls.shard_group
+        self.retention: Mapping[Status, timedelta | None] = _retention(cls)
         self.has_key: bool = cls.key.__func__ is not Workflow.key.__func__  # type: ignore[attr-defined]
         request, result = types_of(cls, Workflow, "execute")
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")
@@ -387,3 +393,15 @@ def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:
 
 def _is_workflow(cls: object) -> bool:
     return isinstance(cls, type) and issubclass(cls, Workflow) and cls is not Workflow
+
+
+def _retention(cls: type[Workflow[Any, Any]]) -> Mapping[Status, timedelta | None]:
+    for status, kept in cls.retention.items():
+        if not status.finished:
+            raise ConfigurationError(
+                f"{cls.__name__}.retention names {status}, and what is that has not ended: name"
+                " SUCCEEDED, FAILED, INTERRUPTED or TERMINATED"
+            )
+        if kept is not None and kept < timedelta(0):
+            raise ConfigurationError(f"{cls.__name__}.retention of {status} is less than nothing")
+    return dict(cls.retention)

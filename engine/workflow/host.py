@@ -49,7 +49,7 @@ from engine.storage.protocol import (
 from engine.workflow.body import TOO_LATE
 from engine.workflow.child import ABANDONED
 from engine.workflow.codes import Codes, needed
-from engine.workflow.definition import Workflow
+from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.outgoing import Services
 from engine.workflow.pause import EXECUTION, ends_pause, pauses_of
 from engine.workflow.query import Query, look_back
@@ -170,6 +170,10 @@ class ExecutionHost:
         """Whether it can run here now."""
         served = self._codes.of(execution) is not None
         return served and not _paused(self._pauses, execution.workflow)
+
+    def served(self) -> Collection[WorkflowDefinition]:
+        """The workflows that are registered here, each in its newest version."""
+        return self._codes.newest
 
     def __len__(self) -> int:
         return len(self._residents)

@@ -107,3 +107,26 @@ async def test_failed_ones_are_listed_and_retried_by_their_error(dsn: str) -> No
     assert [("@" in each["payload"]["by"], each["payload"]["of"]) for each in repaired] == [
         (True, "Broken/b-1")
     ]
+
+
+async def test_what_has_ended_is_pruned_by_a_filter_after_a_dry_run(dsn: str) -> None:
+    async with served(dsn):
+        for key in ("b-1", "b-2"):
+            await do("start", "Broken", '"be"', "--key", key, dsn=dsn)
+            await do("join", key, dsn=dsn)
+        await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        young = await do("prune", "--older-than", "1h", dsn=dsn)
+        dry = await do("prune", "--error", "ValueError", "--dry-run", dsn=dsn)
+        done = await do("prune", "--older-than", "0s", "--limit", "1", dsn=dsn)
+        rest = await do("prune", "--workflow", "Broken", "--table", dsn=dsn)
+        ls = await do("ls", dsn=dsn)
+        gone = await do("poll", "b-1", dsn=dsn)
+        nothing = await do("prune", dsn=dsn)
+        live = await do("prune", "--status", "running", dsn=dsn)
+
+    assert young.lines == []
+    assert [line["id"] for line in dry.lines] == ["Broken/b-2", "Broken/b-1"]
+    assert [(line["id"], line["pruned"]) for line in done.lines] == [("Broken/b-2", True)]
+    assert rest.out == "1 pruned\n"
+    assert [line["id"] for line in ls.lines] == ["Fulfil/o-1"]
+    assert (gone.code, nothing.code, live.code) == (3, 2, 2)

@@ -1,0 +1,29 @@
+"""What is to be pruned, as storages are asked for it.
+
+From ``workflow.pruner`` and the CLI; a storage leaves out by itself what somebody has still to hear
+of.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from engine.core.ids import Snowflake
+from engine.core.status import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """Executions of a workflow that ended so, until a time; later than ``after`` only."""
+
+    workflow: str
+    status: Status
+    until: datetime
+    after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsPruned:
+    """How many runs were deleted, and the last of the executions looked at if there may be more."""
+
+    runs: int
+    last: Snowflake | None

@@ -1,0 +1,179 @@
+"""Pruning: what has ended goes as a whole, and nothing that somebody has still to hear of."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from engine.core.envelope import ReplyTo
+from engine.core.ids import Snowflake
+from engine.core.journal import JournalKind
+from engine.core.status import Status
+from engine.storage.protocol import Commit, ExecutionFilter, ExecutionUpdate, LaneSession
+from engine.storage.retention import Term
+from tests.storage.world import (
+    ONE,
+    Process,
+    message,
+    run_key,
+    save_one,
+    start,
+    step,
+    success,
+    sweep_of,
+)
+
+ENDED = datetime(2025, 6, 1, tzinfo=UTC)
+LATER = ENDED + timedelta(days=1)
+
+
+def term(status: Status = Status.SUCCEEDED, *, until: datetime = LATER) -> Term:
+    return Term(
+        workflow="Fulfil", status=status, until=until, after=datetime(1970, 1, 1, tzinfo=UTC)
+    )
+
+
+async def ended(
+    process: Process,
+    lane: LaneSession,
+    id: str,
+    *,
+    status: Status = Status.SUCCEEDED,
+    at: datetime = ENDED,
+) -> Snowflake:
+    """An execution that has ended, with a step, an exit and nothing in the inbox."""
+    run = await save_one(process, start(id))
+    request_id = run.envelope.request_id
+    update = ExecutionUpdate(request_id=request_id, run=1, status=status, finished_at=at)
+    commit = Commit(
+        shard=ONE,
+        journal=[step(request_id, 1)],
+        replies=[success(request_id)],
+        settled=[row.seq for row in (await sweep_of(lane, ONE)).rows],
+        execution=update,
+    )
+    await lane.flush([commit])
+    return request_id
+
+
+async def test_what_ended_is_found_by_workflow_and_status_longest_ago_first(
+    process: Process, lane: LaneSession
+) -> None:
+    late = await ended(process, lane, "late", at=ENDED + timedelta(hours=2))
+    early = await ended(process, lane, "early", at=ENDED + timedelta(hours=1))
+    failed = await ended(process, lane, "failed", status=Status.FAILED)
+    await ended(process, lane, "young", at=LATER + timedelta(hours=1))
+    await save_one(process, start("live"))
+
+    both = await process.storage.finished([term(), term(Status.FAILED)], limit=10)
+    one = await process.storage.finished([term()], limit=1)
+    rest = await process.storage.finished([replace(term(), after=one[0][-1][1])], limit=10)
+
+    assert [[id for id, _ in rows] for rows in both] == [[early, late], [failed]]
+    assert [[id for id, _ in rows] for rows in (*one, *rest)] == [[early], [late]]
+    assert await process.storage.finished([], limit=10) == []
+
+
+async def test_an_execution_goes_with_all_that_is_stored_of_it_and_its_key_is_free(
+    process: Process, lane: LaneSession
+) -> None:
+    id = await ended(process, lane, "o-1")
+    other = await ended(process, lane, "o-2")
+    storage = process.storage
+
+    gone = await storage.prune([id, id], before=LATER)
+    again = await save_one(process, start("o-1"))
+
+    assert gone == [id]
+    assert await storage.history(id) == []
+    assert await storage.replies([id]) == []
+    assert await storage.request(id) is None
+    assert await storage.load([id]) == []
+    assert again.envelope.request_id != id
+    assert len(await storage.history(other)) == 1
+    assert await storage.prune([id], before=LATER) == []
+
+
+async def test_what_goes_on_or_has_ended_of_late_is_not_pruned(
+    process: Process, lane: LaneSession
+) -> None:
+    young = await ended(process, lane, "young", at=LATER + timedelta(hours=1))
+    live = (await save_one(process, start("live"))).envelope.request_id
+
+    assert await process.storage.prune([young, live], before=LATER) == []
+    assert len(await process.storage.executions(ExecutionFilter(), limit=10)) == 2
+
+
+async def test_what_an_inbox_still_speaks_of_stays(process: Process, lane: LaneSession) -> None:
+    parent = (await save_one(process, start("parent"))).envelope.request_id
+    child = start("child", parent=parent)
+    child = replace(
+        child, envelope=replace(child.envelope, reply_to=ReplyTo(execution=parent, shard=ONE))
+    )
+    id = (await save_one(process, child)).envelope.request_id
+    update = ExecutionUpdate(request_id=id, run=1, status=Status.SUCCEEDED, finished_at=ENDED)
+    exit = success(id, reply_to=ReplyTo(execution=parent, shard=ONE))
+    own = [row.seq for row in (await sweep_of(lane, ONE)).rows if row.execution == id]
+    await lane.flush([Commit(shard=ONE, execution=update, replies=[exit], settled=own)])
+
+    early = await process.storage.prune([id], before=LATER)
+    rows = (await sweep_of(lane, ONE)).rows
+    heard = [row.seq for row in rows if row.reply is not None]
+    await lane.flush([Commit(shard=ONE, settled=heard)])
+    late = await process.storage.prune([id], before=LATER)
+
+    assert (early, late) == ([], [id])
+    assert len(heard) == 1
+
+
+async def test_the_messages_of_an_execution_go_with_it(process: Process, lane: LaneSession) -> None:
+    run = await save_one(process, start("o-1"))
+    id = run.envelope.request_id
+    told = await save_one(process, replace(message(key="signal"), target=run_key("o-1")))
+    sent = await save_one(process, message(key="call"))
+    waits = await save_one(process, message(key="waits"))
+    rows = (await sweep_of(lane, ONE)).rows
+    waiting = waits.envelope.request_id
+    settled = [row.seq for row in rows if row.envelope.request_id != waiting]
+    ids = [told.envelope.request_id, sent.envelope.request_id, waiting]
+    kinds = (JournalKind.SIGNAL, JournalKind.CALL, JournalKind.CALL)
+    journal = [
+        replace(step(id, 1 + n), kind=kind, source=source)
+        for n, (kind, source) in enumerate(zip(kinds, ids, strict=True))
+    ]
+    update = ExecutionUpdate(request_id=id, run=1, status=Status.SUCCEEDED, finished_at=ENDED)
+    replies = [success(ids[1])]
+    await lane.flush(
+        [Commit(shard=ONE, journal=journal, replies=replies, settled=settled, execution=update)]
+    )
+
+    assert await process.storage.prune([id], before=LATER) == [id]
+    left = [each for each in ids if await process.storage.request(each) is not None]
+    assert left == [waiting]
+    assert await process.storage.replies([ids[1]]) == []
+    assert set(await process.storage.known(["signal", "call", "waits"])) == {"waits"}
+
+
+async def test_runs_that_a_live_one_has_left_behind_go_when_they_are_over_for_long(
+    process: Process, lane: LaneSession
+) -> None:
+    id = (await save_one(process, start("o-1"))).envelope.request_id
+    told = await save_one(process, replace(message(key="signal"), target=run_key("o-1")))
+    source = told.envelope.request_id
+    journal = [
+        replace(step(id, 1, run=1), at=ENDED, kind=JournalKind.SIGNAL, source=source),
+        replace(step(id, 1, run=2), at=ENDED),
+        replace(step(id, 2, run=2), at=LATER + timedelta(days=1)),
+        replace(step(id, 1, run=3), at=ENDED),
+    ]
+    settled = [row.seq for row in (await sweep_of(lane, ONE)).rows]
+    update = ExecutionUpdate(request_id=id, run=3, status=Status.RUNNING)
+    await lane.flush([Commit(shard=ONE, journal=journal, settled=settled, execution=update)])
+    storage, until = process.storage, {"Fulfil": LATER}
+
+    first = await storage.prune_runs(until, after=Snowflake(0), limit=1, runs=5)
+    behind = await storage.prune_runs(until, after=id, limit=10, runs=5)
+    others = await storage.prune_runs({"Refund": LATER}, after=Snowflake(0), limit=10, runs=5)
+
+    assert (first.runs, first.last) == (1, id)
+    assert (behind.last, others.last) == (None, None)
+    assert [row.run for row in await storage.history(id)] == [2, 2, 3]
+    assert await storage.request(source) is None
