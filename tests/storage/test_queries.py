@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -145,6 +145,30 @@ async def test_hot_queries_keep_to_indexes_however_full_the_tables_are(
         assert {name: scanned(plan) & HOT_TABLES for name, plan in plans.items()} == {
             name: known.get(name, set()) for name in HOT
         }
+
+
+async def test_pruning_reads_no_table_from_end_to_end_but_the_inbox(
+    connection: asyncpg.Connection,
+) -> None:
+    for setting, value in OUR_PLANS.items():
+        await connection.execute(f"set {setting} = {value}")
+    await connection.execute(FULL)
+    pruning = {
+        "finished": (*[[]] * 4, 500),
+        "prune": ([], datetime(2025, 6, 1, tzinfo=UTC)),
+        "prune_runs": ([], [], 0, 500, 20),
+    }
+
+    plans = {
+        name: await explained(connection, name, arguments, "format json")
+        for name, arguments in pruning.items()
+    }
+
+    assert {name: scanned(plan) & HOT_TABLES for name, plan in plans.items()} == {
+        "finished": set(),
+        "prune": {"inbox"},
+        "prune_runs": {"inbox"},
+    }
 
 
 async def test_hot_queries_keep_to_indexes_without_our_settings(
