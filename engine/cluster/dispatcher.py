@@ -36,6 +36,9 @@ _PER_RUNNER = 1000
 """How many items of a queue without a limit are admitted at once, for each runner."""
 _RETRY = timedelta(milliseconds=100)
 _RETRY_LIMIT = timedelta(seconds=5)
+_READ_AGAIN = timedelta(seconds=1)
+_STALE = 100
+"""So many alarms may be set for items that others have taken the place of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,8 @@ class _Round:
 
 
 class Dispatcher:
-    """Decides alone who is admitted.
+    """Decides alone who is admitted. ``failed`` is told when it cannot go on: another has to, from
+    what is stored.
 
     INVARIANT within-limits: what is admitted is stored by the statement that puts it into a shard's
     inbox, and is forgotten only after its end is stored. So the next owner, who reads what is
@@ -109,11 +113,18 @@ class Dispatcher:
     """
 
     def __init__(
-        self, definition: QueueDefinition, shard: OwnedShard, tools: DispatchTools
+        self,
+        definition: QueueDefinition,
+        shard: OwnedShard,
+        tools: DispatchTools,
+        *,
+        failed: Callable[["Dispatcher"], None],
     ) -> None:
         self.definition = definition
         self.shard: OwnedShard = shard
         self._tools = tools
+        self._failed = failed
+        self._rows: dict[int, InboxRow] = {}
         self._settings = QueueSettings(declared=limits_of(definition.cls), changes={})
         self._limits = self._settings.limits
         self._full_at: datetime | None = None
@@ -126,6 +137,7 @@ class Dispatcher:
         self._turn = 0
         self._arrivals: dict[Snowflake, InboxRow] = {}
         self._taking: set[Snowflake] = set()
+        self._over: set[Snowflake] = set()
         self._frees: deque[InboxRow] = deque()
         self._interrupts: deque[InboxRow] = deque()
         self._changes: list[Change] = []
@@ -160,11 +172,13 @@ class Dispatcher:
     def arrive(self, row: InboxRow) -> None:
         """An item; ``InvalidPayload`` when its terms cannot be read."""
         Terms.of(row.envelope.headers)
+        self._rows[row.seq] = row
         self._arrivals[row.envelope.request_id] = row
         self._wake.set()
 
     def free(self, row: InboxRow) -> None:
         """An item that was admitted has ended, and that is stored."""
+        self._rows[row.seq] = row
         self._frees.append(row)
         self._wake.set()
 
@@ -176,8 +190,10 @@ class Dispatcher:
         id = row.envelope.request_id
         if row.reply is None and row.target is not None and id not in self._taking:
             self._arrivals.pop(id, None)
+            self._rows.pop(row.target, None)
             self._tools.delivery.interrupt(self.shard, row)
             return
+        self._rows[row.seq] = row
         self._interrupts.append(row)
         self._wake.set()
 
@@ -200,10 +216,18 @@ class Dispatcher:
         self._silence()
         if self._task is not None:
             self._task.cancel()
+        self._fail_changes(Moved())
+
+    def rows(self) -> Sequence[InboxRow]:
+        """What was delivered here and is not known to be settled."""
+        return list(self._rows.values())
+
+    def _fail_changes(self, error: BaseException) -> None:
         for change in self._changes:
             if not change.done.done():
-                change.done.set_exception(Moved())
+                change.done.set_exception(error)
                 change.done.exception()  # its asker may have gone
+        self._changes.clear()
 
     async def drain(self, grace: timedelta) -> None:
         """Finish what is being written; all else is the next owner's."""
@@ -218,26 +242,29 @@ class Dispatcher:
     async def _serve(self) -> None:
         while not self._leaving:
             self._wake.clear()
+            now = self._tools.clock.now()
             try:
-                made = self._plan()
+                made = self._plan(now)
                 if made:
                     await self._carry_out(made)
                     continue
             except OwnershipLost:
                 return
-            except Exception:
+            except Exception as error:
                 # INVARIANT in-doubt: what is in memory may differ from what is stored, so it is
-                # given up with the lane, and read anew.
-                log.exception("a queue cannot go on and is read anew", extra=self._named())
-                await asyncio.sleep(_RETRY_LIMIT.total_seconds())
-                self.shard.lane.terminate()
+                # given up and read anew. No statement is under way.
+                log.exception("a queue fails; it is read again", extra=self._named())
+                await asyncio.sleep(_READ_AGAIN.total_seconds())
+                self._silence()
+                self._fail_changes(error)
+                self._failed(self)
                 return
-            self._set_alarm()
+            self._set_alarm(now)
             await self._wake.wait()
 
-    def _plan(self) -> _Round:
+    def _plan(self, now: datetime) -> _Round:
         """Take up what has come, then admit what there is room for."""
-        made, now = _Round(), self._tools.clock.now()
+        made = _Round()
         while self._interrupts:  # before those that are free: see ``_obey``
             self._obey(self._interrupts.popleft(), made)
         while self._frees:
@@ -247,6 +274,8 @@ class Dispatcher:
         self._ripen(made, now)
         arrived = self._take_in(made, now)
         self._change(made)
+        if self._limits.rate is not None and self._full_at is not None:
+            self._full_at = self._limits.rate.bounded(self._full_at, now)
         room, runners = self._room(now)
         if room > 0:
             chosen, made.lines = self._lineup.choose(room)
@@ -279,6 +308,7 @@ class Dispatcher:
         for item in made.ripe:
             self._lineup.add_stored(Line(priority=item.priority, key=item.key, count=1))
         self._taking.clear()
+        self._over = {request_id for request_id, _ in made.ended}
         self._noted = self._noted or made.row is not None
         self._tell(made, chosen)
 
@@ -289,7 +319,9 @@ class Dispatcher:
                 raise OwnershipLost(f"shard {self.shard.id} is no longer owned here")
             try:
                 return await self.shard.lane.dispatch(write, self.shard.generation)
-            except BadBatch as error:  # nothing of it was written, and it stays right
+            except BadBatch as error:  # nothing of it was written
+                if not error.transient:
+                    raise
                 backoff.failed()
                 log.warning("a queue meets a lock", extra=self._named() | {"error": str(error)})
                 await asyncio.sleep(backoff.wait)
@@ -303,6 +335,8 @@ class Dispatcher:
             replies=[exit_reply(*ended) for ended in made.ended],
         )
         delivery.committed(self.shard, commit, Flushed(requests={}, replies={}))
+        for seq in made.settled:
+            self._rows.pop(seq, None)
         shards = {item.shard for item in (*chosen, *made.arrived) if item.shard is not None}
         shards.update(shard for _, shard in made.interrupted)
         if shards:
@@ -351,7 +385,7 @@ class Dispatcher:
             else:
                 made.freed.add(other.request_id)
             self._end(other.request_id, f"item {item.request_id} has taken its place", made)
-        due_at = min(max(at, since) + terms.period, since + terms.longest)
+        due_at = min(_after(max(at, since), terms.period), _after(since, terms.longest))
         return replace(item, due_at=due_at, debounce=terms.debounce, since=since)
 
     def _wait_until_due(self, item: QueueItem) -> None:
@@ -359,6 +393,9 @@ class Dispatcher:
         assert item.due_at is not None
         self._later[item.debounce] = item
         heapq.heappush(self._due, (item.due_at, item.debounce))
+        if len(self._due) > 2 * len(self._later) + _STALE:
+            self._due = [(i.due_at, name) for name, i in self._later.items() if i.due_at]
+            heapq.heapify(self._due)
 
     def _ripen(self, made: _Round, now: datetime) -> None:
         """Items that were put off long enough wait in line from now on."""
@@ -373,10 +410,11 @@ class Dispatcher:
         """An interrupt of an item that was taken in.
 
         INVARIANT interrupt-first: it is delivered no later than the row that says that its item is
-        free, so what has no exit and is not admitted waits."""
+        free, so what has no exit and is not admitted waits. Unless it was ended here since the
+        interrupt was read: in this round or, while that was being written, in the last."""
         id = row.envelope.request_id
         made.settled.append(row.seq)
-        if row.reply is not None:
+        if row.reply is not None or id in self._over or id in made.freed:
             return
         if (item := self._admitted.get(id)) is not None and item.shard is not None:
             made.interrupted.append((id, item.shard))
@@ -456,14 +494,14 @@ class Dispatcher:
             next_at=self._full_at,
         )
 
-    def _set_alarm(self) -> None:
-        """For when the next item that was put off is due, or there is a token again."""
+    def _set_alarm(self, now: datetime) -> None:
+        """For when the next item that was put off is due, or there is a token again. ``now`` is
+        that of the plan: what has come due since was not in it."""
         self._silence()
         times = [when for when, _ in self._due[:1]]
         rate, full_at = self._limits.rate, self._full_at
         if rate is not None and full_at is not None and self._lineup.ready:
             times.append(rate.opens_at(full_at))
-        now = self._tools.clock.now()
         times = [when for when in times if when > now]
         if times:
             self._alarm = self._tools.clock.call_at(min(times), self._wake.set)
@@ -475,3 +513,8 @@ class Dispatcher:
 
     def _named(self) -> dict[str, object]:
         return {"queue": self.definition.name, "shard": str(self.shard.id)}
+
+
+def _after(when: datetime, span: timedelta) -> datetime:
+    """``span`` later, or at the end of time."""
+    return when + min(span, datetime.max.replace(tzinfo=when.tzinfo) - when)

@@ -53,6 +53,11 @@ class Rate:
         """When the bucket will be full, with so many taken now."""
         return (now if full_at is None else max(full_at, now)) + count * self._gap
 
+    def bounded(self, full_at: datetime, now: datetime) -> datetime:
+        """No emptier than empty: what another rate or another clock left of the bucket is not to
+        hold this one up."""
+        return min(full_at, now + self.burst * self._gap)
+
     def opens_at(self, full_at: datetime) -> datetime:
         """When there will be room for one."""
         return full_at - (self.burst - 1) * self._gap

@@ -64,7 +64,7 @@ class Lineup:
 
     def leave(self, priority: int, key: str) -> bool:
         """One that is stored does not wait any more; False when none of its line is."""
-        line = self._lines[priority].get(key)
+        line = self._lines.get(priority, {}).get(key)
         if line is None or not line.stored:
             return False
         line.stored -= 1
@@ -76,7 +76,7 @@ class Lineup:
         how many of its oldest that are stored. They count as running."""
         arrived: list[QueueItem] = []
         stored: Counter[tuple[int, str]] = Counter()
-        for priority in sorted(self._turns, reverse=True):
+        for priority in sorted(self._lines, reverse=True):
             turns = self._turns[priority]
             while turns and room:
                 key = next(iter(turns))
@@ -100,7 +100,7 @@ class Lineup:
         """Those of these that have arrived and were not chosen, in order; they are stored now."""
         kept: list[QueueItem] = []
         for item in items:
-            line = self._lines[item.priority].get(item.key)
+            line = self._lines.get(item.priority, {}).get(item.key)
             if line is not None and line.arrived and line.arrived[0] is item:
                 line.arrived.popleft()
                 line.stored += 1
@@ -127,3 +127,5 @@ class Lineup:
         if not self._lines[priority][key]:
             del self._lines[priority][key]
             self._turns[priority].pop(key, None)
+        if not self._lines[priority]:
+            del self._lines[priority], self._turns[priority]

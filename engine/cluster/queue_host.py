@@ -106,8 +106,17 @@ class QueueHost:
         for dispatcher in self._on(shard):
             del self._dispatchers[dispatcher.definition.name]
 
+    def _failed(self, dispatcher: Dispatcher) -> None:
+        """Another goes on from what is stored, and from the rows that are not settled."""
+        shard = dispatcher.shard
+        if self.dispatcher(dispatcher.definition.name, shard) is dispatcher and shard.accepting:
+            self._keep(dispatcher.definition, shard)
+            for row in dispatcher.rows():
+                shard.give_back(row.seq, row.recipient)
+            self._tools.delivery.ring({shard.id})
+
     def _keep(self, definition: QueueDefinition, shard: OwnedShard) -> None:
-        dispatcher = Dispatcher(definition, shard, self._tools)
+        dispatcher = Dispatcher(definition, shard, self._tools, failed=self._failed)
         self._dispatchers[definition.name] = dispatcher
         self._spawn(self._load(dispatcher))
 

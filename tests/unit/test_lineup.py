@@ -94,3 +94,20 @@ def test_one_that_leaves_is_not_chosen() -> None:
     assert not lineup.leave(0, "a")
     assert not lineup.leave(7, "nobody")
     assert lineup.choose(10) == ([], [])
+
+
+def test_lines_that_are_empty_cost_no_memory() -> None:
+    lineup = Lineup(per_key=1)
+    for priority in range(100):
+        lineup.arrive(item(f"k{priority}", priority))
+        lineup.add_stored(line("left", 1, priority))
+        assert lineup.leave(priority, "left")
+    arrived, _ = lineup.choose(100)
+    for each in arrived:
+        lineup.ended(each.key)
+
+    assert len(arrived) == 100
+    assert not lineup._lines
+    assert not lineup._turns
+    assert not lineup.leave(7, "k7")
+    assert not lineup._lines

@@ -1,12 +1,20 @@
 """What a queue's items wait for: a rate, those of higher priority, a time, and later ones that may
 take their place. On the virtual clock, so that each comes at its very time."""
 
-from datetime import timedelta
+import asyncio
+from datetime import datetime, timedelta
 
 import pytest
 
 from engine import ConfigurationError, Debounce, InvalidPayload, Queue, Rate, RequestFailed
-from engine.testing import TestCluster
+from engine.cluster import dispatcher
+from engine.cluster.dispatcher import Dispatcher
+from engine.cluster.lineup import Lineup
+from engine.storage.memory_database import MemoryDatabase
+from engine.storage.protocol import InboxKind, InboxRow
+from engine.storage.queues import Line, QueueItem
+from engine.testing import TestCluster, VirtualClock
+from tests.eventually import eventually
 
 SECOND = timedelta(seconds=1)
 
@@ -41,6 +49,13 @@ class OneAtATime(Timed):
 def cluster_of(queue: Timed) -> TestCluster:
     queue.cluster = TestCluster(queue)
     return queue.cluster
+
+
+def dispatcher_of(cluster: TestCluster) -> Dispatcher:
+    incarnation = cluster.runner._incarnation
+    assert incarnation is not None
+    (kept,) = incarnation._queues._dispatchers.values()
+    return kept
 
 
 async def test_items_begin_no_more_often_than_the_rate_says() -> None:
@@ -165,6 +180,7 @@ async def test_limits_are_changed_while_items_wait() -> None:
 async def test_a_queue_that_is_paused_admits_nothing_until_it_is_resumed() -> None:
     queue = OneAtATime()
     async with cluster_of(queue) as cluster:
+        await cluster.settle()  # it is known by its name once its owner has stored it
         handle = cluster.client.queue("OneAtATime")
         await handle.pause("a sale")
         await cluster.client.submit(OneAtATime, "a")
@@ -205,3 +221,129 @@ def test_a_queue_that_cannot_be_is_refused_at_definition() -> None:
 
     with pytest.raises(ConfigurationError, match="period"):
         Debounce("x", timedelta(0))
+
+
+async def test_a_faster_rate_holds_at_once() -> None:
+    queue = OneAtATime()
+    async with cluster_of(queue) as cluster:
+        handle = cluster.client.queue(OneAtATime)
+        await handle.limit(rate=Rate(1, timedelta(hours=1), burst=2))
+        for n in range(5):
+            await cluster.client.submit(OneAtATime, f"{n}")
+        await cluster.advance(SECOND)
+        assert [item for _, item in queue.began] == ["0", "1"]
+        await handle.limit(rate=Rate(1, SECOND))
+        await cluster.advance(2 * SECOND)
+
+        assert queue.times() == [(0, "0"), (0, "1"), (2, "2"), (3, "3")]
+
+
+async def test_an_item_that_is_cancelled_twice_costs_no_other_its_turn() -> None:
+    queue = OneAtATime()
+    async with cluster_of(queue) as cluster:
+        client, handle = cluster.client, cluster.client.queue(OneAtATime)
+        await handle.pause()
+        items = [await client.submit(OneAtATime, f"{n}") for n in range(3)]
+        await cluster.settle()
+        assert await asyncio.gather(items[0].cancel(), items[0].cancel()) == [True, True]
+        await handle.resume()
+        await cluster.settle()
+
+        assert [item for _, item in queue.began] == ["1", "2"]
+
+
+async def test_an_interrupt_that_was_read_before_its_item_ended_takes_nobody_out() -> None:
+    queue = OneAtATime()
+    async with cluster_of(queue) as cluster:
+        handle = cluster.client.queue(OneAtATime)
+        await handle.pause()
+        items = [await cluster.client.submit(OneAtATime, f"{n}") for n in range(3)]
+        await cluster.settle()
+        kept = dispatcher_of(cluster)
+        envelope = await cluster.client._node.storage.request(items[0].request_id)
+        assert envelope is not None
+        shard = kept.shard.id
+        interrupt = InboxRow(seq=-1, kind=InboxKind.INTERRUPT, shard=shard, envelope=envelope)
+        kept.interrupt(interrupt)
+        await eventually(lambda: not kept._interrupts, every=0)
+        kept.interrupt(interrupt)  # while the first is being written
+        await handle.resume()
+        await cluster.settle()
+
+        assert [item for _, item in queue.began] == ["1", "2"]
+
+
+async def test_a_queue_goes_on_after_an_item_whose_time_never_comes() -> None:
+    queue = Timed()
+    async with cluster_of(queue) as cluster:
+        ages = timedelta(days=20_000_000)
+        never = await cluster.client.submit(Timed, "never", debounce=Debounce("x", ages))
+        other = await cluster.client.submit(Timed, "now")
+
+        assert await other.join() == "now"
+        assert (await cluster.client.queue(Timed).describe()).later == 1
+        assert await never.cancel()
+
+
+async def test_the_alarms_of_debounced_items_are_as_many_as_the_items() -> None:
+    queue = Timed()
+    async with cluster_of(queue) as cluster:
+        for n in range(400):
+            await cluster.client.submit(Timed, f"{n}", debounce=Debounce(f"{n % 2}", SECOND))
+        await cluster.settle()
+        assert len(dispatcher_of(cluster)._due) < 200
+        await cluster.advance(2 * SECOND)
+
+        assert sorted(item for _, item in queue.began) == ["398", "399"]
+
+
+class Faulty(Lineup):
+    """Fails once, in the midst of a plan."""
+
+    failures = 1
+
+    def choose(self, room: int) -> tuple[list[QueueItem], list[Line]]:
+        chosen = super().choose(room)
+        if any(chosen) and Faulty.failures:
+            Faulty.failures -= 1
+            raise RuntimeError("a fault of the engine's own")
+        return chosen
+
+
+async def test_a_queue_that_fails_is_read_again_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "Lineup", Faulty)
+    Faulty.failures = 1
+    queue = OneAtATime()
+    async with cluster_of(queue) as cluster:
+        items = [await cluster.client.submit(OneAtATime, f"{n}") for n in range(3)]
+
+        assert [await item.join() for item in items] == ["0", "1", "2"]
+        assert Faulty.failures == 0
+        await cluster.settle()
+        info = await cluster.client.queue(OneAtATime).describe()
+        assert (info.waiting, info.running) == (0, 0)
+    assert [item for _, item in queue.began] == ["0", "1", "2"]
+
+
+class Passing(VirtualClock):
+    """Time passes while the program runs: a millisecond whenever it is looked at."""
+
+    def now(self) -> datetime:
+        self._now += timedelta(milliseconds=1)
+        return self._now
+
+
+@pytest.mark.parametrize("phase", range(9, 12))
+async def test_what_comes_due_while_the_next_alarm_is_set_is_not_missed(phase: int) -> None:
+    queue = Paced()
+    queue.cluster = TestCluster(queue, database=MemoryDatabase(Passing()))
+    async with queue.cluster as cluster:
+        client = cluster.client
+        await client.queue(Paced).limit(rate=Rate(1000, timedelta(seconds=phase + 1)))
+        for n in range(200):
+            await client.submit(Paced, f"{n}")
+        await cluster.advance(timedelta(seconds=30))
+
+        assert len(queue.began) == 200
