@@ -109,9 +109,10 @@ with warnings.catch_warnings():
         retention: timedelta | None = Field(default=timedelta(days=7), ge=timedelta(0))
         """How long executions are kept that have succeeded, and runs that one which goes on has
         left behind; in the variable ``never`` prunes nothing. A workflow's own ``retention`` goes
-        before. With an execution goes all that it was told and has sent, and its key is free."""
+        before. With an execution goes all that it was told and has sent, and its key is free.
+        Requests to entities that nobody's execution has sent are kept as long."""
         retention_failed: timedelta | None = Field(default=timedelta(days=30), ge=timedelta(0))
-        """The same for those that failed, or were interrupted or terminated."""
+        """The same for those that failed, or were interrupted or terminated, and dead letters."""
         prune_interval: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
         """How often a runner deletes what is kept no longer."""
         author: str = Field(default_factory=_author, min_length=1, max_length=255)

@@ -68,6 +68,12 @@ def snowflake_time(request_id: int) -> datetime:
     return SNOWFLAKE_EPOCH + timedelta(milliseconds=request_id >> 22)
 
 
+def first_snowflake(at: datetime) -> Snowflake:
+    """The least request id of that millisecond, or of the first there is."""
+    milliseconds = (at - SNOWFLAKE_EPOCH) // timedelta(milliseconds=1)
+    return Snowflake(max(0, milliseconds) << 22)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineLease:
     """The right to make snowflakes with one machine id until a time of the generator's clock."""

@@ -6,10 +6,11 @@ Called by ``memory``; changes the tables of ``memory_rows``.
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from engine.core.ids import Snowflake
+from engine.core.ids import Snowflake, snowflake_time
 from engine.core.journal import JournalKind, JournalRow
+from engine.core.reply import ReplyKind
 from engine.storage.memory_rows import MemoryRows
-from engine.storage.retention import RunsPruned, Term
+from engine.storage.retention import Pruned, Term
 
 
 def finished(
@@ -54,7 +55,7 @@ def prune_runs(
     after: Snowflake,
     limit: int,
     runs: int,
-) -> RunsPruned:
+) -> Pruned:
     """See ``Storage.prune_runs``."""
     live = sorted(
         each.request_id
@@ -76,7 +77,40 @@ def prune_runs(
                 rows.forget(_gone(rows, sources, busy))
                 rows.executions.forget(id, run=run)
                 count += 1
-    return RunsPruned(runs=count, last=live[-1] if len(live) == limit else None)
+    return Pruned(count=count, last=live[-1] if len(live) == limit else None)
+
+
+def prune_requests(
+    rows: MemoryRows,
+    group: str,
+    until: datetime,
+    failed_until: datetime,
+    *,
+    after: Snowflake,
+    limit: int,
+) -> Pruned:
+    """See ``Storage.prune_requests``."""
+    made_until = max(until, failed_until)
+    looked = [e for e in rows.requests(after) if snowflake_time(e.request_id) <= made_until][:limit]
+    busy = rows.spoken_of() | rows.schedules.running()
+    workflows = {each.workflow for each in rows.executions.all()}
+    gone: list[Snowflake] = []
+    for envelope in looked:
+        exit = rows.replies.exit(envelope.request_id)
+        dead = exit is not None and exit.kind is ReplyKind.DEFECT
+        due_at = envelope.deliver_at or snowflake_time(envelope.request_id)
+        sender = None if envelope.reply_to is None else envelope.reply_to.execution
+        if (
+            due_at <= (failed_until if dead else until)
+            and envelope.address.shard.group == group
+            and envelope.request_id not in busy
+            and not rows.queues.holds(envelope.request_id)
+            and envelope.address.entity_type not in workflows
+            and (sender is None or sender not in rows.executions)
+        ):
+            gone.append(envelope.request_id)
+    rows.forget(gone)
+    return Pruned(count=len(gone), last=looked[-1].request_id if len(looked) == limit else None)
 
 
 def _gone(

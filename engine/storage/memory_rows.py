@@ -189,6 +189,10 @@ class MemoryRows:
         self.executions.add_journal(journal)
         return True
 
+    def requests(self, after: Snowflake) -> list[EnvelopeRequest]:
+        """All behind one, by id."""
+        return [self._envelopes[id] for id in sorted(self._envelopes) if id > after]
+
     def forget(self, requests: Collection[Snowflake]) -> None:
         """Delete requests, with their keys and replies."""
         for each in requests:

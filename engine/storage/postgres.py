@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from engine.core.clock import SystemClock, monotonic
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.errors import ConfigurationError
-from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake
+from engine.core.ids import MachineLease, RunnerId, ShardId, Snowflake, first_snowflake
 from engine.core.journal import JournalRow
 from engine.storage.connect import OUR_PLANS, Connector, TransactionPooler
 from engine.storage.doorbell import PostgresDoorbell, channel_of
@@ -38,7 +38,7 @@ from engine.storage.protocol import (
 )
 from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
-from engine.storage.retention import RunsPruned, Term
+from engine.storage.retention import Pruned, Term
 from engine.storage.saving import Saving
 from engine.storage.server import ServerFacts, server_facts
 from engine.storage.stored_requests import StoredRequests
@@ -248,11 +248,27 @@ class PostgresStorage(Inspection):
 
     async def prune_runs(
         self, until: Mapping[str, datetime], *, after: Snowflake, limit: int, runs: int
-    ) -> RunsPruned:
+    ) -> Pruned:
         rows = await self._pool.fetch(
             "prune_runs", list(until), list(until.values()), after, limit, runs
         )
-        return RunsPruned(runs=rows[0]["runs"], last=rows[0]["last"])
+        return Pruned(count=rows[0]["runs"], last=rows[0]["last"])
+
+    async def prune_requests(
+        self,
+        group: str,
+        *,
+        until: datetime,
+        failed_until: datetime,
+        after: Snowflake,
+        limit: int,
+    ) -> Pruned:
+        behind = first_snowflake(max(until, failed_until) + timedelta(milliseconds=1))
+        number = self._groups.id(group)
+        rows = await self._pool.fetch(
+            "prune_requests", number, after, behind, until, failed_until, limit
+        )
+        return Pruned(count=rows[0]["count"], last=rows[0]["last"])
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
         return bool(await self._pool.fetch("write_pause", workflow, paused, reason, by))

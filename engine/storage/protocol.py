@@ -34,7 +34,7 @@ from engine.storage.queues import (
     QueueRow,
     QueueWrite,
 )
-from engine.storage.retention import RunsPruned, Term
+from engine.storage.retention import Pruned, Term
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.standings import PatchAnswer, Standing
 from engine.storage.transaction import Transaction
@@ -868,9 +868,24 @@ class Storage(Protocol):
 
     async def prune_runs(
         self, until: Mapping[str, datetime], *, after: Snowflake, limit: int, runs: int
-    ) -> RunsPruned:
+    ) -> Pruned:
         """Delete of executions that go on the oldest runs, if they are over since a time, by
         workflow; at most ``runs`` of each. Looks at ``limit`` executions behind one, by id."""
+        ...
+
+    async def prune_requests(
+        self,
+        group: str,
+        *,
+        until: datetime,
+        failed_until: datetime,
+        after: Snowflake,
+        limit: int,
+    ) -> Pruned:
+        """Delete requests to entities of a group that are done with and were due before a time,
+        dead letters before another; their keys are free. Left out are those that an inbox row, a
+        queue or a schedule speaks of, and those that executions have sent. Looks at ``limit`` of
+        all requests behind one, by id."""
         ...
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:

@@ -22,8 +22,8 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunsPruned:
-    """How many runs were deleted, and the last of the executions looked at if there may be more."""
+class Pruned:
+    """How many were deleted, and the last of those looked at if there may be more."""
 
-    runs: int
+    count: int
     last: Snowflake | None

@@ -1,8 +1,8 @@
 """Delete what has ended long ago, so that tables stay as small as what is kept.
 
-Entered by ``runner``. Each workflow that is served here is pruned by the owner of one shard, so
-that one runner does it; two that do it at once are in nobody's way. The terms are those of the
-workflow's own ``retention``, else the settings'.
+Entered by ``runner``. Each workflow that is served here is pruned by the owner of one shard, and so
+are the requests to a group's entities, so that one runner does it; two that do it at once are in
+nobody's way. The terms are those of the workflow's own ``retention``, else the settings'.
 """
 
 import asyncio
@@ -98,8 +98,9 @@ class Pruner:
             if (kept := self._kept(each, Status.SUCCEEDED)) is not None
         }
         runs = await self._prune_runs(until) if until else 0
-        if count or runs:
-            log.info("pruned", extra={"executions": count, "runs": runs})
+        requests = await self._prune_requests(now)
+        if count or runs or requests:
+            log.info("pruned", extra={"executions": count, "runs": runs, "requests": requests})
 
     def _kept(self, definition: WorkflowDefinition, status: Status) -> timedelta | None:
         if status in definition.retention:
@@ -107,8 +108,10 @@ class Pruner:
         return self._retention if status is Status.SUCCEEDED else self._retention_failed
 
     def _is_mine(self, definition: WorkflowDefinition) -> bool:
-        group = definition.group
-        shard = shard_of(group, self._storage.shards_in(group), "prune", definition.name)
+        return self._owns(definition.group, definition.name)
+
+    def _owns(self, group: str, what: str) -> bool:
+        shard = shard_of(group, self._storage.shards_in(group), "prune", what)
         return shard in self._delivery.shards
 
     async def _prune_ended(self, terms: list[Term]) -> int:
@@ -136,8 +139,27 @@ class Pruner:
         count, last = 0, Snowflake(0)
         while True:
             pruned = await self._storage.prune_runs(until, after=last, limit=_BATCH, runs=_RUNS)
-            count += pruned.runs
+            count += pruned.count
             if pruned.last is None:
                 return count
             last = pruned.last
             await asyncio.sleep(_REST)
+
+    async def _prune_requests(self, now: datetime) -> int:
+        until, failed_until = (
+            _BEGINNING if kept is None else now - kept
+            for kept in (self._retention, self._retention_failed)
+        )
+        count = 0
+        if self._retention is None and self._retention_failed is None:
+            return count
+        for group in sorted({shard.group for shard in self._delivery.shards}):
+            last: Snowflake | None = Snowflake(0)
+            while last is not None and self._owns(group, ""):
+                pruned = await self._storage.prune_requests(
+                    group, until=until, failed_until=failed_until, after=last, limit=_BATCH
+                )
+                count, last = count + pruned.count, pruned.last
+                if last is not None:
+                    await asyncio.sleep(_REST)
+        return count

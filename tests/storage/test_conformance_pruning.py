@@ -3,15 +3,25 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from engine.core.clock import SystemClock
 from engine.core.envelope import ReplyTo
-from engine.core.ids import Snowflake
+from engine.core.ids import Snowflake, snowflake_time
 from engine.core.journal import JournalKind
 from engine.core.status import Status
-from engine.storage.protocol import Commit, ExecutionFilter, ExecutionUpdate, LaneSession
+from engine.storage.protocol import (
+    Commit,
+    ExecutionFilter,
+    ExecutionUpdate,
+    InboxRow,
+    LaneSession,
+)
 from engine.storage.retention import Term
+from tests.eventually import eventually
 from tests.storage.world import (
     ONE,
     Process,
+    defect,
+    event,
     message,
     run_key,
     save_one,
@@ -23,6 +33,7 @@ from tests.storage.world import (
 
 ENDED = datetime(2025, 6, 1, tzinfo=UTC)
 LATER = ENDED + timedelta(days=1)
+PAST, FAR = datetime(2024, 1, 1, tzinfo=UTC), datetime(2080, 1, 1, tzinfo=UTC)
 
 
 def term(status: Status = Status.SUCCEEDED, *, until: datetime = LATER) -> Term:
@@ -173,7 +184,108 @@ async def test_runs_that_a_live_one_has_left_behind_go_when_they_are_over_for_lo
     behind = await storage.prune_runs(until, after=id, limit=10, runs=5)
     others = await storage.prune_runs({"Refund": LATER}, after=Snowflake(0), limit=10, runs=5)
 
-    assert (first.runs, first.last) == (1, id)
+    assert (first.count, first.last) == (1, id)
     assert (behind.last, others.last) == (None, None)
     assert [row.run for row in await storage.history(id)] == [2, 2, 3]
     assert await storage.request(source) is None
+
+
+async def test_requests_that_are_done_with_go_when_they_were_due_long_ago(
+    process: Process, lane: LaneSession
+) -> None:
+    soon = SystemClock().now() + timedelta(milliseconds=300)
+    done, due_later, dead, _ = [
+        await save_one(process, message(key=key, deliver_at=deliver_at))
+        for key, deliver_at in (("done", None), ("later", soon), ("dead", None), ("waits", None))
+    ]
+    rows = {row.envelope.request_id: row.seq for row in await sweep_until(lane, 4)}
+    settled = [rows[each.envelope.request_id] for each in (done, due_later, dead)]
+    replies = [success(done), success(due_later), defect(dead)]
+    await lane.flush([Commit(shard=ONE, replies=replies, settled=settled)])
+
+    async def prune(*, until: datetime, failed_until: datetime) -> tuple[int, set[str]]:
+        pruned = await process.storage.prune_requests(
+            "default", until=until, failed_until=failed_until, after=Snowflake(0), limit=10
+        )
+        return pruned.count, set(await process.storage.known(["done", "later", "dead", "waits"]))
+
+    nothing = await prune(until=PAST, failed_until=PAST)
+    due = snowflake_time(done.envelope.request_id)
+    first = await prune(until=due, failed_until=PAST)
+    second = await prune(until=soon, failed_until=PAST)
+    third = await prune(until=soon, failed_until=soon)
+
+    assert nothing == (0, {"done", "later", "dead", "waits"})
+    assert first == (1, {"later", "dead", "waits"})
+    assert second == (1, {"dead", "waits"})
+    assert third == (1, {"waits"})
+    assert await process.storage.replies([done.envelope.request_id]) == []
+    assert await process.storage.request(done.envelope.request_id) is None
+    await save_one(process, message(key="done"))
+
+
+async def test_requests_of_executions_and_to_them_stay_with_them(
+    process: Process, lane: LaneSession
+) -> None:
+    run = await save_one(process, start("o-1"))
+    sender = ReplyTo(execution=run.envelope.request_id, shard=ONE)
+    sent = await save_one(process, message(key="call", reply_to=sender))
+    told = await save_one(process, event("o-1", key="signal"))
+    rows = await sweep_until(lane, 3)
+    await lane.flush(
+        [Commit(shard=ONE, replies=[success(sent)], settled=[row.seq for row in rows])]
+    )
+    heard = [row.seq for row in (await sweep_of(lane, ONE)).rows]
+    await lane.flush([Commit(shard=ONE, settled=heard)])
+
+    pruned = await process.storage.prune_requests(
+        "default", until=FAR, failed_until=FAR, after=Snowflake(0), limit=10
+    )
+
+    assert pruned.count == 0
+    assert set(await process.storage.known(["call", "signal"])) == {"call", "signal"}
+    assert await process.storage.request(told.envelope.request_id) is not None
+
+
+async def test_requests_are_pruned_in_parts_and_by_group(
+    process: Process, lane: LaneSession
+) -> None:
+    ids = [(await save_one(process, message())).envelope.request_id for _ in range(5)]
+    rows = await sweep_until(lane, 5)
+    await lane.flush(
+        [
+            Commit(
+                shard=ONE,
+                replies=[success(id) for id in ids],
+                settled=[row.seq for row in rows],
+            )
+        ]
+    )
+    storage = process.storage
+    await storage.ensure_groups(["other"])
+
+    others = await storage.prune_requests(
+        "other", until=FAR, failed_until=FAR, after=Snowflake(0), limit=10
+    )
+    parts, last = [], Snowflake(0)
+    while True:
+        pruned = await storage.prune_requests(
+            "default", until=FAR, failed_until=FAR, after=last, limit=2
+        )
+        parts.append(pruned.count)
+        if pruned.last is None:
+            break
+        last = pruned.last
+
+    assert others.count == 0
+    assert parts == [2, 2, 1]
+
+
+async def sweep_until(lane: LaneSession, count: int) -> list[InboxRow]:
+    """So many rows, some of which may be due a little later."""
+
+    async def swept() -> list[InboxRow]:
+        rows = list((await sweep_of(lane, ONE)).rows)
+        return rows if len(rows) >= count else []
+
+    return await eventually(swept)

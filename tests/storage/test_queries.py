@@ -157,6 +157,14 @@ async def test_pruning_reads_no_table_from_end_to_end_but_the_inbox(
         "finished": (*[[]] * 4, 500),
         "prune": ([], datetime(2025, 6, 1, tzinfo=UTC)),
         "prune_runs": ([], [], 0, 500, 20),
+        "prune_requests": (
+            1,
+            0,
+            1 << 40,
+            datetime(2025, 6, 1, tzinfo=UTC),
+            datetime(2025, 6, 1, tzinfo=UTC),
+            500,
+        ),
     }
 
     plans = {
@@ -168,6 +176,7 @@ async def test_pruning_reads_no_table_from_end_to_end_but_the_inbox(
         "finished": set(),
         "prune": {"inbox"},
         "prune_runs": {"inbox"},
+        "prune_requests": {"inbox"},
     }
 
 

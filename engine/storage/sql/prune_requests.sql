@@ -1,0 +1,76 @@
+-- name: prune_requests
+-- Delete requests to entities of a group that were due before a time and are done with, those that
+-- ended as a defect before another. Not those that an inbox row, a queue or a schedule speaks of,
+-- and not those of executions: they go with these. Looks at some behind one, and tells how far it
+-- came if there may be more.
+with busy as (
+    select i.request_id from engine.inbox i
+    union
+    select unnest(s.running) from engine.schedules s
+),
+looked as (
+    select
+        e.request_id, e.group_id, e.entity_type, e.reply_execution, e.key,
+        coalesce(
+            e.deliver_at,
+            '2025-01-01T00:00Z'::timestamptz + (e.request_id >> 22) * interval '1 millisecond'
+        ) as due_at
+    from engine.envelopes e
+    where e.request_id > $2::bigint and e.request_id < $3::bigint
+    order by e.request_id
+    limit $6::bigint
+),
+gone as (
+    select l.request_id, l.key
+    from looked l
+    left join lateral (
+        select r.kind from engine.replies r where r.request_id = l.request_id
+        order by r.sequence desc
+        limit 1
+    ) x on true
+    where l.due_at <= case when x.kind = 5 then $5::timestamptz else $4::timestamptz end
+        and l.group_id = $1::int
+        and l.request_id not in (select b.request_id from busy b)
+        and not exists (select from engine.queue_items q where q.request_id = l.request_id)
+        and not exists (select from engine.executions x where x.workflow = l.entity_type)
+        and not exists (select from engine.executions x where x.request_id = l.reply_execution)
+),
+replies as (
+    delete from engine.replies d
+    where d.ctid = any (array(
+        select r.ctid from gone g cross join lateral (
+            select r.ctid from engine.replies r where r.request_id = g.request_id offset 0
+        ) r
+    ))
+),
+acks as (
+    delete from engine.acks d
+    where d.ctid = any (array(
+        select a.ctid from gone g cross join lateral (
+            select a.ctid from engine.acks a where a.request_id = g.request_id offset 0
+        ) a
+    ))
+),
+keys as (
+    delete from engine.dedup d
+    where d.ctid = any (array(
+        select k.ctid from gone g cross join lateral (
+            select k.ctid from engine.dedup k
+            where k.key = g.key and k.request_id = g.request_id
+            offset 0
+        ) k
+    ))
+),
+envelopes as (
+    delete from engine.envelopes d
+    where d.ctid = any (array(
+        select e.ctid from gone g cross join lateral (
+            select e.ctid from engine.envelopes e where e.request_id = g.request_id offset 0
+        ) e
+    ))
+)
+select
+    (select count(*) from gone) as count,
+    (
+        select case when count(*) >= $6::bigint then max(l.request_id) end from looked l
+    ) as last;
