@@ -600,6 +600,7 @@ class _Incarnation:
         door.desk = self._entity_host(
             desk_of(queue, partial(self._queues.ask, definition.name)), door.done
         )
+        self._residency.reopened.append(door.begin)
         self.delivery.serve_entity(queue_type(definition.name), door)
         self._queues.register(definition)
 

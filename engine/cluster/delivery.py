@@ -141,7 +141,7 @@ class Delivery:
         self._acquired = acquired
         self._settled_after = settled_after
         self._residency = residency
-        residency.reopened = self._read_again
+        residency.reopened.append(self._read_again)
         self._hosts: dict[str, MessageHost] = {}
         self._executions: ExecutionsHost | None = None
         self._followers: list[ShardFollower] = []

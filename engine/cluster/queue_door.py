@@ -66,7 +66,7 @@ class QueueDoor:
         elif row.kind is InboxKind.ADMITTED:
             self._read_limits()
             self._waiting.append((shard, row))
-            self._begin()
+            self.begin()
         elif row.kind is InboxKind.INTERRUPT and self.desk.has(shard, id):
             self.desk.deliver(shard, row)
         else:
@@ -78,16 +78,20 @@ class QueueDoor:
         if row is not None and row.kind is InboxKind.ADMITTED:
             self._running.discard(message.id)
             self._delivery.ring_anywhere({message.envelope.address.shard})
-            self._begin()
+            self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Process those that wait, as far as there is room. What was given back for want of it
+        would be read again and again, before all that came after it."""
         while self._waiting and not 0 < self._most <= len(self._running):
+            if self.desk.residency.close_when_crowded():
+                return
             shard, row = self._waiting.popleft()
             if shard.alive and shard.accepting:
                 id = row.envelope.request_id
                 self._running.add(id)
                 self.desk.deliver(shard, row)
-                if not self.desk.has(shard, id):  # there was no room in memory: it comes again
+                if not self.desk.has(shard, id):  # it was given back, and comes again
                     self._running.discard(id)
 
     def _dispatch(self, dispatcher: Dispatcher | None, shard: OwnedShard, row: InboxRow) -> None:
@@ -132,7 +136,7 @@ class QueueDoor:
             return
         if limits is not None:
             self._most = limits.per_runner
-            self._begin()
+            self.begin()
 
     # --- shards go --------------------------------------------------------------------------------
 

@@ -29,12 +29,12 @@ class Residency:
     newcomers wait in the order they came, and for each of them the eldest resident gives way.
 
     As many may wait at most, or ``waiting``: ``closed`` says that others are to be left where they
-    are, and ``reopened`` is called when they can come again.
+    are, and ``reopened`` are called when they can come again.
     """
 
     def __init__(self, limit: int, *, waiting: int = 0) -> None:
         self.closed = False
-        self.reopened: Callable[[], None] = lambda: None
+        self.reopened: list[Callable[[], None]] = []
         self._limit = limit
         self._most_waiting = waiting or max(limit, _WAITING)
         self._reopening = False
@@ -115,4 +115,5 @@ class Residency:
 
     def _reopen(self) -> None:
         self.closed = self._reopening = False
-        self.reopened()
+        for reopened in self.reopened:
+            reopened()

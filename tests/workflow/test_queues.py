@@ -200,6 +200,34 @@ async def test_a_runner_processes_no_more_than_it_may(world: World) -> None:
     assert queue.most[""] <= 3
 
 
+class Crowd(Gate):
+    concurrency = 6000
+
+
+class Greets(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        return request
+
+
+async def test_items_for_which_there_is_no_place_keep_nobody_waiting(dsn: str) -> None:
+    queue = Crowd()
+    async with TestCluster(queue, Greets(), dsn=dsn, max_resident=100) as cluster:
+        client = cluster.client
+        items = await asyncio.gather(*(client.submit(Crowd, f"a{n}") for n in range(6000)))
+
+        async def crowded() -> bool:
+            # of which a sweep reads a thousand at once, and the desk has taken as many
+            return (await client.queue(Crowd).describe()).running > 3500
+
+        await eventually(crowded)
+        execution = await client.start(Greets, "ada", key="g-1")
+        assert await execution.join(timedelta(seconds=20)) == "ada"
+        queue.open.set()
+
+        await asyncio.gather(*(item.join() for item in items))
+    assert queue.most[""] == 100
+
+
 class Breaks(Gate):
     broken = True
 
