@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import CodeType, FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
@@ -109,6 +109,7 @@ class Body:
         observed: Callable[[], None],
     ) -> None:
         seed = origin.seed
+        self.origin: Origin = origin
         self.execution_id = execution_id
         self.suspending: bool = False
         self.interrupted: str | None = None
@@ -136,7 +137,7 @@ class Body:
         self.compensates: bool = False
         self._conditions: dict[asyncio.Future[None], tuple[Callable[[], bool], _Line]] = {}
         self._handling: dict[asyncio.Task[None], Answer | None] = {}
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._uncounted = 0
         self.instance: Workflow[Any, Any] = copy_of(prototype)
         self.instance.__dict__[BODY] = self
@@ -169,7 +170,8 @@ class Body:
         return False
 
     def set_time(self, at: datetime) -> None:
-        self.loop.now = (at - _EPOCH).total_seconds()
+        """Its clock never steps back, also not for what was resolved in an earlier run."""
+        self.loop.now = max(self.loop.now, (at - _EPOCH).total_seconds())
 
     def end_step(self, step: Step, outcome: Outcome, value: object) -> None:
         """Hand a step's result (or, if it failed, its ``ErrorDetails``) to whoever awaits it."""
@@ -235,7 +237,7 @@ class Body:
 
     def refusal(
         self, handler: HandlerDefinition, args: list[object], kwargs: dict[str, object]
-    ) -> Exception | None:
+    ) -> BaseException | None:
         """Why an update must not run, by its validator."""
         validator = handler.validator
         if validator is None:
@@ -243,7 +245,7 @@ class Body:
         with self.loop.running(), self.loop.looking(f"the validator {validator.__qualname__}"):
             try:
                 validator(self.instance, *args, **kwargs)
-            except Exception as error:  # noqa: BLE001 -- that is its answer
+            except BaseException as error:  # noqa: BLE001 -- that is its answer
                 return error
         return None
 
@@ -574,7 +576,9 @@ class Body:
             return await self._execute(request)
         except (GeneratorExit, ContinueAsNew, Misfit):
             raise
-        except BaseException:
+        except BaseException as error:
+            if (wish := _wish_in(error)) is not None:
+                raise wish from None
             if not self.loop.dead:
                 for task in list(self._handling):
                     task.cancel()
@@ -638,10 +642,15 @@ class Body:
             if source is not None:
                 exit: Exit = Success(handler.signature.result.encode(result))
                 self.answers.append(Answer(source, handler.name, exit))
-        except Exception as error:  # noqa: BLE001 -- it is the answer, or the end of the execution
+        except (GeneratorExit, Misfit):
+            raise
+        except BaseException as error:  # it is the answer, or the end of the execution
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             if source is not None:
                 self.answers.append(Answer(source, handler.name, Failure(ErrorDetails.of(error))))
-            elif self._failure is None and not self.task.done():
+            elif self._failure is None and not (self.task.done() or self._compensating):
                 self._failure = error
                 self.task.cancel()
                 self._uncounted += 1
@@ -656,7 +665,10 @@ class Body:
                 try:
                     with self.loop.looking("a condition of wait_until()"):
                         true = condition()
-                except Exception as error:  # noqa: BLE001 -- it is the waiting code's
+                except StopIteration:  # which a future cannot carry
+                    future.set_exception(RuntimeError("the condition raised StopIteration"))
+                    met = True
+                except BaseException as error:  # noqa: BLE001 -- it is the waiting code's
                     future.set_exception(error)
                     met = True
                 else:
@@ -694,6 +706,16 @@ class Body:
         if state is None:
             state = self._deferreds[name] = _DeferredState(self.loop.create_future())
         return state
+
+
+def _wish_in(error: BaseException) -> ContinueAsNew | None:
+    """The wish to go on as a new run that a TaskGroup has wrapped, if nothing else came with it."""
+    while isinstance(error, BaseExceptionGroup):
+        inner = cast("tuple[BaseException, ...]", error.exceptions)
+        if len(inner) != 1:
+            return None
+        error = inner[0]
+    return error if isinstance(error, ContinueAsNew) else None
 
 
 def _change(change: str) -> str:

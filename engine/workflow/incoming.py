@@ -89,7 +89,9 @@ class Incoming:
             return
         match result:
             case Ended(payload, value):
-                if not is_transaction(step):  # which has written its row itself
+                if is_transaction(step):  # which has written its row itself
+                    self._ledger.move(self._ledger.at)
+                else:
                     self._ledger.append_step(step, Outcome.OK, payload, source)
                 self._over(step)
                 self._body.end_step(step, Outcome.OK, value)
@@ -234,12 +236,11 @@ class Incoming:
             raise NotRegistered(f"{self._name} has no {kind.value} named {name!r} in this version")
         return found, *found.signature.decode(envelope.payload)
 
-    def interrupted(self, row: InboxRow) -> None:
+    def interrupted(self) -> None:
         """The execution's run request is to end early (``Sharding.interrupt``)."""
         payload = encode_text("")
         self._ledger.append(JournalKind.INTERRUPT, INTERRUPT, 0, payload=payload)
         self._body.interrupt("")
-        self._ledger.settle(row.seq)
 
     def cancelled(self) -> None:
         """Write down the steps the body has cancelled, and stop their attempts."""
@@ -297,7 +298,7 @@ class Incoming:
 
     def replayed(self, row: JournalRow) -> None:
         """A row of the journal has been applied to the body."""
-        self._ledger.at = max(self._ledger.at, row.at)
+        self._ledger.at = max(self._ledger.at, self._body.origin.later(row))
         self._ledger.keep(row)
         if row.kind is JournalKind.CALL and row.source is not None:
             self._outgoing.calls[row.source] = self._body.steps[row.name, row.ordinal]

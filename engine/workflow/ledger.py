@@ -114,7 +114,7 @@ class Ledger:
         """Add an event; its position is given here, at delivery. ``at``: not now, but then."""
         if at is None:
             self.tick()
-        else:
+        elif at > self.at:
             self.move(at)
         self._position += 1
         self.mark += 1
@@ -162,8 +162,10 @@ class Ledger:
         )
 
     def transaction_row(self, step: Step, payload: bytes) -> JournalRow:
-        """The row a transaction inserts itself; it takes its position now and is not queued."""
+        """The row a transaction inserts itself; it takes its position now and is not queued. The
+        body is told of its time with its outcome, as in a replay."""
         self._position += 1
+        self.at = max(self.at, self._clock.now())
         return JournalRow(
             execution=self.id,
             run=self.run,
@@ -171,7 +173,7 @@ class Ledger:
             kind=JournalKind.STEP,
             name=step.name,
             ordinal=step.ordinal,
-            at=self.tick(),
+            at=self.at,
             attempt=step.attempt,
             digest=step.digest,
             started_at=step.started_at,

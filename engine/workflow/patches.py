@@ -64,4 +64,4 @@ def _copied_until(loaded: LoadedExecution) -> int | None:
     if first is None or first.kind is not JournalKind.REPAIRED:
         return 0 if loaded.execution.version == UNDECIDED else None
     last = loaded.journal[-1].position
-    return last if last <= json.loads(first.payload)["from"] else None
+    return last if last <= json.loads(first.payload)["until"] else None

@@ -35,7 +35,7 @@ class Query:
             arguments, named = handler.signature.decode(self.payload)
             answer = body.ask(handler, arguments, named)
             return Success(handler.signature.result.encode(answer))
-        except Exception as error:  # noqa: BLE001 -- it is the answer
+        except BaseException as error:  # noqa: BLE001 -- it is the answer
             return Failure(ErrorDetails.of(error))
 
     def fail(self, error: Exception) -> None:

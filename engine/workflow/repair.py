@@ -32,11 +32,19 @@ class Origin:
     """What a body must be given to run as the run did that its journal was copied from.
 
     ``seed`` is that of its random numbers and idempotency keys; ``children`` are the ids of the
-    children that the copied rows speak of, by the name and ordinal of their steps.
+    children that the copied rows speak of, by the name and ordinal of their steps. The last of the
+    copied rows is at ``until`` (0: there is none); what follows it happens from ``at`` on.
     """
 
     seed: str
+    until: int = 0
+    at: datetime | None = None
     children: Mapping[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+
+    def later(self, row: JournalRow) -> datetime:
+        """From when on happens what follows a row: from its own time on, unless it is the last of
+        those that were copied. A timer that starts behind it would else be due at once."""
+        return row.at if self.at is None or row.position != self.until else max(self.at, row.at)
 
     @classmethod
     def of(cls, loaded: LoadedExecution) -> "Origin":
@@ -45,7 +53,12 @@ class Origin:
             return cls(seed=f"{loaded.execution.request_id}:{loaded.execution.run}")
         stored = json.loads(first.payload)
         children = {(name, ordinal): id for name, ordinal, id in stored["children"]}
-        return cls(seed=stored["seed"], children=children)
+        return cls(
+            seed=stored["seed"],
+            children=children,
+            until=stored["until"],
+            at=datetime.fromisoformat(stored["asked_at"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +184,7 @@ def _copied(
             ids.setdefault((row.name, row.ordinal), child)
     first = _note(
         loaded,
-        Origin(seed=origin.seed, children=ids),
+        Origin(seed=origin.seed, children=ids, until=kept[-1].position if kept else 0),
         name=name,
         order=order,
         run=run,
@@ -198,6 +211,7 @@ def _note(
         "of": f"{loaded.execution.workflow}/{loaded.execution.execution_id}",
         "run": loaded.execution.run,
         "from": after,
+        "until": origin.until,
         "seed": origin.seed,
         "children": [[name, ordinal, id] for (name, ordinal), id in origin.children.items()],
     }

@@ -33,17 +33,25 @@ _OURS = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 def apply(body: Body, row: JournalRow) -> None:
     """Deliver one row. The body's loop is drained before and after, by the caller."""
     body.patches.pass_by(row)
+    _apply(body, row)
+    if (later := body.origin.later(row)) != row.at:
+        body.set_time(later)
+
+
+def _apply(body: Body, row: JournalRow) -> None:
     match row.kind:
         case JournalKind.STEP:
             _apply_step(body, row)
         case JournalKind.ATTEMPT:
             step = _expect(body, row)
+            body.set_time(row.at)
             step.attempt = row.attempt + 1
             step.retry_at = row.due_at
             step.started_at = row.started_at
             step.postponed, step.due_at = False, None
         case JournalKind.POSTPONED:
             step = _expect(body, row)
+            body.set_time(row.at)
             step.attempt, step.retry_at = row.attempt, None
             step.started_at = row.started_at
             step.postponed, step.due_at = True, row.due_at
@@ -142,16 +150,32 @@ def body_of(
 
 def begun_at(loaded: LoadedExecution) -> datetime | None:
     """When the present run began; None when that is still to come."""
+    origin = Origin.of(loaded)
     for row in loaded.journal[:_HEAD]:
         if row.kind is JournalKind.CONTINUED:
-            return row.at
+            return row.at if origin.at is None or row.position < origin.until else origin.at
+    if origin.at is not None and origin.until == 0:
+        return origin.at  # nothing that was done before is kept
     return loaded.execution.started_at
 
 
 _HEAD = 2
 """So many rows at most come before anything that has happened to a run."""
-BEHIND = frozenset({JournalKind.ANSWER, JournalKind.PATCHED, JournalKind.TERMINATED})
-"""What may come after the end of a body."""
+BEHIND = frozenset(
+    {
+        JournalKind.ANSWER,
+        JournalKind.PATCHED,
+        JournalKind.TERMINATED,
+        JournalKind.REPAIRED,
+        JournalKind.CONTINUED,
+        JournalKind.RESOLVED,
+        JournalKind.PAUSED,
+        JournalKind.RESUMED,
+        JournalKind.RETRIED,
+    }
+)
+"""What may come after the end of a body: what it leaves behind, and what a run begins with, which
+a body that ends at once does not live to see."""
 
 
 def _nobody() -> None:

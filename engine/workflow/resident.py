@@ -250,10 +250,20 @@ class ResidentExecution:
         self._renewed = True
         for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
             self._ledger.drop(seq)
+        self._find_by_time()
+        self._submit()
+
+    def _drop(self, row: InboxRow) -> None:
+        """Delete a row in one flush with its event, since nothing would tell it from a new one."""
+        self._ledger.drop(row.seq)
+        if not self._ledger.held:
+            self._find_by_time()
+
+    def _find_by_time(self) -> None:
+        """It holds no row of which a next owner could learn of it: let it be due instead."""
         self._ledger.wake_at = self._ledger.at
         self._ledger.set_status(Status.RUNNING)
         self._residents.due_again(self)
-        self._submit()
 
     def _begin_again(self) -> None:
         """That its failures are forgotten, or its run is over, is durable: leave memory, and be
@@ -323,7 +333,8 @@ class ResidentExecution:
         elif row.kind is InboxKind.REPLY:
             self._in.replied(row)
         elif row.kind is InboxKind.INTERRUPT:
-            self._in.interrupted(row)
+            self._in.interrupted()
+            self._drop(row)
         elif row.told == TERMINATE:
             self._terminate(row)
         else:
@@ -382,8 +393,7 @@ class ResidentExecution:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        runs = any(step.task is not None and step.call is None for step in body.steps.values())
-        if runs or self._busy:
+        if self.running or self._busy:
             return
         self._suspending = True
         for seq in [seq for seq in self._ledger.held if seq not in self._undelivered]:
@@ -405,15 +415,15 @@ class ResidentExecution:
         """Let them look at a body that has drained and replayed all; one that is blocked stands
         where its journal fits no more."""
         body = self._body
-        if body is None or (self._journal and not self._blocked):
-            return
-        for query in self._queries:
-            if self._blocked:
+        if self._blocked:
+            for query in self._queries:
                 query.fail(EngineError(f"{self.name} is blocked: see why with describe()"))
-            else:
-                self._looked.append(
-                    (self._ledger.mark, query, query.put_to(self._definition, body))
-                )
+        elif body is None or self._journal:
+            return
+        else:
+            for query in self._queries:
+                exit = query.put_to(self._definition, body)
+                self._looked.append((self._ledger.mark, query, exit))
         self._queries.clear()
         # INVARIANT durable-before-command: also an answer is something that others go on from.
         while self._looked and self._ledger.durable(self._looked[0][0]):
@@ -435,9 +445,9 @@ class ResidentExecution:
 
     @property
     def running(self) -> list[asyncio.Task[None]]:
-        """The attempts of its steps that run now."""
+        """The attempts of its steps that run now. Who waits for another's reply runs nothing."""
         steps = () if self._body is None else self._body.steps.values()
-        return [step.task for step in steps if step.task is not None]
+        return [step.task for step in steps if step.task is not None and step.call is None]
 
     async def drain(self, grace: timedelta) -> None:
         """Start nothing new, let running steps end and be written, then leave memory."""
@@ -765,6 +775,7 @@ class ResidentExecution:
         self._stop_work()
         self._blocked = True
         self._ledger.set_status(Status.BLOCKED, waiting=reason)
+        self._answer_queries()
         log.warning("an execution is blocked", extra={"execution": self.name, "reason": reason})
         for row in [*self._undelivered.values()]:
             if row.told == RETRY:  # it came while the journal was being replayed
@@ -897,11 +908,7 @@ class ResidentExecution:
             return
         running = not self._blocked and (
             body is not None
-            and (
-                bool(self._events)
-                or self._committing is not None
-                or any(step.task for step in body.steps.values())
-            )
+            and (bool(self._events) or self._committing is not None or bool(self.running))
         )
         if self._over or not (self._ledger.busy or running):
             quiet.set_result(None)

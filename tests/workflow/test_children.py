@@ -214,6 +214,15 @@ async def test_a_child_that_exists_already_is_joined(world: World) -> None:
         assert {await one.join(), await two.join(), await there.join()} == {"shared"}
 
 
+async def test_a_parent_of_a_child_that_exists_already_holds_up_no_shutdown(world: World) -> None:
+    async with asyncio.timeout(40):
+        grace = timedelta(minutes=5)
+        async with world.cluster(Shares(), Keyed(), grace_period=grace) as cluster:
+            await cluster.client.start(Keyed, 0)
+            parent = await cluster.client.start(Shares, 0, key="one")
+            await world.until(cluster, lambda: _all_waiting(parent))
+
+
 async def test_a_child_of_another_request_under_that_key_is_refused(world: World) -> None:
     class Wrong(Workflow[int, str]):
         async def execute(self, request: int) -> str:

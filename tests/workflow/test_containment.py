@@ -1,25 +1,35 @@
 """Whatever user code raises ends its own step, message or execution, and nothing else."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel, field_validator
 
 from engine import (
+    Deferred,
     Entity,
+    ExecutionFailed,
     Failed,
+    JournalKind,
     RequestFailed,
     RetryPolicy,
     StepFailed,
     Transaction,
+    UpdateRejected,
     Workflow,
     activity,
     by_name,
+    query,
     rpc,
+    signal,
     transaction,
+    update,
 )
 from engine.testing import TestCluster
+from tests.workflow.conftest import World
 
 LIMIT = timedelta(seconds=5)
 ONCE = RetryPolicy(attempts=1)
@@ -61,7 +71,11 @@ def _raise(what: str) -> None:
     if what == "StopIteration":
         empty: Iterator[int] = iter(())
         next(empty)
-    raise {"SystemExit": SystemExit, "Outrage": Outrage}[what]("enough")
+    raise {
+        "SystemExit": SystemExit,
+        "Outrage": Outrage,
+        "CancelledError": asyncio.CancelledError,
+    }[what]("enough")
 
 
 @pytest.mark.parametrize("where", ["task", "thread", "sql"])
@@ -120,3 +134,99 @@ async def test_a_stored_request_whose_validator_breaks_fails_alone() -> None:
         assert isinstance(outcome, Failed)
         assert "KeyError" in outcome.error.message
         assert await cluster.client.execute(Echo, "still here", timeout=LIMIT) == "still here"
+
+
+def _raises(what: str) -> bool:
+    _raise(what)
+    return True
+
+
+class Looked(Workflow[str, str]):
+    """Is looked at by code that raises what few catch."""
+
+    go = Deferred(bool)
+
+    async def execute(self, request: str) -> str:
+        self.changed = False
+        try:
+            await self.wait_until(lambda: self.changed and _raises(request))
+        except BaseException as error:  # noqa: BLE001 -- it is what the test is about
+            await self.go.wait()
+            return type(error).__name__
+        return "nothing"
+
+    @signal
+    def change(self) -> None:
+        self.changed = True
+
+    @query
+    def look(self, what: str) -> None:
+        _raise(what)
+
+    @update
+    async def touch(self, what: str) -> None:
+        _raise(what)
+
+    @update
+    async def refuse(self, what: str) -> None: ...
+
+    @refuse.validator
+    def check(self, what: str) -> None:
+        _raise(what)
+
+
+@pytest.mark.parametrize("what", ["CancelledError", "SystemExit", "Outrage", "StopIteration"])
+async def test_what_looks_at_a_body_and_raises_what_is_no_exception_harms_nothing_else(
+    what: str, world: World
+) -> None:
+    async with world.cluster(Looked()) as cluster, asyncio.timeout(40):
+        looked = await cluster.client.start(Looked, what)
+        for asked in (
+            looked.query(Looked.look, what),
+            looked.update(Looked.touch, what),
+            looked.update(Looked.refuse, what),
+        ):
+            with pytest.raises((RequestFailed, UpdateRejected)):
+                await asyncio.wait_for(asked, 10)
+        await looked.signal(Looked.change)
+        await looked.resolve(Looked.go, True)
+        ended = await world.result(cluster, looked)
+    assert ended == ("RuntimeError" if what == "StopIteration" else what)
+
+
+class Undone(Workflow[str, None]):
+    """Undoes what it has done, slowly."""
+
+    undone: ClassVar[list[str]] = []
+    go: ClassVar[asyncio.Event]
+
+    async def execute(self, request: str) -> None:
+        self.compensate(self.undo, "first")
+        self.compensate(self.undo, "second")
+        raise LookupError(request)
+
+    @activity
+    async def undo(self, what: str) -> None:
+        await self.go.wait()
+        self.undone.append(what)
+
+    @signal
+    def wrong(self) -> None:
+        raise KeyError("too late")
+
+
+async def test_a_signal_that_fails_does_not_cut_compensations_short(world: World) -> None:
+    Undone.undone.clear()
+    Undone.go = asyncio.Event()
+    async with world.cluster(Undone()) as cluster, asyncio.timeout(40):
+        undone = await cluster.client.start(Undone, "no stock")
+        await undone.signal(Undone.wrong)
+        await world.until(cluster, lambda: _told(undone))
+        Undone.go.set()
+        with pytest.raises(ExecutionFailed, match="no stock"):
+            await world.result(cluster, undone)
+    assert Undone.undone == ["second", "first"]
+
+
+async def _told(execution: Any) -> bool:
+    return any(event.kind is JournalKind.SIGNAL for event in await execution.history())

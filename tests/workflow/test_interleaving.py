@@ -4,17 +4,15 @@ gives the same result."""
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 
-from engine import Execution, JournalKind, Outcome, RetryPolicy, Succeeded, Workflow, activity
-from engine.core.journal import JournalRow
+from engine import JournalKind, Outcome, RetryPolicy, Succeeded, Workflow, activity
+from engine.storage.protocol import LoadedExecution
 from engine.testing import TestCluster, VirtualClock
 from engine.workflow import replay
-from engine.workflow.body import Body
-from engine.workflow.repair import Origin
+from engine.workflow.definition import definition_of
 
 
 class Clockwork:
@@ -93,36 +91,16 @@ class Branches(Workflow[int, list[int]]):
         return value
 
 
-async def replayed(
-    prototype: Branches, execution: Execution[list[int]], rows: Sequence[JournalRow]
-) -> object:
+async def replayed(prototype: Branches, loaded: LoadedExecution) -> object:
     """The result that the journal alone gives."""
-    info = await execution.describe()
-    assert info.started_at is not None
     done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     def run() -> None:
-        body = Body(
-            prototype=prototype,
-            request=int(execution.id),
-            id=info.request_id,
-            execution_id=execution.id,
-            run=info.run,
-            origin=Origin(seed=f"{info.request_id}:{info.run}"),
-            observed=lambda: None,
-        )
-        assert info.started_at is not None
-        body.set_time(info.started_at)
         try:
-            for row in rows:
-                assert body.drain()
-                replay.apply(body, row)
-            assert body.drain()
-            done.set_result(body.task.result())
+            with replay.replayed(definition_of(Branches), prototype, loaded) as body:
+                done.set_result(body.task.result())
         except BaseException as error:  # noqa: BLE001 -- the test gets it
             done.set_exception(error)
-        finally:
-            body.close()
 
     asyncio.get_running_loop().call_soon(run)
     return await done
@@ -162,7 +140,8 @@ async def crash_and_compare(seed: int) -> None:
         assert not ends or max(ends.values()) == 1, seed
         positions = [row.position for row in rows]
         assert positions == sorted(set(positions)), seed
-        assert await replayed(prototype, execution, rows) == outcome.value, seed
+        (loaded,) = await storage.load([execution.request_id])
+        assert await replayed(prototype, loaded) == outcome.value, seed
 
 
 async def test_the_bodies_drawn_here_do_use_every_kind_of_event() -> None:

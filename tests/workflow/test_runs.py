@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,6 +11,7 @@ from engine import (
     ExecutionFailed,
     ExecutionInterrupted,
     ExecutionTerminated,
+    Interrupt,
     JournalKind,
     NotFound,
     Status,
@@ -20,7 +21,8 @@ from engine import (
     signal,
     update,
 )
-from engine.testing import TestCluster
+from engine.core.ids import EntityAddress, EntityId, EntityType
+from engine.testing import TestCluster, replay
 from tests.workflow.conftest import World
 
 SECOND = timedelta(seconds=1)
@@ -121,6 +123,57 @@ async def test_a_new_run_begins_at_its_own_time() -> None:
             await naps.join(timedelta(0))
         await cluster.advance(SECOND)
         assert await naps.join() == HOUR.total_seconds()
+
+
+class AtOnce(Workflow[int, str]):
+    """Ends its last run without a wait, or fails so until it is mended."""
+
+    ready = Deferred(bool)
+    broken: ClassVar[bool] = False
+
+    async def execute(self, request: int) -> str:
+        if request == 2:
+            await self.ready.wait()
+        if request:
+            await self.continue_as_new(request - 1)
+        if self.broken:
+            raise LookupError("not yet")
+        return "at once"
+
+
+async def test_a_run_may_end_before_it_waits_for_anything(world: World) -> None:
+    async with world.cluster(AtOnce()) as cluster, asyncio.timeout(10):
+        once = await cluster.client.start(AtOnce, 2, key="a")
+        await once.resolve(AtOnce.ready, True)
+        assert await once.join() == "at once"
+        await replay(await once.history(), AtOnce())
+
+
+async def test_one_that_is_retried_may_end_before_it_waits_for_anything(world: World) -> None:
+    async with world.cluster(AtOnce()) as cluster, asyncio.timeout(10):
+        for request in (0, 1):
+            AtOnce.broken = True
+            once = await cluster.client.start(AtOnce, request)
+            with pytest.raises(ExecutionFailed):
+                await once.join()
+            AtOnce.broken = False
+            await once.retry()
+            assert await once.join() == "at once"
+
+
+class Grouped(Workflow[int, str]):
+    async def execute(self, request: int) -> str:
+        async with asyncio.TaskGroup() as group:
+            nap = group.create_task(self.sleep(HOUR))
+            if request:
+                await self.continue_as_new(request - 1)
+            nap.cancel()
+        return "the last run"
+
+
+async def test_a_run_continues_as_new_from_within_a_task_group(world: World) -> None:
+    async with world.cluster(Grouped()) as cluster, asyncio.timeout(10):
+        assert await cluster.client.execute(Grouped, 2) == "the last run"
 
 
 async def test_continue_as_new_is_for_execute_alone() -> None:
@@ -241,6 +294,50 @@ async def test_an_interrupt_that_is_caught_is_over(world: World) -> None:
         await world.until(cluster, _done(joined))
         assert joined.result() == "a"
         assert _steps(await stubborn.history()) == {"a", "b", "cleanup"}
+
+
+class Counts(Workflow[None, int]):
+    """Counts what interrupts it, until it is told to end."""
+
+    done = Deferred(bool)
+
+    async def execute(self, request: None) -> int:
+        caught = 0
+        while True:
+            try:
+                await self.done.wait()
+                return caught
+            except asyncio.CancelledError:
+                caught += 1
+                await self.note(caught)
+
+    @activity
+    async def note(self, caught: int) -> int:
+        return caught
+
+
+async def test_an_interrupt_of_the_run_request_comes_once_whatever_crashes(world: World) -> None:
+    async with world.cluster(Counts()) as cluster, asyncio.timeout(40):
+        counts = await cluster.client.start(Counts, None)
+
+        async def suspended() -> bool:
+            return (await counts.describe()).status is Status.SUSPENDED
+
+        async def noted() -> bool:
+            return bool(_steps(await counts.history()))
+
+        await world.until(cluster, suspended)
+        info = await counts.describe()
+        assert info.shard is not None
+        address = EntityAddress(info.shard, EntityType(info.workflow), EntityId(info.id))
+        await cluster.runner.sharding.interrupt(
+            Interrupt(request_id=info.request_id, address=address)
+        )
+        await world.until(cluster, noted)
+        await cluster.crash()
+        await cluster.crash()
+        await counts.resolve(Counts.done, True)
+        assert await world.result(cluster, counts) == 1
 
 
 async def test_cleanup_may_run_steps_while_it_is_interrupted(world: World) -> None:
