@@ -50,7 +50,7 @@ class Session:
         return Flushed(requests={}, replies={})
 
     async def sweep(self, shards: Sequence[ShardId], **_: object) -> Sweep:
-        self.swept.append(tuple(shards))
+        self.swept.append(tuple(sorted(shards)))
         return Sweep(rows=[], due=[], next_due=None, more=False, now=NOW)
 
     def terminate(self) -> None:
