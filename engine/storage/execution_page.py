@@ -4,6 +4,7 @@ From ``inspection``; through SQLAlchemy's description of the tables.
 """
 
 import json
+from datetime import UTC
 from typing import Final
 
 from sqlalchemy import (
@@ -22,11 +23,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 
+from engine.core.ids import Snowflake, first_snowflake
 from engine.storage.protocol import ExecutionFilter
 from engine.storage.tables import metadata_for
 
 _dialect: Dialect = asyncpg_dialect()  # type: ignore[no-untyped-call]
 _PROBED: Final = 1000
+_AHEAD: Final = 60_000 << 22
+"""An id is made before its start is stored: by so much, a minute, the clock may have been ahead of
+the database's."""
+_LAST: Final = (1 << 63) - 1
 
 
 def execution_page(schema: str, filter: ExecutionFilter, limit: int) -> tuple[str, list[object]]:
@@ -93,7 +99,12 @@ def _youngest(
 
 
 def _behind(table: FromClause, filter: ExecutionFilter) -> list[ColumnElement[bool]]:
-    return [] if filter.after is None else [table.c.request_id < filter.after]
+    """Where to begin. An index on times does not lead there: it has not the order of a page."""
+    ends = [] if filter.after is None else [filter.after]
+    if filter.started_before is not None:
+        made = first_snowflake(filter.started_before.astimezone(UTC))
+        ends.append(Snowflake(min(made + _AHEAD, _LAST)))
+    return [table.c.request_id < min(ends)] if ends else []
 
 
 def _conditions(table: FromClause, filter: ExecutionFilter) -> list[ColumnElement[bool]]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from engine.core.ids import Snowflake
+from engine.core.ids import Snowflake, first_snowflake
 from engine.core.status import Status
 from engine.storage.connect import OUR_PLANS, PLANNED_ANEW
 from engine.storage.execution_page import execution_page
@@ -18,23 +18,26 @@ COUNT = 100_000
 BEGAN = datetime(2025, 6, 1, tzinfo=UTC)
 PAGE = 50
 MOST = 2500
+BEGAN_MS = first_snowflake(BEGAN) >> 22
+MINUTE = timedelta(minutes=1)
 FULL = f"""
 insert into engine.executions (
     request_id, workflow, execution_id, group_id, shard, status, version, parent, created_at,
     finished_at, attributes, error
 )
 select
-    i, case when i % 1000 = 7 then 'Rare' else 'Fulfil' end, 'o-' || i, 1, i % 300,
+    (i * 60000 + {BEGAN_MS}) << 22,
+    case when i % 1000 = 7 then 'Rare' else 'Fulfil' end, 'o-' || i, 1, i % 300,
     case when i % 500 = 9 then 6 when i % 900 = 3 then 2 else 5 end, 1,
     case when i % 10 = 0 then i / 100 end,
-    timestamptz '2025-06-01T00:00Z' + i * interval '1 second', now(),
+    timestamptz '2025-06-01T00:00Z' + i * interval '1 minute', now(),
     case when i % 2 = 0 then jsonb_build_object('tenant', i % 700, 'kind', 'order') end,
     case when i % 500 = 9 then case when i % 5000 = 9 then 'KeyError' else 'ValueError' end end
-from generate_series(1, {COUNT}) i
+from generate_series(1, {COUNT}::bigint) i
 """
 SEARCHES = {
     "all": ExecutionFilter(),
-    "behind": ExecutionFilter(after=Snowflake(50_000)),
+    "behind": ExecutionFilter(after=first_snowflake(BEGAN + 50_000 * MINUTE)),
     "workflow": ExecutionFilter(workflow="Rare"),
     "status": ExecutionFilter(statuses=[Status.SUSPENDED]),
     "statuses": ExecutionFilter(statuses=[Status.SUSPENDED, Status.FAILED]),
@@ -44,10 +47,18 @@ SEARCHES = {
     "unknown attributes": ExecutionFilter(attributes={"tenant": "nobody"}),
     "parent": ExecutionFilter(parent=Snowflake(500)),
     "error": ExecutionFilter(error="KeyError"),
-    "after": ExecutionFilter(started_after=BEGAN + timedelta(seconds=COUNT - 20)),
-    "before": ExecutionFilter(started_before=BEGAN + timedelta(seconds=100)),
+    "after": ExecutionFilter(started_after=BEGAN + (COUNT - 20) * MINUTE),
+    "before": ExecutionFilter(started_before=BEGAN + 100 * MINUTE),
+    "before some": ExecutionFilter(started_before=BEGAN + COUNT // 20 * MINUTE),
+    "before half": ExecutionFilter(started_before=BEGAN + COUNT // 2 * MINUTE),
+    "workflow before": ExecutionFilter(
+        workflow="Fulfil", started_before=BEGAN + COUNT // 2 * MINUTE
+    ),
+    "attributes before": ExecutionFilter(
+        attributes={"kind": "order"}, started_before=BEGAN + COUNT // 2 * MINUTE
+    ),
     "between": ExecutionFilter(
-        started_after=BEGAN + timedelta(hours=5), started_before=BEGAN + timedelta(hours=5.1)
+        started_after=BEGAN + 18_000 * MINUTE, started_before=BEGAN + 18_360 * MINUTE
     ),
     "several": ExecutionFilter(workflow="Fulfil", error="ValueError", statuses=[Status.FAILED]),
 }
