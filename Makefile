@@ -6,7 +6,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scale check format bench docs lock clean
+MINUTES ?= 10
+.PHONY: help demo test scale chaos check format bench docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,10 @@ test: $(INSTALLED) ## Run the tests on an embedded PostgreSQL (or the server of 
 
 scale: $(INSTALLED) ## Send a million messages to ten thousand entities while processes are killed
 	$(BIN)/python -m pytest -q tests/chaos/test_scale.py --scale=full -o log_cli=true -o log_cli_level=INFO $(ARGS)
+
+chaos: $(INSTALLED) ## Do harm to processes, server and network, and check what is left (SEED=7 MINUTES=60)
+	$(BIN)/python -m pytest -q tests/chaos/test_chaos.py --chaos-seconds=$$(( $(MINUTES) * 60 )) \
+		$(if $(SEED),--chaos-seed=$(SEED)) -o log_cli=true -o log_cli_level=INFO $(ARGS)
 
 check: $(INSTALLED) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .

@@ -43,6 +43,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000; with 'full',"
         " the kill matrices also try every place instead of a sample",
     )
+    parser.addoption(
+        "--chaos-seconds",
+        type=float,
+        default=20.0,
+        help="how long tests/chaos/test_chaos.py does harm to a cluster (continuous integration:"
+        " 120); more than two minutes are several rounds",
+    )
+    parser.addoption(
+        "--chaos-seed",
+        type=int,
+        help="what decides which faults and calls these are (without it: another one each time)",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,11 +153,11 @@ class Cluster:
 
     async def start_runner(self, **settings: object) -> Process:
         """A runner; it may not own anything yet."""
-        return await self._start("runner", settings)
+        return await self.start("runner", **settings)
 
     async def start_client(self, **settings: object) -> Process:
         """A process with a client and no runner, ready for commands."""
-        client = await self._start("client", settings)
+        client = await self.start("client", **settings)
         await eventually(lambda: client.lines, timeout=30)
         return client
 
@@ -180,7 +180,8 @@ class Cluster:
 
         await eventually(owned, timeout=within)
 
-    async def _start(self, kind: str, settings: Mapping[str, object]) -> Process:
+    async def start(self, kind: str, **settings: object) -> Process:
+        """A process of either kind, about which nothing is known yet."""
         name = f"{kind}-{next(self._names)}"
         chosen = {"dsn": self.dsn, **self._settings, **settings}
         named = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
@@ -237,10 +238,12 @@ async def cluster(
     app: str = "tests.chaos.app",
     tables: str = TABLES,
     variables: Mapping[str, str] | None = None,
+    direct: str | None = None,
     **settings: object,
 ) -> AsyncIterator[Cluster]:
-    """A cluster without processes yet, over the application's tables."""
-    database = await asyncpg.create_pool(dsn, min_size=1, max_size=4)
+    """A cluster without processes yet, over the application's tables. ``direct`` is how the test
+    itself reaches the database, if not as the processes do."""
+    database = await asyncpg.create_pool(direct or dsn, min_size=0, max_size=4)
     try:
         await database.execute(tables)
         async with asyncio.TaskGroup() as group:

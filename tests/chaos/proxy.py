@@ -1,0 +1,104 @@
+"""A network that fails: what goes to PostgreSQL and back is delayed, held, cut, or its answer lost.
+
+One listener on loopback; each connection through it is a link. Faults act on the links there are.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+CHUNK = 1 << 16
+EXECUTE, QUERY = b"B", b"Q"
+"""The first byte of what asyncpg sends to run a prepared statement, and of a plain query."""
+
+
+class Link:
+    """One connection. ``held``: nothing passes, and neither side hears of it."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._writers = client, server
+        self.open = asyncio.Event()
+        self.open.set()
+        self.delay = 0.0
+        """Of all that is read at once, in seconds."""
+        self.lose_answer = False
+        """The next statement or COMMIT is run, and its answer is cut off."""
+        self._losing = False
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self.open.set()
+
+    def hold(self) -> None:
+        self.open.clear()
+
+    def release(self) -> None:
+        self.open.set()
+
+    async def forth(self, reader: asyncio.StreamReader) -> None:
+        """From the client to the server."""
+        while data := await reader.read(CHUNK):
+            runs = data[:1] == EXECUTE or (data[:1] == QUERY and b"COMMIT" in data)
+            self._losing = self._losing or (self.lose_answer and runs)
+            await self._pass(data, self._writers[1])
+
+    async def back(self, reader: asyncio.StreamReader) -> None:
+        """From the server to the client."""
+        while data := await reader.read(CHUNK):
+            if self._losing:
+                break
+            await self._pass(data, self._writers[0])
+
+    async def _pass(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await self.open.wait()
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        writer.write(data)
+        await writer.drain()
+
+
+class Proxy:
+    """In front of a server at a port of this machine."""
+
+    def __init__(self, server_port: int) -> None:
+        self.links: set[Link] = set()
+        self._server_port = server_port
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            answers, server = await asyncio.open_connection("127.0.0.1", self._server_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = Link(writer, server)
+        self.links.add(link)
+        try:
+            ways = {
+                asyncio.create_task(link.forth(reader)),
+                asyncio.create_task(link.back(answers)),
+            }
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            for ended in await asyncio.gather(*ways, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, OSError):
+                    raise ended
+        finally:
+            self.links.discard(link)
+            link.cut()
+
+
+@asynccontextmanager
+async def proxy(server_port: int) -> AsyncIterator[tuple[Proxy, int]]:
+    """A proxy and its port."""
+    made = Proxy(server_port)
+    listener = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    try:
+        yield made, listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        for link in list(made.links):
+            link.cut()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(listener.wait_closed(), 5)
