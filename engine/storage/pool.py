@@ -23,6 +23,9 @@ from engine.storage.queries import Queries
 from engine.storage.session import Session
 
 _BACKOFF = 0.05
+_KNOCKS = 3
+"""How often a server is asked for a session before a statement that was not sent is given up: one
+that is ended while it opens says nothing of the next."""
 _BACKOFF_LIMIT = 1.0
 
 
@@ -83,7 +86,7 @@ class Pool:
         """Run a query that may be run twice: after a lost connection it is, on another one, and
         ``again`` is called before.
 
-        A server that does not let anybody connect is reported at once, unless the statement had
+        A server that does not let anybody connect is reported soon, unless the statement had
         been sent before: then it is tried again until the statement's time is up, as is one that
         met a lock. What is refused for its rows comes as the driver's error, and so does a lock
         with ``locks``; all else as StorageUnavailable.
@@ -117,7 +120,7 @@ class Pool:
     ) -> Sequence[asyncpg.Record]:
         limit = within or self.connector.statement_timeout
         give_up = monotonic() + limit.total_seconds()
-        delay, sent = _BACKOFF, False
+        delay, sent, knocks = _BACKOFF, False, 0
         while True:
             try:
                 async with self.session() as session:
@@ -128,7 +131,8 @@ class Pool:
             except (StorageUnavailable, *LOST) as error:
                 if isinstance(error, asyncpg.InterfaceError) and refused(error):
                     raise
-                if not sent or monotonic() + delay > give_up or self._closed:
+                knocks += not sent
+                if knocks >= _KNOCKS or monotonic() + delay > give_up or self._closed:
                     raise unavailable(error, self.connector.address) from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 if refused(error) or (locks and transient(error)):
