@@ -104,11 +104,17 @@ class Watches(Workflow[str, str]):
     """Goes on when time has moved on, beside a step that moves it."""
 
     async def execute(self, request: str) -> str:
-        began = self.now()
+        began, order = self.now(), list[str]()
+
+        async def step() -> None:
+            await (self.flaky() if request == "attempt" else self.entered())
+            order.append("the step")
+
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.flaky() if request == "attempt" else self.entered())
+            group.create_task(step())
             await self.wait_until(lambda: self.now() > began)
-            await self.mark()
+            order.append("the time")
+            await self.mark(order[0])
         return "ended"
 
     @activity(retry=RetryPolicy(attempts=2, initial=timedelta(seconds=0.5), jitter=0))
@@ -122,7 +128,7 @@ class Watches(Workflow[str, str]):
         await asyncio.sleep(0.02)
 
     @activity
-    async def mark(self) -> None: ...
+    async def mark(self, first: str) -> None: ...
 
 
 async def test_a_condition_on_the_time_comes_true_at_the_same_place_in_a_replay(
