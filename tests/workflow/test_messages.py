@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from engine import (
@@ -25,6 +26,7 @@ from engine import (
     update,
 )
 from engine.testing import TestCluster
+from tests.eventually import eventually
 from tests.workflow.conftest import World
 
 HOUR = timedelta(hours=1)
@@ -284,6 +286,25 @@ async def test_what_a_query_raises_is_its_callers(world: World) -> None:
         with pytest.raises(NotFound, match="Chat/nobody"):
             await cluster.client.execution(Chat, "nobody").query(Chat.said)
         assert await chat.query(Chat.peek, "now")
+
+
+async def test_a_query_of_one_that_is_set_aside_is_told_that_it_is_blocked(dsn: str) -> None:
+    async with TestCluster(Chat(), dsn=dsn) as cluster:
+        chat = await cluster.client.start(Chat, "c")
+        assert await chat.query(Chat.said) == []
+    with psycopg.connect(dsn) as connection:  # as if it had killed ten runners
+        connection.execute("update engine.executions set failures = 10")
+    async with TestCluster(Chat(), dsn=dsn) as cluster:
+        chat = cluster.client.execution(Chat, "c")
+        await chat.signal(Chat.say, "wake up")
+
+        async def blocked() -> bool:
+            return (await chat.describe()).status is Status.BLOCKED
+
+        await eventually(blocked)
+        async with asyncio.timeout(10):
+            with pytest.raises(RequestFailed, match="is blocked"):
+                await chat.query(Chat.said)
 
 
 async def test_an_async_query_is_refused_where_it_is_defined() -> None:
