@@ -30,7 +30,7 @@ Timeout = Annotated[
         "--timeout", "-t", help="How long to wait for the queue's runner (30s).", metavar="SPAN"
     ),
 ]
-_STATE_STYLES = {"paused": "yellow", "unowned": "red", "busy": "cyan"}
+_STATE_STYLES = {"paused": "yellow", "unowned": "red", "unserved": "red", "busy": "cyan"}
 _BACK = "default"
 
 
@@ -46,12 +46,13 @@ async def queues(session: Session) -> None:
 
     async with session.storage() as storage:
         infos = await all_queues(storage)
+        runners = {row.id: row for row in await storage.runners()}
         now = database_now(storage)
     session.output.table(
         infos,
-        form=lambda info: forms.queue(info, state=_state(info)),
+        form=lambda info: forms.queue(info, state=_state(info, runners)),
         columns=["NAME", "STATE", "WAITING", "RUNNING", "LATER", "OLDEST", "LIMITS…"],
-        row=lambda info: _row(info, now),
+        row=lambda info: _row(info, _state(info, runners), now),
         empty="no queues yet: a runner that serves one makes it known",
     )
 
@@ -65,7 +66,7 @@ async def show(session: Session, name: Name) -> None:
         (info,) = await all_queues(storage, name)
         runners = {row.id: row for row in await storage.runners()}
         now = database_now(storage)
-    session.output.show(_drawn(info, runners, now), forms.queue(info, state=_state(info)))
+    session.output.show(_drawn(info, runners, now), forms.queue(info, state=_state(info, runners)))
 
 
 async def pause(
@@ -206,11 +207,14 @@ def _told(session: Session, name: str, form: dict[str, object], said: str) -> No
 # --- in words ---------------------------------------------------------------------------------
 
 
-def _state(info: "QueueInfo") -> str:
+def _state(info: "QueueInfo", runners: "dict[RunnerId, RunnerRow]") -> str:
     if info.paused:
         return "paused"
     if info.runner is None:
         return "unowned"
+    owner = runners.get(info.runner)
+    if owner is not None and info.name not in owner.types:
+        return "unserved"
     return "busy" if info.waiting or info.running else "idle"
 
 
@@ -235,10 +239,9 @@ def _limits(info: "QueueInfo") -> list[str]:
     return said
 
 
-def _row(info: "QueueInfo", now: "datetime") -> Sequence["RenderableType"]:
+def _row(info: "QueueInfo", state: str, now: "datetime") -> Sequence["RenderableType"]:
     from rich.text import Text
 
-    state = _state(info)
     return [
         Text(info.name),
         Text(state, style=_STATE_STYLES.get(state, "")),
@@ -269,15 +272,20 @@ def _facts(
     info: "QueueInfo", runners: "dict[RunnerId, RunnerRow]", now: "datetime"
 ) -> Sequence[tuple[str, str]]:
     runner = None if info.runner is None else runners.get(info.runner)
+    state = _state(info, runners)
     owner = "nobody" if info.runner is None else str(info.runner)
+    if runner is not None:
+        owner = f"{runner.host}:{runner.pid}"
+    if state == "unserved":
+        owner += ", which does not serve it: register it with all runners of its group"
     oldest = "" if info.oldest is None else f", the oldest since {ago(info.oldest, now)}"
     stars = "  (*: set by hand; 'default' takes it back)" if info.changed else ""
     return [
-        ("state", _state(info) + (f": {info.reason}" if info.reason else "")),
+        ("state", state + (f": {info.reason}" if info.reason else "")),
         ("limits", (", ".join(_limits(info)) or "none") + stars),
         ("waiting", f"{info.waiting}{oldest}"),
         ("running", str(info.running)),
         ("debounced", str(info.later)),
-        ("kept by", owner if runner is None else f"{runner.host}:{runner.pid}"),
+        ("kept by", owner),
         ("shard", str(info.shard)),
     ]

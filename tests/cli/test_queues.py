@@ -143,5 +143,23 @@ async def test_what_is_asked_while_nobody_keeps_the_queue_is_done_later(dsn: str
         await eventually(paused)
 
 
+class Letters(Parcels):
+    """Of another program, on the same shards."""
+
+
+async def test_a_queue_whose_owner_does_not_serve_it_is_shown_so(dsn: str) -> None:
+    async with kept(dsn, Parcels()):
+        pass
+    async with kept(dsn, Letters()) as client:
+
+        async def owned() -> bool:
+            return (await client.queue(Parcels).describe()).runner is not None
+
+        await eventually(owned)
+        states = {line["name"]: line["state"] for line in (await done(dsn)).lines}
+        assert states["Parcels"] == "unserved"
+        await done(dsn, "show", "Parcels")
+
+
 def test_the_group_explains_itself() -> None:
     assert "limit" in outlast("queues", "--help").out
