@@ -272,6 +272,15 @@ class Body:
             and (step.future.cancelled() or not step.future.done())
         ]
 
+    @property
+    def abandoned(self) -> list[tuple[Step, ChildRun]]:
+        """Children that were asked for, have not been sent, and are to outlive it."""
+        return [
+            (step, step.call)
+            for step in self.steps.values()
+            if isinstance(step.call, ChildRun) and step.call.abandoned and step.request_id is None
+        ]
+
     def close(self) -> None:
         """Take the body out of memory; see ``DeterministicLoop.close_body``."""
         self.suspending = True

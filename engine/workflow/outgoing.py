@@ -222,15 +222,31 @@ class Outgoing:
 
     def release(self, step: Step, child: ChildRun, reason: str) -> None:
         """Nobody waits for a child any more: interrupt it, or take its start back."""
-        if step.request_id is None or self._ledger.withdraw(step.request_id):
-            return
+        if step.request_id is not None and not self._ledger.withdraw(step.request_id):
+            self._leave_with(child.group, partial(self._interrupt, child, reason))
+
+    def start_abandoned(self, step: Step, child: ChildRun) -> None:
+        """Its parent ends in the turn in which it asked for a child that is to outlive it."""
+        self._leave_with(child.group, partial(self._run_of, child, step.payload))
+
+    def _leave_with(self, group: str, make: Callable[[], SaveRequest]) -> None:
+        # INVARIANT one-commit: that a child is to end leaves with what makes it unwanted. When
+        # that is the exit, nobody would come back to say it.
         try:
-            self._ledger.request(self._interrupt(child, reason))
+            self._ledger.request(make())
         except (StorageUnavailable, ConfigurationError):
-            # INVARIANT one-commit: that a child is to end leaves with what makes it unwanted. When
-            # that is the exit, nobody would come back to say it.
             self._ledger.hold_back()
-            self._services.spawn(self._prepare_and_release(child, reason))
+            self._services.spawn(self._prepare_and_let_go(group, make))
+
+    def _run_of(self, child: ChildRun, payload: bytes) -> SaveRequest:
+        services = self._services
+        return child.request(
+            services.ids.next(),
+            shards_in=services.storage.shards_in,
+            payload=payload,
+            reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
+            trace=self._trace,
+        )
 
     def _interrupt(self, child: ChildRun, reason: str) -> SaveRequest:
         services = self._services
@@ -241,11 +257,11 @@ class Outgoing:
             payload=encode_text(reason),
         )
 
-    async def _prepare_and_release(self, child: ChildRun, reason: str) -> None:
+    async def _prepare_and_let_go(self, group: str, make: Callable[[], SaveRequest]) -> None:
         while self._shard.alive:
-            await self._prepare(child.group)
+            await self._prepare(group)
             try:
-                request = self._interrupt(child, reason)
+                request = make()
             except (StorageUnavailable, ConfigurationError):
                 continue
             self._ledger.let_go(request)

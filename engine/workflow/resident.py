@@ -746,6 +746,8 @@ class ResidentExecution:
         if self._body is not None:
             for step, child in self._body.children:
                 self._outgoing.release(step, child, self._in.farewell())
+            for step, child in self._body.abandoned:
+                self._outgoing.start_abandoned(step, child)
             for answer in self._body.unanswered:
                 self._ledger.answer(answer.source, answer.exit)
             for step in self._body.steps.values():

@@ -166,6 +166,22 @@ async def test_an_interrupt_or_termination_of_the_parent_reaches_its_children(
         )
 
 
+class Hurries(Workflow[int, None]):
+    """Starts a child in each run, and ends it in the same turn."""
+
+    async def execute(self, request: int) -> None:
+        await self.start_child(Pack, 7, key=f"left {request}", on_parent_close="abandon")
+        if request:
+            await self.continue_as_new(request - 1)
+
+
+async def test_a_child_is_started_although_its_parent_ends_at_once(world: World) -> None:
+    async with world.cluster(Hurries(), Pack()) as cluster, asyncio.timeout(20):
+        await cluster.client.execute(Hurries, 1)
+        for number in (0, 1):
+            assert await cluster.client.execution(Pack, f"left {number}").join() == "parcel 7"
+
+
 async def test_a_child_that_is_abandoned_outlives_its_parent(world: World) -> None:
     async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
         parent = await cluster.client.start(Starts, "abandon", key="p")
