@@ -81,10 +81,11 @@ from engine.workflow.activity_group import ActivityGroup
 from engine.workflow.cron import WorkflowCron
 from engine.workflow.deferred import Deferred
 from engine.workflow.definition import Workflow
-from engine.workflow.execution import Execution
+from engine.workflow.execution import UNCHANGED, Execution
 from engine.workflow.handlers import query, signal, update
 
 __all__ = [
+    "UNCHANGED",
     "AckChunk",
     "ActivityGroup",
     "AlreadyStarted",

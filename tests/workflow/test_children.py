@@ -250,8 +250,8 @@ async def test_a_child_of_another_request_under_that_key_is_refused(world: World
             await cluster.client.execute(Wrong, 2)
 
 
-async def test_a_thousand_children_of_one_parent_all_answer() -> None:
-    async with TestCluster(Order(), Pack()) as cluster, asyncio.timeout(50):
+async def test_a_thousand_children_of_one_parent_all_answer(world: World) -> None:
+    async with world.cluster(Order(), Pack()) as cluster, asyncio.timeout(50):
         assert await cluster.client.execute(Order, [*range(1, 1001)]) == [
             f"parcel {n}" for n in range(1, 1001)
         ]

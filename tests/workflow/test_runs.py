@@ -23,6 +23,7 @@ from engine import (
 )
 from engine.core.ids import EntityAddress, EntityId, EntityType
 from engine.testing import TestCluster, replay
+from tests.eventually import eventually
 from tests.workflow.conftest import World
 
 SECOND = timedelta(seconds=1)
@@ -467,6 +468,9 @@ async def test_the_time_of_one_that_is_put_off_counts_from_when_it_is_due() -> N
 
 
 class Long(Workflow[int, int]):
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
     async def execute(self, request: int) -> int:
         total = 0
         for number in range(request):
@@ -475,15 +479,23 @@ class Long(Workflow[int, int]):
 
     @activity
     async def step(self, number: int) -> int:
+        self.ran.append(number)
         return 1
 
 
-async def test_ten_thousand_steps_of_one_execution_survive_a_crash() -> None:
-    async with TestCluster(Long()) as cluster, asyncio.timeout(50):
+@pytest.mark.parametrize("where", ["memory", "postgres"])
+async def test_ten_thousand_steps_of_one_execution_survive_a_crash(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    dsn = request.getfixturevalue("dsn") if where == "postgres" else None
+    long = Long()
+    async with TestCluster(long, dsn=dsn) as cluster, asyncio.timeout(55):
         execution = await cluster.client.start(Long, 10_000)
+        await eventually(lambda: len(long.ran) > 7_000, timeout=50)
         await cluster.crash()
         assert await execution.join() == 10_000
         assert len(await execution.history()) == 10_000
+    assert len(long.ran) < 10_100  # what was stored did not run again
 
 
 def _done(task: "asyncio.Future[Any]") -> Any:
