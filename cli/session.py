@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.output import Output
@@ -28,6 +30,8 @@ class Session:
         """The settings of options and variables; ``ConfigurationError`` where they cannot work."""
         from engine.settings import Settings
 
+        if "OUTLAST_CODEC" in os.environ and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # it may name a module here, as APP may
         given = {"dsn": self.dsn, "schema": self.schema, **overrides}
         return Settings(**{name: value for name, value in given.items() if value is not None})
 
@@ -44,9 +48,11 @@ class Session:
     @asynccontextmanager
     async def storage(self) -> AsyncGenerator["PostgresStorage"]:
         """The storage, checked and open; reading it needs SELECT only."""
+        from engine.storage.sealed import sealed
+
         storage = self.unchecked_storage()
         async with storage:
-            yield storage
+            yield sealed(storage, self.settings().codecs())
 
     def unchecked_storage(self) -> "PostgresStorage":
         """The storage before anything is asked of the server."""

@@ -66,6 +66,7 @@ from engine.core.outcome import (
 )
 from engine.core.reply import Defect, Exit, Failure, Reply, ReplyChunk, ReplyWithExit, Success
 from engine.core.retry import RetryPolicy
+from engine.core.seal import Codec
 from engine.core.status import Status
 from engine.item import Item
 from engine.queues import QueueHandle, QueueInfo
@@ -91,6 +92,7 @@ __all__ = [
     "AlreadyStarted",
     "BulkResult",
     "Client",
+    "Codec",
     "ConfigurationError",
     "Cron",
     "DeadLetterInfo",

@@ -10,14 +10,24 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from engine.core.errors import NotFound
+from engine.core.errors import ErrorDetails, NotFound
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalRow
 from engine.core.outcome import ExecutionInfo, JournalEvent
-from engine.core.reply import Defect, Exit, Failure, ReplyKind, Success, decode_exit
+from engine.core.reply import (
+    Defect,
+    Exit,
+    Failure,
+    ReplyKind,
+    Success,
+    decode_error,
+    decode_exit,
+    encode_error,
+)
+from engine.core.seal import unreadable
 from engine.core.status import Status
 from engine.storage.pauses import Pause
-from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution
+from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution, StoredReply
 from engine.why import Situation, why
 
 _PAGE: Final = 200
@@ -102,9 +112,12 @@ def event(row: JournalRow) -> JournalEvent:
 
 
 def readable(payload: bytes) -> object:
-    """A payload for people: decoded JSON, or the bytes where they are none."""
+    """A payload for people: decoded JSON, or the bytes where they are none; of one that cannot be
+    decoded here, that it is so."""
     if not payload:
         return None
+    if (told := unreadable(payload)) is not None:
+        return f"({told})"
     try:
         return json.loads(payload)
     except (ValueError, RecursionError):
@@ -137,8 +150,29 @@ async def exit_of(storage: Storage, request_id: Snowflake) -> Exit | None:
     """How a request ended, or None when it has not."""
     for reply in await storage.replies([request_id]):
         if reply.kind is not ReplyKind.CHUNK:
-            return decode_exit(reply.kind, reply.payload)
+            return readable_exit(reply)
     return None
+
+
+def readable_exit(reply: StoredReply) -> Exit:
+    """An exit for people; of an error or reason that cannot be decoded here, that it is so."""
+    told = unreadable(reply.payload)
+    match reply.kind:
+        case _ if told is None:
+            return decode_exit(reply.kind, reply.payload)
+        case ReplyKind.FAILURE | ReplyKind.DEFECT:
+            error = encode_error(readable_error(reply.payload))
+            return decode_exit(reply.kind, error)
+        case ReplyKind.INTERRUPTED | ReplyKind.TERMINATED:
+            return decode_exit(reply.kind, json.dumps(f"({told})").encode())
+        case _:
+            return decode_exit(reply.kind, reply.payload)
+
+
+def readable_error(payload: bytes) -> ErrorDetails:
+    """An error for people; of one that cannot be decoded here, that it is so."""
+    told = unreadable(payload)
+    return decode_error(payload) if told is None else ErrorDetails("Unreadable", told)
 
 
 async def _with_exits(storage: Storage, infos: Sequence[ExecutionInfo]) -> list[ExecutionInfo]:
@@ -146,7 +180,7 @@ async def _with_exits(storage: Storage, infos: Sequence[ExecutionInfo]) -> list[
     ended = [info for info in infos if info.status.finished and info.status is not Status.SUCCEEDED]
     replies = await storage.replies([info.request_id for info in ended]) if ended else ()
     exits = {
-        reply.request_id: decode_exit(reply.kind, reply.payload)
+        reply.request_id: readable_exit(reply)
         for reply in replies
         if reply.kind is not ReplyKind.CHUNK
     }

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from engine.admin import readable
+from engine.admin import readable, readable_error
 from engine.core.errors import NotFound
 from engine.core.ids import Snowflake, snowflake_time
 from engine.core.outcome import DeadLetterInfo
-from engine.core.reply import decode_error
 from engine.storage.entities import DeadFilter, DeadLetter
 from engine.storage.protocol import Storage
 
@@ -56,7 +55,7 @@ def _info(letter: DeadLetter) -> DeadLetterInfo:
         id=letter.entity_id,
         method=letter.tag,
         payload=readable(letter.payload),
-        error=decode_error(letter.error),
+        error=readable_error(letter.error),
         sent_at=snowflake_time(letter.request_id),
         shard=letter.shard,
     )

@@ -20,6 +20,7 @@ from engine.core.payload import PayloadLimit
 from engine.settings import Settings
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import SaveRequest, Storage
+from engine.storage.sealed import sealed
 
 OpenStorage = Callable[[UUID | None, Clock], Storage]
 
@@ -28,7 +29,7 @@ def postgres(settings: Settings) -> OpenStorage:
     """The storage a production process uses."""
 
     def make(identity: UUID | None, clock: Clock) -> Storage:
-        return PostgresStorage(
+        storage = PostgresStorage(
             settings.database(),
             schema=settings.schema,
             identity=identity,
@@ -40,6 +41,7 @@ def postgres(settings: Settings) -> OpenStorage:
             connect_timeout=settings.connect_timeout,
             clock=clock if isinstance(clock, SystemClock) else None,
         )
+        return sealed(storage, settings.codecs())
 
     return make
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from engine.admin import readable_exit
 from engine.asking import ask
 from engine.cluster.cron import cron_address, cron_type
 from engine.cluster.cron_desk import CronDesk, Triggered
@@ -17,7 +18,7 @@ from engine.cluster.timetable import Overlap, Timetable
 from engine.core.envelope import dedup_key
 from engine.core.errors import ConfigurationError, NotFound
 from engine.core.ids import EntityAddress, EntityId, RunnerId, ShardId, Snowflake
-from engine.core.reply import Exit, ReplyKind, decode_exit
+from engine.core.reply import Exit, ReplyKind
 from engine.storage.protocol import Storage
 from engine.storage.schedules import FireOutcome, ScheduleRow
 
@@ -152,7 +153,7 @@ async def fires(storage: Storage, name: str, *, limit: int) -> list[FireInfo]:
     found = await storage.fires(name, limit=limit)
     ids = [fire.request_id for fire in found if fire.request_id is not None]
     exits = {
-        reply.request_id: decode_exit(reply.kind, reply.payload)
+        reply.request_id: readable_exit(reply)
         for reply in (await storage.replies(ids) if ids else ())
         if reply.kind is not ReplyKind.CHUNK
     }

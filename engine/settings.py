@@ -11,10 +11,19 @@ from types import NoneType
 from typing import Annotated, Any, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.core.codec_names import checked_codecs, codecs_named
 from engine.core.errors import ConfigurationError
+from engine.core.seal import Codec, Codecs
 
 
 def _author() -> str:
@@ -115,6 +124,13 @@ with warnings.catch_warnings():
         """The same for those that failed, or were interrupted or terminated, and dead letters."""
         prune_interval: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
         """How often a runner deletes what is kept no longer."""
+        codec: Annotated[tuple[SkipValidation[Codec], ...], NoDecode] = Field(
+            default=(), repr=False
+        )
+        """What encodes user values on their way into the database, such as
+        ``engine.encryption.AesGcm``: one ``Codec`` or several, of which the first writes and each
+        reads what has its number. In the variable ``module:attribute``, separated by commas; the
+        attribute is a codec, or is called for one. All that use one schema need the same."""
         author: str = Field(default_factory=_author, min_length=1, max_length=255)
         """Who pauses, interrupts, terminates, retries and forks: it is kept in the history of the
         execution. The user and host of the process, unless told otherwise."""
@@ -133,6 +149,11 @@ with warnings.catch_warnings():
             if isinstance(value, str):
                 return tuple(part.strip() for part in value.split(",") if part.strip())
             return value
+
+        @field_validator("codec", mode="before")
+        @classmethod
+        def _load_codecs(cls, value: object) -> object:
+            return codecs_named(value) if isinstance(value, str) else checked_codecs(value)
 
         @field_validator("*", mode="before")
         @classmethod
@@ -164,6 +185,10 @@ with warnings.catch_warnings():
                     " server, run 'outlast dev'"
                 )
             return self.dsn
+
+        def codecs(self) -> Codecs:
+            """What its processes read and write values with."""
+            return Codecs(self.codec)
 
         def __repr__(self) -> str:
             return f"Settings(dsn={without_password(self.dsn)!r}, schema={self.schema!r})"

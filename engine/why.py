@@ -12,6 +12,7 @@ from engine.cluster.served import serves
 from engine.core.errors import InvalidPayload
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
+from engine.core.seal import unreadable
 from engine.core.status import Status
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pauses import Pause
@@ -193,7 +194,7 @@ def _error(row: JournalRow) -> str:
     try:
         return str(decode_error(row.payload))
     except InvalidPayload:
-        return "an error that cannot be read"
+        return f"an error that is {unreadable(row.payload) or 'unreadable'}"
 
 
 def _queued(queued: int) -> str:

@@ -25,7 +25,7 @@ from engine.cluster.stream import Moved
 from engine.core.clock import Alarm, Clock
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId, Snowflake, snowflake_time
-from engine.core.reply import Exit, Interrupted
+from engine.core.reply import Exit, Interrupted, encode_exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, exit_reply
 from engine.storage.queues import Line, QueueContents, QueueItem, QueueRow, QueueWrite
 
@@ -88,7 +88,7 @@ class _Round:
             freed=list(self.freed),
             settled=self.settled,
             interrupted=self.interrupted,
-            ended=self.ended,
+            ended=[(id, *encode_exit(exit)) for id, exit in self.ended],
             row=self.row,
         )
 

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from engine.cluster.stream_reader import Acknowledge, StreamReader
-from engine.core.errors import ConfigurationError, StorageUnavailable
+from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
 from engine.storage.protocol import NewReply, Storage, StoredReply
@@ -360,7 +360,10 @@ class _ExitWaiter:
 
     def replied(self, reply: StoredReply | NewReply, *, pushed: bool) -> None:
         if reply.kind is not ReplyKind.CHUNK and not self.exit.done():
-            self.exit.set_result(decode_exit(reply.kind, reply.payload))
+            try:
+                self.exit.set_result(decode_exit(reply.kind, reply.payload))
+            except InvalidPayload as error:  # of this reply alone, not of those read with it
+                self.fail(error)
 
     def fail(self, error: Exception) -> None:
         if not self.exit.done():

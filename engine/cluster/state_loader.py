@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from engine.core.seal import unreadable
 from engine.storage.entities import StoredState
 from engine.storage.protocol import Storage
 
@@ -55,8 +56,16 @@ class StateLoader:
                     await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
                     continue
                 for key, loaded in batch:
+                    state = states.get(key)
+                    if state is not None and (told := unreadable(state.payload)) is not None:
+                        # Its messages wait for an owner that has the key.
+                        log.error(
+                            "an entity cannot begin here",
+                            extra={"entity_type": key[0], "entity_id": key[1], "why": told},
+                        )
+                        continue
                     try:
-                        loaded(states.get(key))
+                        loaded(state)
                     except Exception:
                         log.exception("an entity cannot begin here", extra={"entity_id": key[1]})
         finally:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from engine.core.errors import StreamTaken
+from engine.core.errors import InvalidPayload, StreamTaken
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyChunk, ReplyKind, ReplyWithExit, decode_exit
 from engine.storage.protocol import NewReply, StoredReply
@@ -130,7 +130,10 @@ class StreamReader:
         elif chunk:
             self._buffer.append(reply.payload)
         else:
-            self._exit = decode_exit(reply.kind, reply.payload)
+            try:
+                self._exit = decode_exit(reply.kind, reply.payload)
+            except InvalidPayload as error:  # as in ``replies``
+                self._failure = error
         self._resume()
 
     def fail(self, error: Exception) -> None:

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 
 from engine.core.canonical import set_sorter
 from engine.core.errors import ConfigurationError, InvalidPayload
+from engine.core.seal import unreadable
 
 T = TypeVar("T")
 _NO_KEYS = frozenset({"tuple", "list", "dict", "model", "dataclass", "typed-dict", "frozenset"})
@@ -63,7 +64,7 @@ class ValueCodec(Generic[T]):
         try:
             return self._adapter.validate_json(payload, by_alias=True, by_name=True)
         except Exception as error:  # a user's validator may raise anything
-            raise InvalidPayload(f"{self.what} does not validate: {_fields(error)}") from error
+            raise _undecodable(self.what, payload, error) from error
 
     def validate(self, value: object) -> T:
         """The value as its type; ``InvalidPayload`` naming the field when it does not fit."""
@@ -135,9 +136,7 @@ class Signature:
         try:
             named = self._adapter.validate_json(payload, by_alias=True, by_name=True)
         except Exception as error:  # as above
-            raise InvalidPayload(
-                f"the arguments of {self.what} do not validate: {_fields(error)}"
-            ) from error
+            raise _undecodable(f"the arguments of {self.what}", payload, error) from error
         if self._by_name:
             return [], named
         bound = inspect.BoundArguments(self._bind, OrderedDict(named))
@@ -162,9 +161,13 @@ def digest(payload: bytes) -> int:
 
 
 def same_json(one: bytes, other: bytes) -> bool:
-    """Whether two payloads say the same, whatever their key order and spacing."""
+    """Whether two payloads say the same, whatever their key order and spacing; ``InvalidPayload``
+    when nobody can tell, since the stored one cannot be decoded here."""
     if one == other:
         return True
+    told = unreadable(one) or unreadable(other)
+    if told is not None:
+        raise InvalidPayload(f"what was stored under this key is {told}")
     try:
         return _alike(json.loads(one), json.loads(other))
     except (ValueError, RecursionError):
@@ -256,6 +259,14 @@ def _not_json(schema: object) -> str | None:
     else:
         return None
     return next((wrong for part in parts if (wrong := _not_json(part)) is not None), None)
+
+
+def _undecodable(what: str, payload: bytes, error: Exception) -> InvalidPayload:
+    told = unreadable(payload)
+    if told is not None:
+        return InvalidPayload(f"{what}: it is {told}")
+    verb = "do" if what.startswith("the arguments") else "does"
+    return InvalidPayload(f"{what} {verb} not validate: {_fields(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ Given by ``Settings.payload_limit`` to whatever encodes values: senders, handler
 import logging
 
 from engine.core.errors import InvalidPayload
+from engine.core.seal import MARK
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ class PayloadLimit:
         """The payload, or ``InvalidPayload`` that names it by the words of ``what``."""
         if len(payload) > self._half:
             self._report(len(payload), " ".join(what))
+        if payload.startswith(MARK):
+            raise InvalidPayload(
+                f"{' '.join(what)} begins as only what a codec has encoded does: put a byte before"
+            )
         return payload
 
     def _report(self, size: int, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Final, assert_never
 
 from engine.core.errors import ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
+from engine.core.seal import unreadable
 
 RUNNER_LOST: Final = "RunnerLost"
 """The type of the defect that a volatile message ends in when its runner is gone."""
@@ -134,7 +135,8 @@ def decode_error(payload: bytes) -> ErrorDetails:
     try:
         return _error_from(json.loads(payload))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InvalidPayload(f"a stored error cannot be read: {error}") from error
+        told = unreadable(payload) or f"unreadable: {error}"
+        raise InvalidPayload(f"a stored error is {told}") from error
 
 
 def _error_tree(error: ErrorDetails, depth: int = _CAUSES) -> dict[str, object]:
@@ -171,7 +173,8 @@ def _text(payload: bytes) -> str:
     try:
         text = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise InvalidPayload(f"a stored interrupt cannot be read: {error}") from error
+        told = unreadable(payload) or f"unreadable: {error}"
+        raise InvalidPayload(f"a stored interrupt is {told}") from error
     if not isinstance(text, str):
         raise InvalidPayload("a stored interrupt cannot be read: its reason is not a text")
     return text

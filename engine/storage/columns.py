@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from engine.core.envelope import EnvelopeRequest
 from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
-from engine.core.reply import Exit, encode_exit
 from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
@@ -73,7 +72,7 @@ def state_columns(states: Iterable[State], groups: Groups) -> Columns:
 
 
 def opening_columns(request: SaveRequest, groups: Groups) -> list[object]:
-    """The parameters of ``open``, but for the channel."""
+    """The parameters of ``open``, but for the last two."""
     opening = request.opening
     assert opening is not None
     assert opening.execution is not None
@@ -141,7 +140,7 @@ def dispatch_arguments(write: QueueWrite, groups: Groups) -> list[object]:
         None if row is None else row.settings.decode(),
         None if row is None else row.paused,
         None if row is None else row.next_at,
-        *_columns([(id, *_exit(exit)) for id, exit in write.ended], 3),
+        *_columns([(id, kind.value, payload) for id, kind, payload in write.ended], 3),
     ]
 
 
@@ -201,11 +200,6 @@ def _item(item: QueueItem) -> tuple[object, ...]:
         item.debounce,
         item.since,
     )
-
-
-def _exit(exit: Exit) -> tuple[int, bytes]:
-    kind, payload = encode_exit(exit)
-    return kind.value, payload
 
 
 def _journal(row: JournalRow) -> tuple[object, ...]:

@@ -41,7 +41,6 @@ from engine.storage.protocol import (
     StoredExecution,
     Sweep,
     Verdict,
-    exit_reply,
 )
 from engine.storage.queues import QueueItem, QueueWrite
 from engine.storage.storable import check_storable
@@ -106,9 +105,12 @@ class MemoryRows:
             self._deliver_item(write, request_id, shard, InboxKind.INTERRUPT)
         for seq in write.settled:
             self._settle(write.shard, seq)
-        for request_id, exit in write.ended:
+        for request_id, kind, payload in write.ended:
             reply_to = self._envelopes[request_id].reply_to
-            self._reply(exit_reply(request_id, exit, reply_to), {})
+            reply = NewReply(
+                request_id=request_id, sequence=0, kind=kind, payload=payload, reply_to=reply_to
+            )
+            self._reply(reply, {})
         return chosen
 
     def _deliver_item(
@@ -300,7 +302,8 @@ class MemoryRows:
         assert found is not None
         payload = self._envelopes[found].payload
         opened = Saved(outcome=SaveOutcome.EXISTS, request_id=found, payload=payload)
-        if not known and (not request.joins or payload != opening.envelope.payload):
+        same = opening.envelope.payload if request.alike is None else request.alike
+        if not known and (not request.joins or payload != same):
             return Saved(
                 outcome=SaveOutcome.NOT_OPENED, request_id=envelope.request_id, opened=opened
             )

@@ -67,7 +67,7 @@ class SaveRequest:
 
     ``opening`` is the start of its target, which is stored with it if there is no such execution:
     both or neither. One that is there is told only if it ``joins``, and was started with the same
-    bytes. For clients; a lane's flush knows nothing of it.
+    bytes, or with those of ``alike``. For clients; a lane's flush knows nothing of it.
     """
 
     envelope: EnvelopeRequest
@@ -76,6 +76,7 @@ class SaveRequest:
     wait: bool = False
     opening: "SaveRequest | None" = None
     joins: bool = True
+    alike: bytes | None = None
 
 
 class SaveOutcome(Enum):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from engine.core.ids import RunnerId, ShardId, Snowflake
-from engine.core.reply import Exit
+from engine.core.reply import ReplyKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class QueueWrite:
     targets: Sequence[int] = ()
     ripe: Sequence[Snowflake] = ()
     freed: Sequence[Snowflake] = ()
-    ended: Sequence[tuple[Snowflake, Exit]] = ()
+    ended: Sequence[tuple[Snowflake, ReplyKind, bytes]] = ()
     settled: Sequence[int] = ()
     interrupted: Sequence[tuple[Snowflake, int]] = ()
     row: QueueRow | None = None

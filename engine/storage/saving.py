@@ -150,7 +150,8 @@ class Saving:
     def _statement_for(self, batch: Sequence[SaveRequest]) -> tuple[str, list[object]]:
         """The query's name and its arguments. One that has an opening comes alone."""
         if batch[0].opening is not None:
-            return "open", [*opening_columns(batch[0], self._groups), self._channel]
+            columns = opening_columns(batch[0], self._groups)
+            return "open", [*columns, self._channel, batch[0].alike]
         return "save", [*request_columns(batch, self._groups), self._channel]
 
     async def _learn(self, requests: Iterable[SaveRequest]) -> None:

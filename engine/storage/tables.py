@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     DateTime,
     Float,
     Identity,
@@ -31,6 +32,10 @@ _QUEUE = {
     "autovacuum_vacuum_threshold": 2000,
     "autovacuum_vacuum_cost_delay": 0,
 }
+_CODEC = (
+    "case when substr(payload, 1, 4) = decode('006f7574', 'hex') and octet_length(payload) > 4"
+    " then get_byte(payload, 4) else 0 end"
+)
 _UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
 
 
@@ -41,6 +46,10 @@ def metadata_for(schema: str) -> MetaData:
     def at(name: str, *, null: bool = False, default: bool = False) -> Column[object]:
         server_default = text("clock_timestamp()") if default else None
         return Column(name, DateTime(timezone=True), nullable=null, server_default=server_default)
+
+    def codec() -> Column[object]:
+        """The number of what has encoded the payload: see ``core.seal``."""
+        return Column("codec", SmallInteger, Computed(_CODEC, persisted=True))
 
     def at_key(name: str) -> Column[object]:
         return Column(name, DateTime(timezone=True), primary_key=True)
@@ -105,7 +114,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("entity_id", Text, nullable=False),
         Column("tag", Text, nullable=False),
         Column("uninterruptible", SmallInteger, nullable=False, server_default=text("0")),
-        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        codec(),
         Column("reply_execution", BigInteger),
         Column("reply_group_id", Integer),
         Column("reply_shard", SmallInteger),
@@ -151,7 +160,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("request_id", BigInteger, primary_key=True, autoincrement=False),
         Column("sequence", Integer, primary_key=True, autoincrement=False),
         Column("kind", SmallInteger, nullable=False),
-        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        codec(),
         Column("payload", LargeBinary, nullable=False),
     )
     Index(
@@ -189,7 +198,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("group_id", Integer, nullable=False),
         Column("shard", SmallInteger, nullable=False),
         Column("version", BigInteger, nullable=False),
-        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        codec(),
         at("saved_at", default=True),
         Column("payload", LargeBinary, nullable=False),
         postgresql_with=_UPDATED,
@@ -353,7 +362,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("outcome", SmallInteger, nullable=False),
         Column("attempt", Integer, nullable=False),
         Column("ordinal", Integer, nullable=False),
-        Column("codec", SmallInteger, nullable=False, server_default=text("0")),
+        codec(),
         Column("digest", BigInteger, nullable=False),
         Column("source", BigInteger),
         at("at"),

@@ -18,6 +18,7 @@ from engine.runner import Registered, Runner
 from engine.settings import Settings
 from engine.storage.memory import Fault, MemoryDatabase, MemoryStorage
 from engine.storage.protocol import Storage
+from engine.storage.sealed import sealed
 from engine.testing.clock import VirtualClock
 from engine.testing.stub import Stub, stubbed
 
@@ -169,11 +170,12 @@ def _memory(
     database: MemoryDatabase, settings: Settings
 ) -> Callable[[UUID | None, Clock], Storage]:
     def make(identity: UUID | None, clock: Clock) -> Storage:
-        return MemoryStorage(
+        storage = MemoryStorage(
             database,
             identity=identity,
             shards_per_group=settings.shards_per_group,
             notifications=settings.notifications,
         )
+        return sealed(storage, settings.codecs())
 
     return make

@@ -21,6 +21,7 @@ from engine.core.codec import same_json
 from engine.core.envelope import ReplyTo
 from engine.core.errors import (
     ConfigurationError,
+    EngineError,
     ErrorDetails,
     InvalidPayload,
     OwnershipLost,
@@ -214,8 +215,7 @@ class Outgoing:
             del self.calls[request_id]
             if step.future.done():
                 return
-            if saved.payload is not None and not same_json(saved.payload, request.envelope.payload):
-                error = PayloadConflict(f"the key of {step.name} was used before with other values")
+            if (error := _conflict(step, saved, request)) is not None:
                 self._answered(step, Failure(ErrorDetails.of(error)), None)
                 return
             step.task = self._services.spawn(self._share(step, saved.request_id))
@@ -466,6 +466,17 @@ def _token(state: StoredExecution, step: Step, attempt: int) -> StepToken:
         ordinal=step.ordinal,
         attempt=attempt,
     )
+
+
+def _conflict(step: Step, saved: Saved, request: SaveRequest) -> EngineError | None:
+    """Why a request that was there before is not the one meant, if it is not."""
+    try:
+        same = saved.payload is None or same_json(saved.payload, request.envelope.payload)
+    except InvalidPayload as error:
+        return error
+    if same:
+        return None
+    return PayloadConflict(f"the key of {step.name} was used before with other values")
 
 
 def _told(saved: Saved, request_id: Snowflake) -> Exit:

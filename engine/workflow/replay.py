@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from types import CoroutineType
 from typing import Any
 
-from engine.core.errors import NonDeterminism
+from engine.core.errors import InvalidPayload, NonDeterminism
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import decode_error
+from engine.core.seal import unreadable
 from engine.storage.protocol import LoadedExecution
 from engine.workflow.body import Body
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
@@ -132,6 +134,8 @@ def body_of(
 ) -> Body:
     """The body of an execution's present run, before anything of it has run; ``InvalidPayload``."""
     execution, journal = loaded.execution, loaded.journal
+    if (told := undecodable(loaded)) is not None:
+        raise InvalidPayload(told)
     payload = loaded.envelope.payload
     for row in journal[:_HEAD]:
         if row.kind is JournalKind.CONTINUED:
@@ -146,6 +150,13 @@ def body_of(
         patches=Patches(loaded),
         observed=observed,
     )
+
+
+def undecodable(loaded: LoadedExecution) -> str | None:
+    """What to say of an execution with values that this process has no codec or key for."""
+    values = chain((loaded.envelope.payload,), (row.payload for row in loaded.journal))
+    told = next((told for value in values if (told := unreadable(value)) is not None), None)
+    return None if told is None else f"one of its values is {told}"
 
 
 def begun_at(loaded: LoadedExecution) -> datetime | None:

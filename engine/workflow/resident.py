@@ -192,6 +192,8 @@ class ResidentExecution:
         failures = self._state.failures
         if self._again:
             self._submit()
+        elif (told := replay.undecodable(self._loaded)) is not None:
+            self._block(told)
         elif failures >= self._services.delivery.max_deliveries:
             self._block(
                 f"its process was lost {failures} times with it in hand, and it got no further in"
@@ -778,7 +780,10 @@ class ResidentExecution:
         self._blocked = True
         self._ledger.set_status(Status.BLOCKED, waiting=reason)
         self._answer_queries()
-        log.warning("an execution is blocked", extra={"execution": self.name, "reason": reason})
+        # The reason is left out: it may quote what a user said.
+        log.warning(
+            "an execution is blocked: see why with describe()", extra={"execution": self.name}
+        )
         for row in [*self._undelivered.values()]:
             if row.told == RETRY:  # it came while the journal was being replayed
                 del self._undelivered[row.seq]

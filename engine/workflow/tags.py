@@ -11,6 +11,7 @@ from typing import cast
 
 from engine.core.envelope import dedup_key
 from engine.core.errors import InvalidPayload
+from engine.core.seal import unreadable
 
 RUN = "run"
 INTERRUPT = "interrupt"
@@ -114,7 +115,8 @@ def decode_order(payload: bytes) -> tuple[str, str]:
     try:
         told = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise InvalidPayload(f"a message's text cannot be read: {error}") from error
+        told = unreadable(payload) or f"unreadable: {error}"
+        raise InvalidPayload(f"a message's text is {told}") from error
     if isinstance(told, dict):
         order = cast("dict[str, object]", told)
         return str(order.get("reason", "")), str(order.get("by", ""))

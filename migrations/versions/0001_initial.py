@@ -69,6 +69,15 @@ def number(name: str, kind: type[sa.Integer], *, default: int | None = None) -> 
     return sa.Column(name, kind(), autoincrement=False, nullable=False, server_default=given)
 
 
+def codec() -> sa.Column[int]:
+    """The number of the codec that has encoded the payload; 0 for a plain one."""
+    number = (
+        "case when substr(payload, 1, 4) = decode('006f7574', 'hex') and octet_length(payload) > 4"
+        " then get_byte(payload, 4) else 0 end"
+    )
+    return sa.Column("codec", sa.SmallInteger, sa.Computed(number, persisted=True))
+
+
 def boolean(name: str) -> sa.Column[bool]:
     return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.text("false"))
 
@@ -143,7 +152,7 @@ def make_messages(schema: str | None) -> None:
         sa.Column("entity_id", sa.Text, nullable=False),
         sa.Column("tag", sa.Text, nullable=False),
         number("uninterruptible", sa.SmallInteger, default=0),
-        number("codec", sa.SmallInteger, default=0),
+        codec(),
         sa.Column("reply_execution", sa.BigInteger),
         sa.Column("reply_group_id", sa.Integer),
         sa.Column("reply_shard", sa.SmallInteger),
@@ -205,7 +214,7 @@ def make_replies(schema: str | None) -> None:
         number("request_id", sa.BigInteger),
         number("sequence", sa.Integer),
         number("kind", sa.SmallInteger),
-        number("codec", sa.SmallInteger, default=0),
+        codec(),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("request_id", "sequence"),
         schema=schema,
@@ -302,7 +311,7 @@ def make_executions(schema: str | None) -> None:
         number("outcome", sa.SmallInteger),
         number("attempt", sa.Integer),
         number("ordinal", sa.Integer),
-        number("codec", sa.SmallInteger, default=0),
+        codec(),
         number("digest", sa.BigInteger),
         sa.Column("source", sa.BigInteger),
         at("at"),
@@ -370,7 +379,7 @@ def make_entities(schema: str | None) -> None:
         number("group_id", sa.Integer),
         number("shard", sa.SmallInteger),
         number("version", sa.BigInteger),
-        number("codec", sa.SmallInteger, default=0),
+        codec(),
         at("saved_at", default=True),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("entity_type", "entity_id"),

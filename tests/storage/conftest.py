@@ -5,19 +5,24 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from engine.core.seal import Codecs
+from engine.encryption import AesGcm
 from engine.storage.protocol import LaneSession
 from tests.storage.world import ONE, Process, World, memory_world, postgres_world
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def dsn_or_memory(request: pytest.FixtureRequest) -> str | None:
-    return request.getfixturevalue("dsn") if request.param == "postgres" else None
+@pytest.fixture(params=["memory", "postgres", "memory, encrypted"])
+def rests(request: pytest.FixtureRequest) -> tuple[str | None, Codecs | None]:
+    """Where: a DSN or memory. And behind which codecs."""
+    dsn = request.getfixturevalue("dsn") if "postgres" in request.param else None
+    return dsn, Codecs([AesGcm({"a": b"k" * 32})]) if "encrypted" in request.param else None
 
 
 @pytest.fixture
-async def world(dsn_or_memory: str | None) -> AsyncIterator[World]:
-    made = memory_world() if dsn_or_memory is None else postgres_world(dsn_or_memory)
-    async with made as world:
+async def world(rests: tuple[str | None, Codecs | None]) -> AsyncIterator[World]:
+    dsn, codecs = rests
+    async with memory_world() if dsn is None else postgres_world(dsn) as world:
+        world.codecs = codecs
         yield world
 
 

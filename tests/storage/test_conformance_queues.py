@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.envelope import Interrupt, ReplyTo
 from engine.core.ids import Snowflake
-from engine.core.reply import Interrupted, ReplyKind, Success
+from engine.core.reply import Interrupted, ReplyKind, Success, encode_exit
 from engine.storage.protocol import Commit, InboxKind, InboxRow, LaneSession, exit_reply
 from engine.storage.queues import Line, QueueItem, QueueRow, QueueWrite
 from tests.storage.world import NOW, ONE, TWO, Process, World, message, next_id, sweep_of, take_over
@@ -158,7 +158,7 @@ async def test_an_item_that_is_put_off_waits_when_it_is_ripe(
 async def test_an_item_that_its_queue_ends_is_answered(process: Process, lane: LaneSession) -> None:
     reply_to = ReplyTo(execution=next_id(), shard=TWO)
     item = await stored(process, reply_to=reply_to)
-    ended = [(item.request_id, Interrupted("too late"))]
+    ended = [(item.request_id, *encode_exit(Interrupted("too late")))]
 
     for _ in range(2):  # the first exit stays
         await lane.dispatch(QueueWrite(queue="Parcels", shard=ONE, ended=ended))

@@ -33,7 +33,7 @@ HOT = {
     "save": (*[[]] * 20, None),
     "open": (
         *(1, 7, 1, "Fulfil", "o-1", None, "run/Fulfil/o-1", None, b"", 0, None, True),
-        *(2, "signal/say", "message/Fulfil/o-1", None, b"", False, None),
+        *(2, "signal/say", "message/Fulfil/o-1", None, b"", False, None, None),
     ),
     "flush": (*[[]] * 20, None, *[[]] * 42),
     "flush_journal": [[]] * 14,

@@ -13,6 +13,7 @@ from engine.core.errors import ErrorDetails
 from engine.core.ids import EntityAddress, EntityId, EntityType, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.reply import Defect, ReplyKind, encode_exit
+from engine.core.seal import Codecs
 from engine.core.status import Status
 from engine.storage.memory import MemoryDatabase, MemoryStorage
 from engine.storage.protocol import (
@@ -29,6 +30,7 @@ from engine.storage.protocol import (
     StreamPosition,
     Sweep,
 )
+from engine.storage.sealed import sealed
 from tests.eventually import eventually
 
 ONE = ShardId("default", 1)
@@ -61,10 +63,17 @@ class World:
 
     open_storage: Callable[[RunnerId, bool], Storage]
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    codecs: Codecs | None = None
+
+    def seal(self, codecs: Codecs) -> None:
+        """Let processes from now on read and write values with these codecs."""
+        self.codecs = codecs
 
     async def process(self, *, notifications: bool = True, register: bool = True) -> Process:
         runner = RunnerId(uuid4())
         storage = self.open_storage(runner, notifications)
+        if self.codecs is not None:
+            storage = sealed(storage, self.codecs)
         await storage.open()
         self.stack.push_async_callback(storage.close)
         await storage.ensure_groups(["default"])

@@ -1,7 +1,7 @@
 -- name: open
 -- Store a message to an execution, and the start of that if there is none: both or neither. One
--- that is there is told if it was started with the same bytes, has not ended, and may be joined
--- ($12). No answer: a race was lost, and the row that won is not seen by this statement; run it
+-- that is there is told if it was started with the same bytes ($9, or $20), has not ended, and may
+-- be joined ($12). No answer: a race was lost, and the row that won is not seen by this statement; run it
 -- again.
 with earlier as (
     select e.request_id, e.payload
@@ -40,7 +40,7 @@ aim as (
     select o.request_id from opened o
     union all
     select f.request_id from found f
-    where f.status < 5 and f.payload = $9::bytea and $12::bool
+    where f.status < 5 and f.payload = coalesce($20::bytea, $9::bytea) and $12::bool
         and not exists (select from earlier)
 ),
 fresh as (
@@ -103,7 +103,7 @@ select
     case
         when e.request_id is not null then 1
         when d.request_id is not null then 0
-        when f.payload = $9::bytea and $12::bool then 3
+        when f.payload = coalesce($20::bytea, $9::bytea) and $12::bool then 3
         else 4
     end as outcome,
     $13::bigint as asked, coalesce(e.request_id, $13::bigint) as found, d.seq, e.payload,
