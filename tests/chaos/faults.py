@@ -14,8 +14,9 @@ from contextlib import suppress
 
 import asyncpg
 
+from engine.storage.outage import LOST
 from tests.chaos.cluster import Cluster, Process
-from tests.chaos.proxy import Link, Proxy
+from tests.chaos.proxy import COMMIT, STATEMENT, Link, Proxy
 from tests.chaos.test_backends import TERMINATE
 from tests.eventually import eventually
 
@@ -86,7 +87,7 @@ class Faults:
                     await asyncio.wait_for(until.wait(), self._chance.uniform(0.1, PAUSE))
 
     async def _do(self, fault: Callable[[], Awaitable[None]]) -> None:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(asyncpg.PostgresError, *LOST):  # it met another fault
             await fault()
 
     # --- processes --------------------------------------------------------------------------------
@@ -192,6 +193,7 @@ class Faults:
             link.delay = 0
 
     async def _lose_answers(self) -> None:
-        """Of the statement or COMMIT that comes next on these links."""
+        """Of the statement, or the COMMIT, that comes next on these links."""
+        message = self._chance.choice([STATEMENT, COMMIT])
         for link in self._links():
-            link.lose_answer = True
+            link.lose_answer_of = message

@@ -40,6 +40,10 @@ class Call:
     outcome: Ended = Ended.UNKNOWN
     value: Any = None
 
+    @property
+    def known(self) -> bool:
+        return self.outcome is not Ended.UNKNOWN
+
     def __str__(self) -> str:
         return (
             f"{self.invoked:.3f} to {self.ended:.3f} {self.client}: {self.op}({self.argument!r})"

@@ -4,12 +4,15 @@ One listener on loopback; each connection through it is a link. Faults act on th
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from re import Pattern
 
 CHUNK = 1 << 16
-EXECUTE, QUERY = b"B", b"Q"
-"""The first byte of what asyncpg sends to run a prepared statement, and of a plain query."""
+COMMIT = re.compile(rb"Q....COMMIT", re.DOTALL)
+STATEMENT = re.compile(rb"B|Q....COMMIT", re.DOTALL)
+"""As asyncpg sends them: a plain query, and what runs a prepared statement."""
 
 
 class Link:
@@ -21,8 +24,8 @@ class Link:
         self.open.set()
         self.delay = 0.0
         """Of all that is read at once, in seconds."""
-        self.lose_answer = False
-        """The next statement or COMMIT is run, and its answer is cut off."""
+        self.lose_answer_of: Pattern[bytes] | None = None
+        """The next such message is passed on, and its answer cut off."""
         self._losing = False
 
     def cut(self) -> None:
@@ -39,8 +42,8 @@ class Link:
     async def forth(self, reader: asyncio.StreamReader) -> None:
         """From the client to the server."""
         while data := await reader.read(CHUNK):
-            runs = data[:1] == EXECUTE or (data[:1] == QUERY and b"COMMIT" in data)
-            self._losing = self._losing or (self.lose_answer and runs)
+            if self.lose_answer_of is not None and self.lose_answer_of.match(data):
+                self._losing = True
             await self._pass(data, self._writers[1])
 
     async def back(self, reader: asyncio.StreamReader) -> None:

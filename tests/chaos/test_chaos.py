@@ -131,7 +131,9 @@ class Run:
         default_factory=dict[Process, "asyncio.Task[Any]"]
     )
     _numbers: "count[int]" = field(default_factory=count)
-    _begun: set[Process] = field(default_factory=set[Process])
+    _names: dict[Process, str] = field(default_factory=dict[Process, str])
+    _stuck: set[str] = field(default_factory=set[str])
+    """Clients of which a call does not end."""
 
     def counted(self) -> Counter[str]:
         calls = Counter(f"{call.op} {call.outcome}" for call in self.calls)
@@ -161,7 +163,7 @@ class Run:
         """Have it make calls, as soon as it has said that it is there."""
         await eventually(lambda: client.lines, timeout=1e9)
         number = next(self._numbers)
-        name = f"c{number}"
+        name = self._names[client] = f"c{number}"
         await client.ask(
             "begin",
             name=name,
@@ -194,20 +196,26 @@ class Run:
         for client, calling in list(self._callers.items()):
             await eventually(lambda c=client: c.lines, timeout=30)
             await client.ask("stop")
-            await calling
+            await asyncio.wait([calling], timeout=SETTLES_WITHIN)
+            if not calling.done():
+                self._stuck.add(self._names[client])
+                calling.cancel()
         path = self.files / "settling.jsonl"
         settling = Caller(self.client, name="settling", seed=self.seed, file=path)
         ended = {row["key"] for row in await self.chaos.database.fetch(tables.KEYS) if row["exits"]}
         calls = read(self.files.glob("*.jsonl"))
-        async with asyncio.TaskGroup() as group:
-            for kind, _, id in {call.key.partition("/") for call in calls}:
-                if f"{kind}/{id}" in ended:
-                    continue
-                if kind == "Life":
-                    group.create_task(settling.end(id))
-                elif kind == "Stream":
-                    number = next(c.argument for c in calls if c.key == f"{kind}/{id}")
-                    group.create_task(settling.consume(id, number))
+        try:
+            async with asyncio.timeout(SETTLES_WITHIN), asyncio.TaskGroup() as group:
+                for kind, _, id in {call.key.partition("/") for call in calls}:
+                    if f"{kind}/{id}" in ended:
+                        continue
+                    if kind == "Life":
+                        group.create_task(settling.end(id))
+                    elif kind == "Stream":
+                        number = next(c.argument for c in calls if c.key == f"{kind}/{id}")
+                        group.create_task(settling.consume(id, number))
+        except TimeoutError:
+            self._stuck.add(settling.name)
         settling.notes.close()
 
         async def nothing_left() -> bool:
@@ -218,7 +226,13 @@ class Run:
 
     async def judge(self) -> list[Violation]:
         self.calls = read(self.files.glob("*.jsonl"))
-        return check(self.calls, await tables.read(self.chaos.database))
+        stuck = [
+            Violation(promise="ended", key=call.key, what=str(call))
+            for call in self.calls
+            if call.client in self._stuck
+            and (call.ended == float("inf") or (call.client == "settling" and not call.known))
+        ]
+        return stuck + check(self.calls, await tables.read(self.chaos.database))
 
 
 @asynccontextmanager
