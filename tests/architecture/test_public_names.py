@@ -6,7 +6,8 @@ import engine
 
 
 def test_public_names_are_sorted_and_exist() -> None:
-    assert list(engine.__all__) == sorted(set(engine.__all__))
+    constants_first = sorted(set(engine.__all__), key=lambda name: (not name.isupper(), name))
+    assert list(engine.__all__) == constants_first
     assert [name for name in engine.__all__ if not hasattr(engine, name)] == []
 
 
