@@ -14,7 +14,6 @@ from cli.exits import CommandError, UsageError
 from cli.filters import Filters
 from cli.output import printable
 from cli.session import Session
-from engine.core.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,6 +111,8 @@ async def tell_all(
 ) -> None:
     """Tell how far it has come, and in the end to how many it was done. Exit code 1 when there were
     some that it could not be done to."""
+    from engine.core.clock import monotonic
+
     count, problems, told = 0, 0, monotonic()
     try:
         async for result in results:

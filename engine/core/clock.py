@@ -26,7 +26,11 @@ class Clock(Protocol):
 
     def now(self) -> datetime: ...
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm: ...
+    def call_at(
+        self, when: datetime, callback: Callable[[], None], *, routine: bool = False
+    ) -> Alarm:
+        """``routine``: nobody waits for it; it is done again and again for ever."""
+        ...
 
 
 class SystemClock:
@@ -53,7 +57,9 @@ class SystemClock:
             self._base = earliest
         self._aligned = True
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm:
+    def call_at(
+        self, when: datetime, callback: Callable[[], None], *, routine: bool = False
+    ) -> Alarm:
         return _Alarm(self, when, callback)
 
 

@@ -32,8 +32,10 @@ class VirtualClock:
     def now(self) -> datetime:
         return self._now
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> "_Alarm":
-        alarm = _Alarm(when, next(self._numbers), callback)
+    def call_at(
+        self, when: datetime, callback: Callable[[], None], *, routine: bool = False
+    ) -> "_Alarm":
+        alarm = _Alarm(when, next(self._numbers), callback, routine=routine)
         heapq.heappush(self._alarms, alarm)
         if when <= self._now:
             asyncio.get_running_loop().call_soon(self._fire_due)
@@ -51,13 +53,12 @@ class VirtualClock:
         await self.settle()
 
     async def advance_to_next(self) -> bool:
-        """Move on to the next alarm, wherever it is; False when there is none."""
+        """Move on to the next alarm that is no routine; False when there is none."""
         await self.settle()
-        while self._alarms and self._alarms[0].cancelled:
-            heapq.heappop(self._alarms)
-        if not self._alarms:
+        alarms = [alarm for alarm in self._alarms if not (alarm.cancelled or alarm.routine)]
+        if not alarms:
             return False
-        await self.advance(max(self._alarms[0].when - self._now, timedelta(0)))
+        await self.advance(max(min(alarms).when - self._now, timedelta(0)))
         return True
 
     @contextmanager
@@ -94,12 +95,15 @@ class VirtualClock:
 
 
 class _Alarm:
-    __slots__ = ("callback", "cancelled", "number", "when")
+    __slots__ = ("callback", "cancelled", "number", "routine", "when")
 
-    def __init__(self, when: datetime, number: int, callback: Callable[[], None]) -> None:
+    def __init__(
+        self, when: datetime, number: int, callback: Callable[[], None], *, routine: bool
+    ) -> None:
         self.when: datetime = when
         self.number: int = number
         self.callback: Callable[[], None] = callback
+        self.routine: bool = routine
         self.cancelled = False
 
     def cancel(self) -> None:

@@ -77,7 +77,7 @@ class Pruner:
     async def _wait(self) -> None:
         due = asyncio.Event()
         when = self._clock.now() + self._interval * random.uniform(0.9, 1)
-        alarm = self._clock.call_at(when, due.set)
+        alarm = self._clock.call_at(when, due.set, routine=True)
         try:
             await due.wait()
         finally:

@@ -37,7 +37,9 @@ class Hands:
     def now(self) -> datetime:
         return self.time
 
-    def call_at(self, when: datetime, callback: Callable[[], None]) -> Alarm:
+    def call_at(
+        self, when: datetime, callback: Callable[[], None], *, routine: bool = False
+    ) -> Alarm:
         raise NotImplementedError
 
 
