@@ -72,6 +72,7 @@ class Volatile:
         self._sent: dict[Snowflake, SentRequest] = {}
         self._told: deque[SentRequest] = deque()
         self._looping: dict[ShardId, set[Snowflake]] = {}
+        self._early: set[Snowflake] = set()
 
     def __contains__(self, request_id: Snowflake) -> bool:
         """Whether the request was sent from here and is not answered yet."""
@@ -135,16 +136,22 @@ class Volatile:
 
     def posted(self, sent: "SentRequest", runner: UUID | None) -> None:
         """The request is on its way to that runner, which may be that of this process."""
-        if self._local is not None and self._local.id == runner:
+        if sent.id in self._early:
+            self._early.discard(sent.id)
+        elif self._local is not None and self._local.id == runner:
             self._looping.setdefault(sent.envelope.address.shard, set()).add(sent.id)
 
     def arrived(self, request: EnvelopeRequest) -> None:
-        """The runner of this process has got a request of this process by post."""
-        looping = self._looping.get(request.address.shard)
-        if looping is not None:
-            looping.discard(request.request_id)
-            if not looping:
-                del self._looping[request.address.shard]
+        """The runner of this process has got a request of this process by post, perhaps before it
+        is known here that it was posted."""
+        looping = self._looping.get(request.address.shard, set())
+        if request.request_id not in looping:
+            if request.request_id in self._sent:
+                self._early.add(request.request_id)
+            return
+        looping.discard(request.request_id)
+        if not looping:
+            del self._looping[request.address.shard]
 
     async def _post(self, sent: "SentRequest") -> None:
         now = asyncio.get_running_loop().time()
@@ -228,6 +235,7 @@ class Volatile:
     def forget(self, sent: "SentRequest") -> None:
         if self._sent.get(sent.id) is sent:
             del self._sent[sent.id]
+            self._early.discard(sent.id)
             if self._looping:
                 self.arrived(sent.envelope)
 

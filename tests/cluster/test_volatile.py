@@ -28,6 +28,7 @@ from engine import (
     Workflow,
     rpc,
 )
+from engine.cluster.volatile import SentRequest
 from engine.core.reply import Defect, Interrupted
 from engine.storage.protocol import Post, Posted
 from engine.testing import TestCluster
@@ -568,3 +569,15 @@ async def test_an_exit_that_never_comes_is_a_defect_to_who_sent_by_hand(
     exit = await receiver
     assert isinstance(exit, Defect)
     assert exit.error.type == "RunnerLost"
+
+
+async def test_a_request_that_arrives_before_its_sender_knows_where_it_went_holds_nothing_up(
+    cluster: TestCluster, relay: Relay
+) -> None:
+    volatile = cluster.client._node.mail.volatile
+    sent = SentRequest(volatile, await envelope(cluster, "wait", b"{}"), awaited=False)
+    volatile._sent[sent.id] = sent
+    volatile.arrived(sent.envelope)  # by post to this very process
+    volatile.posted(sent, cluster.runner.id)  # and only then the answer of that statement
+
+    assert await cluster.client.entity(Relay, "a").echo(1) == 1
