@@ -47,13 +47,16 @@ async def with_a_peer(live: Live, name: str, kind: str = "Clerk") -> Process:
 
 
 async def running(live: Live, name: str) -> Process:
-    """The process that ought to run it, as soon as it has begun there."""
-    owner = await keeper(live, name)
+    """The process that ought to run it, as soon as it has begun there; that may be another one
+    meanwhile, as its shard moves."""
 
-    async def it_runs() -> bool:
-        return (await live.notes_by_process(name))[-1:] == [(owner.pid, "begins")]
+    async def it_runs() -> Process | None:
+        owner = await keeper(live, name)
+        begun = (await live.notes_by_process(name))[-1:] == [(owner.pid, "begins")]
+        return owner if begun else None
 
-    await eventually(it_runs, timeout=30)
+    owner = await eventually(it_runs, timeout=30)
+    assert owner is not None
     return owner
 
 

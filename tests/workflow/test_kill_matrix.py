@@ -48,7 +48,8 @@ async def test_the_end_is_the_same_wherever_the_runner_is_killed(
         assert_all_done(how, expected)
         for point in places(each.outside.points, how, most):
             end = await each.run(how, point)
-            if world.virtual:  # in real time a step that is cancelled early has fewer points
+            # In real time, and in a thread, a step that is cancelled early has fewer points.
+            if world.virtual and how != "interrupt":
                 assert each.outside.crashed
             assert_same(end, expected, f"crash at point {point}, {each.outside.crashed}")
 
