@@ -8,7 +8,6 @@ import asyncio
 import faulthandler
 import logging
 import os
-import random
 import signal
 import socket
 import threading
@@ -55,6 +54,7 @@ from engine.cluster.view import View
 from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
+from engine.core.retry import again_in
 from engine.node import Node, OpenStorage, postgres
 from engine.running_tasks import RunningTasks
 from engine.settings import Settings
@@ -326,7 +326,7 @@ class Runner:
                     return
                 failures += 1
                 log.warning("runner cannot come back yet", extra={"error": str(error)})
-                await asyncio.sleep(min(5.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures, first=0.1))
             except BaseException as error:
                 if not ready.done() and isinstance(error, Exception):
                     ready.set_exception(error)

@@ -6,7 +6,6 @@ commit, to the producer: directly if it is in this process, else by the doorbell
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Protocol, Self
 from engine.core.envelope import AckChunk, Interrupt
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
+from engine.core.retry import again_in
 from engine.storage.protocol import Storage
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Acknowledger:
                 for request_id, ack in acks.items():
                     self._merge(request_id, ack)
                 self._interrupts = interrupts | self._interrupts
-                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures))
 
     async def _send(self, acks: dict[Snowflake, "_Ack"]) -> None:
         """Make acknowledgements durable, then tell of them. Sending one again changes nothing."""

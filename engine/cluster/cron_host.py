@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from engine.core.clock import Clock
 from engine.core.envelope import Interrupt
 from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId, Snowflake, SnowflakeGenerator
+from engine.core.retry import again_in
 from engine.storage.protocol import Storage
 from engine.storage.schedules import Fire
 
@@ -131,7 +131,7 @@ class CronHost:
                     if failures == 1:
                         log.warning("cannot load crons, trying again", extra={"error": str(error)})
                     self._to_load = keepers + self._to_load
-                    await _pause(failures)
+                    await asyncio.sleep(again_in(failures))
                     continue
                 failures = 0
                 for keeper in keepers:
@@ -162,7 +162,7 @@ class CronHost:
                     log.warning(
                         "cannot interrupt a cron's run, trying again", extra={"error": str(error)}
                     )
-                await _pause(failures)
+                await asyncio.sleep(again_in(failures))
         shards = {envelope.address.shard for envelope in envelopes}
         elsewhere = self._delivery.ring(shards)
         if elsewhere:
@@ -171,7 +171,3 @@ class CronHost:
 
 def _lanes(keepers: Sequence[CronKeeper]) -> set[Any]:
     return {keeper.shard.lane for keeper in keepers}
-
-
-async def _pause(failures: int) -> None:
-    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))

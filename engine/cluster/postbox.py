@@ -17,6 +17,7 @@ from uuid import UUID
 
 from engine.core.errors import NoRunner, StorageUnavailable
 from engine.core.ids import ShardId
+from engine.core.retry import again_in
 from engine.storage.protocol import Post, Posted, Storage
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ class Postbox:
         if again:
             self._queue.extendleft(reversed(again))
             first, longest = _BACKOFF
-            await asyncio.sleep(min(longest, first * 2**self._failures) * random.uniform(0.5, 1))
+            await asyncio.sleep(again_in(self._failures, first=first, longest=longest))
             self._failures += 1
 
     # --- shards without an owner ------------------------------------------------------------------

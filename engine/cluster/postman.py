@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Self
 
+from engine.core.retry import again_in
 from engine.storage.protocol import Received, Storage
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Postman:
                 failures += 1
                 if failures == 1:
                     log.warning("cannot fetch volatile messages, trying again", exc_info=error)
-                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures))
                 self._wake.set()
 
     async def _look(self) -> None:

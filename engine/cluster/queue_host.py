@@ -6,7 +6,6 @@ rows on from here.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from engine.cluster.shard import OwnedShard
 from engine.cluster.stream import Moved
 from engine.core.clock import Clock
 from engine.core.ids import ShardId
+from engine.core.retry import again_in
 from engine.storage.protocol import Storage
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class QueueHost:
                 failures += 1
                 if failures == 1:
                     log.warning("cannot load a queue, trying again", extra={"error": str(error)})
-                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures))
             else:
                 dispatcher.begin(contents)
                 return

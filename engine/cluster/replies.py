@@ -18,6 +18,7 @@ from engine.cluster.stream_reader import Acknowledge, StreamReader
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
+from engine.core.retry import again_in
 from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ class ReplyBoard:
                 self._unwatched |= unwatched
                 self._rung |= rung
                 self._unread |= unread
-                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures))
 
     async def _unwatch(self) -> None:
         """Take back the registrations of those who left before a ring used them up: what they

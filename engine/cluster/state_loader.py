@@ -5,10 +5,10 @@ From ``cluster.instance``; each is read after its shard was acquired, so nobody 
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from engine.core.retry import again_in
 from engine.core.seal import unreadable
 from engine.storage.entities import StoredState
 from engine.storage.protocol import Storage
@@ -53,7 +53,7 @@ class StateLoader:
                     if failures == 1:
                         log.warning("cannot load states, trying again", extra={"error": str(error)})
                     self._wanted = batch + self._wanted
-                    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                    await asyncio.sleep(again_in(failures))
                     continue
                 for key, loaded in batch:
                     state = states.get(key)

@@ -20,6 +20,7 @@ from engine.cluster.stream import StreamProducer
 from engine.core.clock import Clock
 from engine.core.ids import Snowflake
 from engine.core.payload import PayloadLimit
+from engine.core.retry import again_in
 from engine.storage.protocol import Storage, StreamPosition
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class Streams:
                     log.warning("cannot read acknowledgements, trying again", exc_info=error)
                 self._unread |= unread
                 self._asked[:0] = asked
-                await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(again_in(failures))
         for _, answer in self._asked:
             answer.cancel()
 

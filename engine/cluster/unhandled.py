@@ -5,7 +5,6 @@ From ``cluster.delivery``, which finds them; on through the shard's lane to whoe
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from engine.core.envelope import Uninterruptible
 from engine.core.errors import OwnershipLost
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, Interrupted
+from engine.core.retry import again_in
 from engine.storage.protocol import (
     BadBatch,
     Commit,
@@ -77,7 +77,7 @@ class Unhandled:
                         log.warning(
                             "cannot end requests, trying again", extra={"error": str(error)}
                         )
-                    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                    await asyncio.sleep(again_in(failures))
                     continue
                 failures = 0
                 del self._ending[: len(batch)]

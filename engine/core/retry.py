@@ -1,4 +1,4 @@
-"""How often a failed step is tried again, and when."""
+"""How often a failed step is tried again, and when; and so for loops that must not end."""
 
 import math
 import random
@@ -66,3 +66,9 @@ class RetryPolicy:
             grown = math.inf
         seconds = min(grown, self.maximum.total_seconds())
         return timedelta(seconds=seconds * (1 - self.jitter * draw.random()))
+
+
+def again_in(failures: int, *, first: float = 0.05, longest: float = 5.0) -> float:
+    """Seconds until the next try of a loop that has failed so often in a row: ``first``, doubled
+    for each failure up to ``longest``, less up to a half at random."""
+    return min(longest, first * 2.0 ** min(failures, 64)) * random.uniform(0.5, 1)

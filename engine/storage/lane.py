@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
+from engine.core.retry import again_in
 from engine.storage.protocol import BadBatch, Commit, Flushed, LaneSession, Sweep
 from engine.storage.queues import QueueItem, QueueWrite
 
@@ -205,7 +206,7 @@ class Lane:
                         extra={"lane": self.index, "error": str(error)},
                     )
                 self._refuse_orders()
-                await self._pause(min(5.0, 0.1 * 2**failures) * random.uniform(0.5, 1))
+                await self._pause(again_in(failures, first=0.1))
                 continue
             failures = 0
             self.generation += 1

@@ -32,6 +32,7 @@ from engine.core.ids import EntityAddress, ShardId, Snowflake, SnowflakeGenerato
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.payload import PayloadLimit
 from engine.core.reply import Exit, Terminated
+from engine.core.retry import again_in
 from engine.core.status import Status
 from engine.storage.pauses import Pause
 from engine.storage.protocol import (
@@ -476,7 +477,7 @@ class ExecutionHost:
                             "cannot load executions, trying again", extra={"error": str(error)}
                         )
                     self._to_load = ids + self._to_load
-                    await asyncio.sleep(min(5.0, 0.05 * 2**failures) * random.uniform(0.5, 1))
+                    await asyncio.sleep(again_in(failures))
                     continue
                 found = {each.execution.request_id: each for each in loaded}
                 for id in ids:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.errors import ConfigurationError
-from engine.core.retry import RetryPolicy
+from engine.core.retry import RetryPolicy, again_in
 
 
 def seconds(policy: RetryPolicy, attempt: int, seed: int = 1) -> float:
@@ -107,3 +107,16 @@ def test_what_is_no_failure_is_not_tried_again(error: BaseException) -> None:
 def test_a_policy_that_cannot_work_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match="RetryPolicy"):
         RetryPolicy(**settings)
+
+
+@pytest.mark.parametrize("failures", [10, 1_100, 10**9])
+def test_a_loop_that_must_not_end_waits_for_a_bounded_time_however_often_it_failed(
+    failures: int,
+) -> None:
+    assert 2.5 <= again_in(failures) <= 5
+    assert 0.5 <= again_in(failures, first=0.1, longest=1) <= 1
+
+
+def test_a_loop_waits_twice_as_long_for_each_failure() -> None:
+    assert all(0.05 <= again_in(1) <= 0.1 for _ in range(100))
+    assert all(0.1 <= again_in(2) <= 0.2 for _ in range(100))
