@@ -4,6 +4,7 @@ Under ``client`` and ``execution``, which know the workflows' classes; used as i
 which does not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -20,11 +21,13 @@ from engine.core.errors import (
     PayloadConflict,
 )
 from engine.core.ids import EntityAddress, EntityId, EntityType, Snowflake, shard_of
+from engine.core.journal import JournalRow
 from engine.core.reply import RUNNER_LOST, Defect, Exit
 from engine.core.status import Status
 from engine.storage.protocol import (
     UNDECIDED,
     ExecutionStart,
+    LoadedExecution,
     Saved,
     SaveOutcome,
     SaveRequest,
@@ -327,13 +330,28 @@ async def _restart(node: "Node", request_id: Snowflake, start: Start) -> None:
     (loaded,) = await node.storage.load([request_id])
     if not loaded.execution.status.finished or loaded.execution.status is Status.SUCCEEDED:
         return
-    now = node.clock.now()
-    shard = await node.storage.reopen(
-        replace(loaded.envelope, headers=start.headers(now), trace=current_trace()),
-        run=loaded.execution.run,
-        journal=restarted(loaded, order=Order(by=node.settings.author, at=now)),
-        version=UNDECIDED,
-    )
+    order = order_of(node)
+    envelope = replace(loaded.envelope, headers=start.headers(order.at), trace=current_trace())
+    await reopen(node, envelope, loaded, restarted(loaded, order=order), version=UNDECIDED)
+
+
+def order_of(node: "Node") -> Order:
+    """What this process wants of an execution now."""
+    return Order(by=node.settings.author, at=node.clock.now())
+
+
+async def reopen(
+    node: "Node",
+    envelope: EnvelopeRequest,
+    loaded: LoadedExecution,
+    journal: Sequence[JournalRow],
+    *,
+    version: int | None = None,
+) -> None:
+    """Let an execution that has ended, but not well, go on as its next run; no-op when somebody
+    else has done so since it was loaded."""
+    run = loaded.execution.run
+    shard = await node.storage.reopen(envelope, run=run, journal=journal, version=version)
     if shard is not None:
         node.ring_shards([shard])
 

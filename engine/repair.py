@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from engine.by_name import Message, address_of, tell
+from engine.by_name import Message, address_of, order_of, reopen, tell
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound
 from engine.core.ids import Snowflake
@@ -16,7 +16,7 @@ from engine.core.journal import JournalKind
 from engine.core.names import entity_id
 from engine.core.status import Status
 from engine.storage.protocol import ExecutionStart, LoadedExecution, SaveRequest, StoredExecution
-from engine.workflow.repair import Order, forked, retried
+from engine.workflow.repair import forked, retried
 from engine.workflow.tags import RETRY, RUN, begun_anew, encode_order
 
 if TYPE_CHECKING:
@@ -46,14 +46,10 @@ async def retry(node: "Node", execution: StoredExecution) -> None:
         )
         return
     loaded = await _load(node, execution.request_id)
-    rows = retried(loaded, await _children(node, loaded), order=_order(node))
+    rows = retried(loaded, await _children(node, loaded), order=order_of(node))
     envelope = loaded.envelope
     headers = begun_anew(envelope.headers, node.clock.now())
-    shard = await node.storage.reopen(
-        replace(envelope, headers=headers), run=loaded.execution.run, journal=rows
-    )
-    if shard is not None:
-        node.ring_shards([shard])
+    await reopen(node, replace(envelope, headers=headers), loaded, rows)
 
 
 async def fork(
@@ -79,7 +75,7 @@ async def fork(
         from_step=from_step,
         request_id=request_id,
         request=request,
-        order=_order(node),
+        order=order_of(node),
     )
     workflow, group = execution.workflow, execution.shard.group
     await node.know(group)
@@ -98,10 +94,6 @@ async def fork(
         raise AlreadyStarted(f"{workflow}/{key} was started before; fork under another key")
     node.ring_shards([envelope.address.shard])
     return request_id
-
-
-def _order(node: "Node") -> Order:
-    return Order(by=node.settings.author, at=node.clock.now())
 
 
 async def _load(node: "Node", request_id: Snowflake) -> LoadedExecution:
