@@ -655,14 +655,15 @@ class _Incarnation:
         return list(self.delivery.ring(shards))
 
     def _poll(self) -> timedelta:
-        healthy = self.storage.doorbell.healthy
-        settings = self._settings
-        return settings.poll_interval if healthy else settings.poll_interval_degraded
+        return self._poll_unless_deaf(self._settings.poll_interval)
 
     def _poll_post(self) -> timedelta:
-        """Rarely, while the doorbell works: each heartbeat says whether there is any."""
-        settings = self._settings
-        return _POST_POLL if self.storage.doorbell.healthy else settings.poll_interval_degraded
+        """Rarely: each heartbeat says whether there is any."""
+        return self._poll_unless_deaf(_POST_POLL)
+
+    def _poll_unless_deaf(self, interval: timedelta) -> timedelta:
+        healthy = self.storage.doorbell.healthy
+        return interval if healthy else self._settings.poll_interval_degraded
 
     def _viewed(self, view: View) -> None:
         self._roster.follow(view)

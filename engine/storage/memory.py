@@ -34,7 +34,7 @@ from engine.storage.protocol import (
     Saved,
     SaveRequest,
 )
-from engine.storage.retention import Pruned, Term
+from engine.storage.retention import Pruned, RequestTerm, Term
 from engine.storage.transaction import Transaction
 
 __all__ = ["Fault", "MemoryDatabase", "MemoryStorage"]
@@ -188,18 +188,9 @@ class MemoryStorage(MemoryInspection):
         rows = self._database.rows
         return memory_pruning.prune_runs(rows, until, after=after, limit=limit, runs=runs)
 
-    async def prune_requests(
-        self,
-        group: str,
-        *,
-        until: datetime,
-        failed_until: datetime,
-        after: Snowflake,
-        limit: int,
-    ) -> Pruned:
+    async def prune_requests(self, term: RequestTerm, *, after: Snowflake, limit: int) -> Pruned:
         await self._travel()
-        rows, terms = self._database.rows, (until, failed_until)
-        return memory_pruning.prune_requests(rows, group, *terms, after=after, limit=limit)
+        return memory_pruning.prune_requests(self._database.rows, term, after, limit)
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:
         await self._travel()

@@ -10,7 +10,7 @@ from engine.core.ids import Snowflake, snowflake_time
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.reply import ReplyKind
 from engine.storage.memory_rows import MemoryRows
-from engine.storage.retention import Pruned, Term
+from engine.storage.retention import Pruned, RequestTerm, Term
 
 
 def finished(
@@ -80,18 +80,9 @@ def prune_runs(
     return Pruned(count=count, last=live[-1] if len(live) == limit else None)
 
 
-def prune_requests(
-    rows: MemoryRows,
-    group: str,
-    until: datetime,
-    failed_until: datetime,
-    *,
-    after: Snowflake,
-    limit: int,
-) -> Pruned:
+def prune_requests(rows: MemoryRows, term: RequestTerm, after: Snowflake, limit: int) -> Pruned:
     """See ``Storage.prune_requests``."""
-    made_until = max(until, failed_until)
-    looked = [e for e in rows.requests(after) if snowflake_time(e.request_id) <= made_until][:limit]
+    looked = [e for e in rows.requests(after) if snowflake_time(e.request_id) <= term.last][:limit]
     busy = rows.spoken_of() | rows.schedules.running()
     workflows = {each.workflow for each in rows.executions.all()}
     gone: list[Snowflake] = []
@@ -101,8 +92,8 @@ def prune_requests(
         due_at = envelope.deliver_at or snowflake_time(envelope.request_id)
         sender = None if envelope.reply_to is None else envelope.reply_to.execution
         if (
-            due_at <= (failed_until if dead else until)
-            and envelope.address.shard.group == group
+            due_at <= (term.failed_until if dead else term.until)
+            and envelope.address.shard.group == term.group
             and envelope.request_id not in busy
             and not rows.queues.holds(envelope.request_id)
             and envelope.address.entity_type not in workflows

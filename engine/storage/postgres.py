@@ -38,7 +38,7 @@ from engine.storage.protocol import (
 )
 from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
-from engine.storage.retention import Pruned, Term
+from engine.storage.retention import Pruned, RequestTerm, Term
 from engine.storage.saving import Saving
 from engine.storage.server import ServerFacts, server_facts
 from engine.storage.stored_requests import StoredRequests
@@ -254,19 +254,11 @@ class PostgresStorage(Inspection):
         )
         return Pruned(count=rows[0]["runs"], last=rows[0]["last"])
 
-    async def prune_requests(
-        self,
-        group: str,
-        *,
-        until: datetime,
-        failed_until: datetime,
-        after: Snowflake,
-        limit: int,
-    ) -> Pruned:
-        behind = first_snowflake(max(until, failed_until) + timedelta(milliseconds=1))
-        number = self._groups.id(group)
+    async def prune_requests(self, term: RequestTerm, *, after: Snowflake, limit: int) -> Pruned:
+        behind = first_snowflake(term.last + timedelta(milliseconds=1))
+        group = self._groups.id(term.group)
         rows = await self._pool.fetch(
-            "prune_requests", number, after, behind, until, failed_until, limit
+            "prune_requests", group, after, behind, term.until, term.failed_until, limit
         )
         return Pruned(count=rows[0]["count"], last=rows[0]["last"])
 

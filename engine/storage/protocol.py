@@ -34,7 +34,7 @@ from engine.storage.queues import (
     QueueRow,
     QueueWrite,
 )
-from engine.storage.retention import Pruned, Term
+from engine.storage.retention import Pruned, RequestTerm, Term
 from engine.storage.schedules import Fire, ScheduleRow
 from engine.storage.standings import PatchAnswer, Standing
 from engine.storage.transaction import Transaction
@@ -874,19 +874,10 @@ class Storage(Protocol):
         workflow; at most ``runs`` of each. Looks at ``limit`` executions behind one, by id."""
         ...
 
-    async def prune_requests(
-        self,
-        group: str,
-        *,
-        until: datetime,
-        failed_until: datetime,
-        after: Snowflake,
-        limit: int,
-    ) -> Pruned:
-        """Delete requests to entities of a group that are done with and were due before a time,
-        dead letters before another; their keys are free. Left out are those that an inbox row, a
-        queue or a schedule speaks of, and those that executions have sent. Looks at ``limit`` of
-        all requests behind one, by id."""
+    async def prune_requests(self, term: RequestTerm, *, after: Snowflake, limit: int) -> Pruned:
+        """Delete the term's requests that are done with; their keys are free. Left out are those
+        that an inbox row, a queue or a schedule speaks of, and those that executions have sent.
+        Looks at ``limit`` of all requests behind one, by id."""
         ...
 
     async def write_pause(self, workflow: str, *, paused: bool, reason: str, by: str) -> bool:

@@ -22,6 +22,20 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTerm:
+    """Requests to entities of a group that were due until a time; dead letters, until another."""
+
+    group: str
+    until: datetime
+    failed_until: datetime
+
+    @property
+    def last(self) -> datetime:
+        """After which none of them was made."""
+        return max(self.until, self.failed_until)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
     """How many were deleted, and the last of those looked at if there may be more."""
 

@@ -8,9 +8,10 @@ nobody's way. The terms are those of the workflow's own ``retention``, else the 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Self
 
 from engine.cluster.delivery import Delivery
@@ -18,7 +19,7 @@ from engine.core.clock import Clock
 from engine.core.ids import Snowflake, shard_of
 from engine.core.status import Status
 from engine.storage.protocol import Storage
-from engine.storage.retention import Term
+from engine.storage.retention import Pruned, RequestTerm, Term
 from engine.workflow.definition import WorkflowDefinition
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -136,30 +137,34 @@ class Pruner:
         return count
 
     async def _prune_runs(self, until: dict[str, datetime]) -> int:
-        count, last = 0, Snowflake(0)
-        while True:
-            pruned = await self._storage.prune_runs(until, after=last, limit=_BATCH, runs=_RUNS)
-            count += pruned.count
-            if pruned.last is None:
-                return count
-            last = pruned.last
-            await asyncio.sleep(_REST)
+        return await self._in_parts(
+            lambda last: self._storage.prune_runs(until, after=last, limit=_BATCH, runs=_RUNS)
+        )
 
     async def _prune_requests(self, now: datetime) -> int:
+        if self._retention is None and self._retention_failed is None:
+            return 0
         until, failed_until = (
             _BEGINNING if kept is None else now - kept
             for kept in (self._retention, self._retention_failed)
         )
         count = 0
-        if self._retention is None and self._retention_failed is None:
-            return count
         for group in sorted({shard.group for shard in self._delivery.shards}):
-            last: Snowflake | None = Snowflake(0)
-            while last is not None and self._owns(group, ""):
-                pruned = await self._storage.prune_requests(
-                    group, until=until, failed_until=failed_until, after=last, limit=_BATCH
-                )
-                count, last = count + pruned.count, pruned.last
-                if last is not None:
-                    await asyncio.sleep(_REST)
+            if self._owns(group, ""):
+                term = RequestTerm(group=group, until=until, failed_until=failed_until)
+                count += await self._in_parts(partial(self._prune_term, term))
         return count
+
+    async def _prune_term(self, term: RequestTerm, last: Snowflake) -> Pruned:
+        return await self._storage.prune_requests(term, after=last, limit=_BATCH)
+
+    async def _in_parts(self, prune: Callable[[Snowflake], Awaitable[Pruned]]) -> int:
+        """Prune behind one after the other, until there are no more to look at."""
+        count, last = 0, Snowflake(0)
+        while True:
+            pruned = await prune(last)
+            count += pruned.count
+            if pruned.last is None:
+                return count
+            last = pruned.last
+            await asyncio.sleep(_REST)

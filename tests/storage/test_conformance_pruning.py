@@ -15,7 +15,7 @@ from engine.storage.protocol import (
     InboxRow,
     LaneSession,
 )
-from engine.storage.retention import Term
+from engine.storage.retention import RequestTerm, Term
 from tests.eventually import eventually
 from tests.storage.world import (
     ONE,
@@ -40,6 +40,12 @@ def term(status: Status = Status.SUCCEEDED, *, until: datetime = LATER) -> Term:
     return Term(
         workflow="Fulfil", status=status, until=until, after=datetime(1970, 1, 1, tzinfo=UTC)
     )
+
+
+def requests(
+    group: str = "default", *, until: datetime = FAR, failed_until: datetime = FAR
+) -> RequestTerm:
+    return RequestTerm(group=group, until=until, failed_until=failed_until)
 
 
 async def ended(
@@ -205,7 +211,7 @@ async def test_requests_that_are_done_with_go_when_they_were_due_long_ago(
 
     async def prune(*, until: datetime, failed_until: datetime) -> tuple[int, set[str]]:
         pruned = await process.storage.prune_requests(
-            "default", until=until, failed_until=failed_until, after=Snowflake(0), limit=10
+            requests(until=until, failed_until=failed_until), after=Snowflake(0), limit=10
         )
         return pruned.count, set(await process.storage.known(["done", "later", "dead", "waits"]))
 
@@ -238,9 +244,7 @@ async def test_requests_of_executions_and_to_them_stay_with_them(
     heard = [row.seq for row in (await sweep_of(lane, ONE)).rows]
     await lane.flush([Commit(shard=ONE, settled=heard)])
 
-    pruned = await process.storage.prune_requests(
-        "default", until=FAR, failed_until=FAR, after=Snowflake(0), limit=10
-    )
+    pruned = await process.storage.prune_requests(requests(), after=Snowflake(0), limit=10)
 
     assert pruned.count == 0
     assert set(await process.storage.known(["call", "signal"])) == {"call", "signal"}
@@ -264,14 +268,10 @@ async def test_requests_are_pruned_in_parts_and_by_group(
     storage = process.storage
     await storage.ensure_groups(["other"])
 
-    others = await storage.prune_requests(
-        "other", until=FAR, failed_until=FAR, after=Snowflake(0), limit=10
-    )
+    others = await storage.prune_requests(requests("other"), after=Snowflake(0), limit=10)
     parts, last = [], Snowflake(0)
     while True:
-        pruned = await storage.prune_requests(
-            "default", until=FAR, failed_until=FAR, after=last, limit=2
-        )
+        pruned = await storage.prune_requests(requests(), after=last, limit=2)
         parts.append(pruned.count)
         if pruned.last is None:
             break
