@@ -9,7 +9,7 @@ import typer
 from cli.command import add_group
 from cli.durations import ago, clock_time
 from cli.exits import CommandError, UsageError
-from cli.output import printable, to_json
+from cli.output import facts, printable, to_json
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -171,22 +171,17 @@ def _row(letter: "DeadLetterInfo", now: "datetime") -> Sequence["RenderableType"
 
 def _drawn(letter: "DeadLetterInfo", now: "datetime") -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in (
+    rows = [
         ("method", printable(letter.method)),
         ("sent", f"{clock_time(letter.sent_at)}, {ago(letter.sent_at, now)}"),
         ("shard", str(letter.shard)),
         ("payload", printable(to_json(letter.payload))),
         ("next", f"outlast dead retry {letter.request_id}"),
-    ):
-        facts.add_row(name, Text(value))
+    ]
     head = Text(printable(f"{letter.entity}/{letter.id}  request {letter.request_id}"))
-    return Group(head, "", facts, "", _error(letter.error))
+    return Group(head, "", facts(rows), "", _error(letter.error))
 
 
 def _error(error: "ErrorDetails") -> "RenderableType":

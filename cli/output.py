@@ -104,6 +104,19 @@ def _width(name: str, index: int, rows: Sequence[Sequence["RenderableType"]]) ->
     return max(cell_len(each) for each in (name.strip(">"), *(str(row[index]) for row in rows))) + 2
 
 
+def facts(rows: Iterable[tuple[str, str]]) -> "Table":
+    """Names and what they stand for, below each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    drawn.add_column(style="dim", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in rows:
+        drawn.add_row(name, Text(value))
+    return drawn
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence["RenderableType"]]) -> "Table":
     """A table without lines. A name that begins with ``>`` is a column to the right; a last one
     that ends with ``…`` takes the width that is left, and is cut rather than wrapped."""

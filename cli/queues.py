@@ -1,15 +1,15 @@
 """Queues: ``queues`` and its ``show``, ``pause``, ``resume``, ``limit``."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cli import keeper
 from cli.command import add_group
 from cli.durations import ago, brief, parse_duration
-from cli.exits import CommandError, ExitCode, UsageError
-from cli.output import printable
+from cli.exits import UsageError
+from cli.output import facts, printable
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.queues import LimitChanges, LimitName, QueueHandle, QueueInfo
     from engine.storage.protocol import RunnerRow
 
+T = TypeVar("T")
 PANEL = "Operate"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name, as listed.")]
 Timeout = Annotated[
@@ -78,14 +79,14 @@ async def pause(
     timeout: Timeout = "30s",
 ) -> None:
     """Begin nothing of a queue until it is resumed; what runs goes on, and what comes waits."""
-    await _change(session, name, lambda queue: queue.pause(reason), timeout)
-    _told(session, name, {"paused": True}, f"{name} is paused")
+    await _ask(session, name, lambda queue: queue.pause(reason), timeout)
+    keeper.tell(session, name, {"paused": True}, f"{name} is paused")
 
 
 async def resume(session: Session, name: Name, timeout: Timeout = "30s") -> None:
     """Let a paused queue go on."""
-    await _change(session, name, lambda queue: queue.resume(), timeout)
-    _told(session, name, {"paused": False}, f"{name} goes on")
+    await _ask(session, name, lambda queue: queue.resume(), timeout)
+    keeper.tell(session, name, {"paused": False}, f"{name} goes on")
 
 
 async def limit(
@@ -126,8 +127,8 @@ async def limit(
         if back:
             await queue.reset(*_names(back))
 
-    await _change(session, name, change, timeout)
-    _told(session, name, {"changed": sorted(chosen)}, f"{name} has other limits now")
+    await _ask(session, name, change, timeout)
+    keeper.tell(session, name, {"changed": sorted(chosen)}, f"{name} has other limits now")
 
 
 def _changes(chosen: dict[str, str]) -> "LimitChanges":
@@ -173,35 +174,12 @@ def _rate(text: str) -> "Rate | None":
     return Rate(_number(count), per, _number(burst) if burst else 1)
 
 
-async def _change(
-    session: Session,
-    name: str,
-    change: "Callable[[QueueHandle], Awaitable[None]]",
-    timeout: str,
-) -> None:
-    """Have it done by the queue's runner; what was asked stays stored when nobody is there yet."""
+async def _ask(
+    session: Session, name: str, change: "Callable[[QueueHandle], Awaitable[T]]", timeout: str
+) -> T:
     from engine.queues import QueueHandle
 
-    within = parse_duration(timeout).total_seconds()
-    async with session.node() as node:
-        queue = QueueHandle(node, name)
-        await queue.describe()
-        try:
-            async with asyncio.timeout(within):
-                await change(queue)
-        except TimeoutError:
-            raise CommandError(
-                f"no runner has done it within {timeout}; it is stored, and done as soon as one"
-                f" keeps {name}: 'outlast runners' lists those that live",
-                ExitCode.TIMED_OUT,
-            ) from None
-
-
-def _told(session: Session, name: str, form: dict[str, object], said: str) -> None:
-    if session.output.as_json:
-        session.output.line({"name": name, **form})
-    else:
-        session.output.say(said)
+    return await keeper.ask(session, lambda node: QueueHandle(node, name), change, timeout)
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -257,15 +235,10 @@ def _drawn(
     info: "QueueInfo", runners: "dict[RunnerId, RunnerRow]", now: "datetime"
 ) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for fact, value in _facts(info, runners, now):
-        facts.add_row(fact, Text(printable(value)))
-    return Group(Text(info.name), "", facts)
+    known = facts((name, printable(value)) for name, value in _facts(info, runners, now))
+    return Group(Text(info.name), "", known)
 
 
 def _facts(
@@ -273,9 +246,7 @@ def _facts(
 ) -> Sequence[tuple[str, str]]:
     runner = None if info.runner is None else runners.get(info.runner)
     state = _state(info, runners)
-    owner = "nobody" if info.runner is None else str(info.runner)
-    if runner is not None:
-        owner = f"{runner.host}:{runner.pid}"
+    owner = keeper.owner(info.runner, runner)
     if state == "unserved":
         owner += ", which does not serve it: register it with all runners of its group"
     oldest = "" if info.oldest is None else f", the oldest since {ago(info.oldest, now)}"

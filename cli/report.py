@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cli import drawing, forms
 from cli.durations import ago, brief, clock_time, readable
-from cli.output import STATUS_STYLES, printable, to_json
+from cli.output import STATUS_STYLES, facts, printable, to_json
 from cli.timeline import timeline
 from engine import admin
 from engine.core.errors import ErrorDetails
@@ -72,13 +71,7 @@ class Report:
         return Group(*parts)
 
     def _header(self) -> RenderableType:
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, value in self._facts():
-            if value:
-                grid.add_row(name, Text(value))
-        return grid
+        return facts((name, value) for name, value in self._facts() if value)
 
     def _facts(self) -> list[tuple[str, str]]:
         info = self.info

@@ -1,15 +1,15 @@
 """Crons: ``schedules`` and its ``show``, ``pause``, ``resume``, ``trigger``, ``backfill``."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cli import keeper
 from cli.command import add_group
-from cli.durations import ago, brief, clock_time, parse_duration, parse_time
-from cli.exits import CommandError, ExitCode, UsageError
-from cli.output import printable, table
+from cli.durations import ago, brief, clock_time, parse_time
+from cli.exits import CommandError, UsageError
+from cli.output import facts, printable, table
 from cli.session import Session, database_now
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ async def pause(
     timeout: Timeout = "30s",
 ) -> None:
     """Fire nothing of a cron until it is resumed; what runs goes on."""
-    await _change(session, name, lambda schedule: schedule.pause(reason), timeout)
-    _told(session, name, {"paused": True}, f"{name} is paused")
+    await _ask(session, name, lambda schedule: schedule.pause(reason), timeout)
+    keeper.tell(session, name, {"paused": True}, f"{name} is paused")
 
 
 async def resume(session: Session, name: Name, timeout: Timeout = "30s") -> None:
     """Fire a paused cron again, from now on."""
-    await _change(session, name, lambda schedule: schedule.resume(), timeout)
-    _told(session, name, {"paused": False}, f"{name} fires again")
+    await _ask(session, name, lambda schedule: schedule.resume(), timeout)
+    keeper.tell(session, name, {"paused": False}, f"{name} fires again")
 
 
 async def trigger(
@@ -115,7 +115,7 @@ async def trigger(
     from engine.core.names import entity_id
 
     once = None if id is None else entity_id(id, what="the id")
-    fire = await _change(session, name, lambda schedule: schedule.trigger(id=once), timeout)
+    fire = await _ask(session, name, lambda schedule: schedule.trigger(id=once), timeout)
     state = _fire_state(fire)
     if session.output.as_json:
         session.output.line({"name": name, **forms.fire(fire, state=state)})
@@ -138,37 +138,17 @@ async def backfill(
     begin, end = parse_time(first), parse_time(last)
     if end < begin:
         raise UsageError(f"{last} is before {first}: write FROM, then TO")
-    count = await _change(session, name, lambda schedule: schedule.backfill(begin, end), timeout)
+    count = await _ask(session, name, lambda schedule: schedule.backfill(begin, end), timeout)
     instants = "1 instant" if count == 1 else f"{count} instants"
-    _told(session, name, {"instants": count}, f"{name} makes up for {instants}")
+    keeper.tell(session, name, {"instants": count}, f"{name} makes up for {instants}")
 
 
-async def _change(
+async def _ask(
     session: Session, name: str, change: "Callable[[Schedule], Awaitable[T]]", timeout: str
 ) -> T:
-    """Have it done by the cron's runner; what was asked stays stored when nobody is there yet."""
     from engine.schedule import Schedule
 
-    limit = parse_duration(timeout).total_seconds()
-    async with session.node() as node:
-        schedule = Schedule(node, name)
-        await schedule.describe()
-        try:
-            async with asyncio.timeout(limit):
-                return await change(schedule)
-        except TimeoutError:
-            raise CommandError(
-                f"no runner has done it within {timeout}; it is stored, and done as soon as one"
-                f" keeps {name}: 'outlast runners' lists those that live",
-                ExitCode.TIMED_OUT,
-            ) from None
-
-
-def _told(session: Session, name: str, form: dict[str, object], said: str) -> None:
-    if session.output.as_json:
-        session.output.line({"name": name, **form})
-    else:
-        session.output.say(said)
+    return await keeper.ask(session, lambda node: Schedule(node, name), change, timeout)
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -227,19 +207,14 @@ def _drawn(
     now: "datetime",
 ) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for fact, value in _facts(info, runners, now):
-        facts.add_row(fact, Text(printable(value)))
+    known = facts((name, printable(value)) for name, value in _facts(info, runners, now))
     if not fires:
-        return Group(Text(info.name), "", facts, "", "no instant has come yet")
+        return Group(Text(info.name), "", known, "", "no instant has come yet")
     rows = [_fire_row(fire, now) for fire in fires]
     return Group(
-        Text(info.name), "", facts, "", table(["INSTANT", "", "STATE", "REQUEST", "ERROR…"], rows)
+        Text(info.name), "", known, "", table(["INSTANT", "", "STATE", "REQUEST", "ERROR…"], rows)
     )
 
 
@@ -247,7 +222,6 @@ def _facts(
     info: "ScheduleInfo", runners: "dict[RunnerId, RunnerRow]", now: "datetime"
 ) -> Sequence[tuple[str, str]]:
     runner = None if info.runner is None else runners.get(info.runner)
-    owner = "nobody" if info.runner is None else str(info.runner)
     limit = info.skip_if_older_than
     facts = [
         ("schedule", f"{info.schedule}  ({info.timezone})"),
@@ -257,7 +231,7 @@ def _facts(
         ("begins", "however late" if limit is None else f"at most {brief(limit)} late"),
         ("state", _state(info) + (f": {info.reason}" if info.reason else "")),
         ("next", _when(info.next_at, now) if info.next_at else "never"),
-        ("kept by", owner if runner is None else f"{runner.host}:{runner.pid}"),
+        ("kept by", keeper.owner(info.runner, runner)),
         ("shard", str(info.shard)),
     ]
     if info.buffered is not None:
