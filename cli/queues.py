@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 async def queues(session: Session) -> None:
-    """List the queues: what waits and runs, since when, and within which limits."""
+    """List the queues: what waits, is delayed and runs, since when, and within which limits."""
     from cli import forms
     from engine.queues import queues as all_queues
 
@@ -52,7 +52,7 @@ async def queues(session: Session) -> None:
     session.output.table(
         infos,
         form=lambda info: forms.queue(info, state=_state(info, runners)),
-        columns=["NAME", "STATE", "WAITING", "RUNNING", "LATER", "OLDEST", "LIMITS…"],
+        columns=["NAME", "STATE", ">WAITING", ">DELAYED", ">RUNNING", "OLDEST", "LIMITS…"],
         row=lambda info: _row(info, _state(info, runners), now),
         empty="no queues yet: a runner that serves one makes it known",
     )
@@ -224,8 +224,8 @@ def _row(info: "QueueInfo", state: str, now: "datetime") -> Sequence["Renderable
         Text(info.name),
         Text(state, style=_STATE_STYLES.get(state, "")),
         str(info.waiting),
+        str(info.delayed),
         str(info.running),
-        str(info.later),
         ago(info.oldest, now) if info.oldest else "",
         Text(", ".join(_limits(info)) or "none"),
     ]
@@ -255,8 +255,8 @@ def _facts(
         ("state", state + (f": {info.reason}" if info.reason else "")),
         ("limits", (", ".join(_limits(info)) or "none") + stars),
         ("waiting", f"{info.waiting}{oldest}"),
+        ("delayed", str(info.delayed)),
         ("running", str(info.running)),
-        ("debounced", str(info.later)),
         ("kept by", owner),
         ("shard", str(info.shard)),
     ]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 from engine.asking import ask
 from engine.cluster.limits import Limits, QueueSettings, Rate, as_json
-from engine.cluster.queue import Queue, queue_shard, queue_type
+from engine.cluster.queue import Queue, queue_shard
 from engine.cluster.queue_desk import QueueDesk
 from engine.core.errors import NotFound
 from engine.core.ids import EntityAddress, EntityId, RunnerId, ShardId, snowflake_time
 from engine.storage.protocol import Storage
-from engine.storage.queues import QueueCounts
+from engine.storage.queues import QueueCounts, queue_type
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -37,8 +37,8 @@ class LimitChanges(TypedDict, total=False):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
     """A queue as it stands. ``limits`` hold now, ``declared`` are those of its class; ``changed``
-    names those that were set since. ``later`` items are debounced; those that are delayed are not
-    counted until they are due. ``oldest`` is when the one that has waited longest was submitted.
+    names those that were set since. ``waiting`` items are due, ``delayed`` ones have a time to come
+    or are debounced. ``oldest`` is when the one that has waited longest was submitted.
     """
 
     name: str
@@ -48,8 +48,8 @@ class QueueInfo:
     paused: bool
     reason: str
     waiting: int
+    delayed: int
     running: int
-    later: int
     oldest: datetime | None
     shard: ShardId
     runner: RunnerId | None
@@ -127,8 +127,8 @@ def _info(counts: QueueCounts) -> QueueInfo:
         paused=row.paused,
         reason=settings.reason,
         waiting=counts.waiting,
+        delayed=counts.delayed,
         running=counts.running,
-        later=counts.later,
         oldest=None if counts.oldest is None else snowflake_time(counts.oldest),
         shard=row.shard,
         runner=row.runner,

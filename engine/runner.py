@@ -37,9 +37,10 @@ from engine.cluster.membership import Membership
 from engine.cluster.message import Message
 from engine.cluster.ownership import Ownership
 from engine.cluster.postman import Postman
-from engine.cluster.queue import Queue, queue_of, queue_type
+from engine.cluster.queue import Queue, queue_of
 from engine.cluster.queue_desk import desk_of
 from engine.cluster.queue_door import QueueDoor
+from engine.cluster.queue_home import refuse_to_strand
 from engine.cluster.queue_host import QueueHost
 from engine.cluster.reception import Reception
 from engine.cluster.residency import Residency
@@ -60,6 +61,7 @@ from engine.running_tasks import RunningTasks
 from engine.settings import Settings
 from engine.storage.lane import Lane
 from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
+from engine.storage.queues import queue_type
 from engine.workflow.cron import WorkflowCron, workflow_cron, workflow_of
 from engine.workflow.definition import Workflow, definition_of
 from engine.workflow.host import ExecutionHost
@@ -81,6 +83,7 @@ class Runner:
     """Register what it serves, then ``await runner.run()``, or enter it inside another program.
 
     ``groups`` are the shard groups it takes shards of. ``client`` is a client of this process.
+    ``ConfigurationError`` when a queue still has items in another group than its class says.
     """
 
     def __init__(
@@ -267,6 +270,9 @@ class Runner:
             await stack.enter_async_context(self._node)
             for name in {*self._groups, *(each.shard_group for each in self._registered)}:
                 await self._node.know(name)
+            for each in self._registered:
+                if isinstance(each, Queue) and each.shard_group in self._groups:
+                    await refuse_to_strand(self._node.storage, queue_of(type(each)))
             await self._node.outbox.next_id()  # whoever makes ids by himself finds a lease
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._stop)

@@ -154,7 +154,9 @@ class Dispatcher:
             return
         if contents.row is not None:
             stored = QueueSettings.decode(contents.row.settings, paused=contents.row.paused)
-            self._noted = stored.declared == self._settings.declared
+            self._noted = (
+                stored.declared == self._settings.declared and contents.row.shard == self.shard.id
+            )
             self._settings = replace(stored, declared=self._settings.declared)
             self._limits = self._settings.limits
             self._full_at = contents.row.next_at

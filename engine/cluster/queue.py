@@ -16,15 +16,14 @@ from engine.core.codec import Signature
 from engine.core.envelope import EnvelopeRequest, ReplyTo, dedup_key
 from engine.core.errors import ConfigurationError, InvalidPayload
 from engine.core.generics import types_of
-from engine.core.ids import EntityAddress, EntityId, EntityType, ShardId, Snowflake, shard_of
+from engine.core.ids import EntityAddress, EntityId, ShardId, Snowflake, shard_of
 from engine.core.names import definition_name, entity_id, refuse_reserved
+from engine.storage.queues import PROCESS, queue_type
 
 A = TypeVar("A")
 B_co = TypeVar("B_co", covariant=True)
 _DEFINITION = "__outlast_queue__"
 _HEADER = "outlast-queue"
-PROCESS = "process"
-"""The tag of an item's request."""
 
 
 class Queue(Generic[A, B_co]):
@@ -36,7 +35,8 @@ class Queue(Generic[A, B_co]):
     ``concurrency`` is how many items run at once in all, ``per_key`` of each key, ``per_runner`` on
     each runner (0: any number), ``rate`` how often one begins. An item counts from when it is
     admitted until its end is stored, whatever becomes of runners meanwhile. Of higher ``priority``
-    go first; within one, keys take turns, and of one key the oldest goes first.
+    go first; within one, keys take turns, and of one key the oldest goes first. ``shard_group`` can
+    change once there are no items: until then runners refuse to start with it.
 
     >>> import asyncio
     >>> from engine.testing import TestCluster
@@ -120,11 +120,6 @@ def limits_of(cls: type[Queue[Any, Any]]) -> Limits:
     return Limits(
         concurrency=cls.concurrency, per_key=cls.per_key, per_runner=cls.per_runner, rate=cls.rate
     )
-
-
-def queue_type(name: str) -> EntityType:
-    """The entity type of a queue's items. No entity can have it: names hold no colon."""
-    return EntityType(f"queue:{name}")
 
 
 def queue_shard(name: str, group: str, shards: int) -> ShardId:

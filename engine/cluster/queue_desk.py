@@ -13,9 +13,10 @@ from typing import Any
 from engine.cluster.dispatcher import Change
 from engine.cluster.entity import Entity
 from engine.cluster.limits import LIMITS, QueueSettings
-from engine.cluster.queue import PROCESS, Queue, limits_of, processing, queue_type
+from engine.cluster.queue import Queue, limits_of, processing
 from engine.cluster.rpc import rpc
 from engine.core.errors import ConfigurationError
+from engine.storage.queues import PROCESS, queue_type
 
 Ask = Callable[[Change], Awaitable[None]]
 

@@ -15,7 +15,7 @@ from engine.cluster.dispatcher import Dispatcher
 from engine.cluster.entity_host import EntityHost
 from engine.cluster.handover import InHand
 from engine.cluster.message import Message
-from engine.cluster.queue import PROCESS, QueueDefinition, limits_of
+from engine.cluster.queue import QueueDefinition, limits_of
 from engine.cluster.queue_host import QueueHost
 from engine.cluster.shard import OwnedShard
 from engine.core.clock import Clock
@@ -23,6 +23,7 @@ from engine.core.errors import ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
 from engine.core.reply import Defect
 from engine.storage.protocol import InboxKind, InboxRow
+from engine.storage.queues import PROCESS
 
 log: logging.Logger = logging.getLogger(__name__)
 _READ_EVERY = timedelta(seconds=5)

@@ -14,6 +14,7 @@ from engine.cluster.delivery import Delivery
 from engine.cluster.dispatcher import Change, Dispatcher, DispatchTools
 from engine.cluster.limits import Limits, QueueSettings
 from engine.cluster.queue import QueueDefinition, queue_shard
+from engine.cluster.queue_home import refuse_two_homes
 from engine.cluster.roster import Roster
 from engine.cluster.shard import OwnedShard
 from engine.cluster.stream import Moved
@@ -127,11 +128,12 @@ class QueueHost:
         failures = 0
         while dispatcher.shard.alive:
             try:
+                await refuse_two_homes(self._storage, dispatcher.definition)
                 contents = await self._storage.queue(dispatcher.definition.name)
             except Exception as error:  # noqa: BLE001 -- a queue that is not loaded never goes on
                 failures += 1
                 if failures == 1:
-                    log.warning("cannot load a queue, trying again", extra={"error": str(error)})
+                    log.warning("cannot go on with a queue yet", extra={"error": str(error)})
                 await asyncio.sleep(again_in(failures))
             else:
                 dispatcher.begin(contents)

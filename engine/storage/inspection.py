@@ -32,7 +32,7 @@ from engine.storage.protocol import (
     StoredReply,
     StreamPosition,
 )
-from engine.storage.queues import QueueContents, QueueCounts, QueueRow
+from engine.storage.queues import PROCESS, QueueContents, QueueCounts, QueueRow, queue_type
 from engine.storage.records import (
     dead_letter_from,
     entity_from,
@@ -207,7 +207,9 @@ class Inspection:
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         rows = await self.queue_rows(names)
-        counted = await self._pool.fetch("queue_counts", [row.name for row in rows])
+        known = [row.name for row in rows]
+        types = [queue_type(each) for each in known]
+        counted = await self._pool.fetch("queue_counts", known, types, PROCESS)
         counts = {each["queue"]: each for each in counted}
         return [queue_counts_from(row, counts.get(row.name)) for row in rows]
 

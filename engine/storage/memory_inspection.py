@@ -145,7 +145,7 @@ class MemoryInspection:
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         await self._travel()
-        return self._database.rows.queues.counts(names)
+        return self._database.rows.queue_counts(names)
 
     # --- the cluster --------------------------------------------------------------------------
 

@@ -6,16 +6,20 @@ Changed by ``memory_rows`` on behalf of owners; read by ``memory``.
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 
+from engine.core.envelope import EnvelopeRequest
 from engine.core.ids import ShardId, Snowflake
 from engine.storage.memory_shard import MemoryShard
 from engine.storage.queues import (
+    PROCESS,
     Line,
     QueueContents,
     QueueCounts,
     QueueItem,
     QueueRow,
     QueueWrite,
+    queue_type,
 )
 
 
@@ -59,17 +63,32 @@ class MemoryQueues:
             held=[item for item in self._items[name].values() if not _waits(item)],
         )
 
-    def counts(self, names: Sequence[str] | None) -> list[QueueCounts]:
-        return [self._counts(row) for row in self.rows(names)]
+    def counts(
+        self,
+        names: Sequence[str] | None,
+        envelopes: Mapping[Snowflake, EnvelopeRequest],
+        now: datetime,
+    ) -> list[QueueCounts]:
+        return [self._counts(row, envelopes, now) for row in self.rows(names)]
 
-    def _counts(self, row: QueueRow) -> QueueCounts:
+    def _counts(
+        self, row: QueueRow, envelopes: Mapping[Snowflake, EnvelopeRequest], now: datetime
+    ) -> QueueCounts:
         items = self._items[row.name].values()
+        arriving = [
+            each
+            for each in self._shards[row.shard].messages()
+            if envelopes[each.request_id].address.entity_type == queue_type(row.name)
+            and envelopes[each.request_id].tag == PROCESS
+        ]
+        later = [each for each in arriving if each.due_at is not None and each.due_at > now]
         waiting = [item.request_id for item in items if _waits(item)]
+        waiting.extend(each.request_id for each in arriving if each not in later)
         return QueueCounts(
             row=row,
             waiting=len(waiting),
+            delayed=sum(item.due_at is not None for item in items) + len(later),
             running=sum(item.shard is not None for item in items),
-            later=sum(item.due_at is not None for item in items),
             oldest=min(waiting, default=None),
         )
 

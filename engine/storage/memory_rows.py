@@ -42,7 +42,7 @@ from engine.storage.protocol import (
     Sweep,
     Verdict,
 )
-from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.queues import QueueCounts, QueueItem, QueueWrite
 from engine.storage.storable import check_storable
 
 
@@ -436,6 +436,9 @@ class MemoryRows:
 
     def entity_page(self, filter: EntityFilter, limit: int) -> list[EntityRow]:
         return self.entities.page(filter, limit, self._envelopes)
+
+    def queue_counts(self, names: Sequence[str] | None) -> list[QueueCounts]:
+        return self.queues.counts(names, self._envelopes, self._clock.now())
 
     def dead_letters(self, filter: DeadFilter, limit: int) -> list[DeadLetter]:
         """The youngest that pass the filter, from ``filter.after`` on; no executions."""

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake
 from engine.core.reply import ReplyKind
+
+PROCESS = "process"
+"""The tag of an item's request."""
+
+
+def queue_type(name: str) -> EntityType:
+    """The entity type of a queue's items. No entity can have it: names hold no colon."""
+    return EntityType(f"queue:{name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +99,11 @@ class QueueContents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCounts:
-    """A queue and how many items it has. ``oldest`` is the request of the oldest that waits."""
+    """A queue and how many items it has, those too that its owner has not taken in yet. ``delayed``
+    are put off; ``oldest`` is the request of the oldest that waits."""
 
     row: QueueRow
     waiting: int
+    delayed: int
     running: int
-    later: int
     oldest: Snowflake | None

@@ -210,12 +210,12 @@ def queue_from(record: asyncpg.Record, groups: Groups) -> QueueRow:
 def queue_counts_from(row: QueueRow, record: asyncpg.Record | None) -> QueueCounts:
     """``record`` is None for a queue without items."""
     if record is None:
-        return QueueCounts(row=row, waiting=0, running=0, later=0, oldest=None)
+        return QueueCounts(row=row, waiting=0, delayed=0, running=0, oldest=None)
     return QueueCounts(
         row=row,
         waiting=record["waiting"],
+        delayed=record["delayed"],
         running=record["running"],
-        later=record["later"],
         oldest=record["oldest"],
     )
 

@@ -54,7 +54,7 @@ async def test_queues_are_listed_with_what_waits_and_runs(dsn: str) -> None:
         await eventually(began)
         line = await only(dsn)
         assert (line["name"], line["state"]) == ("Parcels", "busy")
-        assert (line["waiting"], line["running"], line["later"]) == (2, 1, 0)
+        assert (line["waiting"], line["delayed"], line["running"]) == (2, 1, 1)
         assert line["oldest"] is not None
         assert line["limits"] == {
             "concurrency": 1,
@@ -163,3 +163,24 @@ async def test_a_queue_whose_owner_does_not_serve_it_is_shown_so(dsn: str) -> No
 
 def test_the_group_explains_itself() -> None:
     assert "limit" in outlast("queues", "--help").out
+
+
+class Moved(Parcels):
+    name = "Parcels"
+    shard_group = "other"
+
+
+moved = [Moved()]
+
+
+def test_a_queue_with_items_is_not_run_in_another_group(dsn: str) -> None:
+    async def fill() -> None:
+        async with kept(dsn, Parcels()) as client:
+            await client.submit(Parcels, "tomorrow", delay=timedelta(days=1))
+
+    asyncio.run(fill())
+
+    ended = outlast("run", f"{__name__}:moved", "--groups", "default,other", dsn=dsn)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "queue Parcels has 1 item in shard group default and cannot move" in ended.err

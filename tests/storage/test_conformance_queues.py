@@ -4,14 +4,21 @@ and what comes of it for the shards that process the items."""
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from engine.core.envelope import Interrupt, ReplyTo
 from engine.core.ids import Snowflake
 from engine.core.reply import Interrupted, ReplyKind, Success, encode_exit
-from engine.storage.protocol import Commit, InboxKind, InboxRow, LaneSession, exit_reply
+from engine.storage.protocol import (
+    Commit,
+    InboxKind,
+    InboxRow,
+    LaneSession,
+    SaveRequest,
+    exit_reply,
+)
 from engine.storage.queues import Line, QueueItem, QueueRow, QueueWrite
 from tests.storage.world import NOW, ONE, TWO, Process, World, message, next_id, sweep_of, take_over
 
@@ -208,9 +215,36 @@ async def test_a_queue_is_stored_as_it_stands_and_its_items_are_counted(
     (counts,) = await process.storage.queues()
     assert json.loads(counts.row.settings) == json.loads(settings)
     assert replace(counts.row, settings=settings) == replace(paused, runner=process.runner)
-    assert (counts.waiting, counts.running, counts.later) == (2, 1, 0)
+    assert (counts.waiting, counts.delayed, counts.running) == (2, 0, 1)
     assert counts.oldest == second.request_id
     assert await process.storage.queues(["Letters"]) == []
+
+
+async def test_items_are_counted_before_their_owner_has_taken_them_in(
+    process: Process, lane: LaneSession
+) -> None:
+    row = QueueRow(name="Parcels", shard=ONE, settings=b"{}")
+    await lane.dispatch(QueueWrite(queue="Parcels", shard=ONE, row=row))
+    due = [arriving(), arriving(deliver_at=NOW - timedelta(days=1))]
+    others = [arriving(entity_type="queue:Letters"), arriving(tag="pause"), message()]
+    later = arriving(deliver_at=datetime.now(UTC) + timedelta(days=1))
+
+    await process.storage.save([*due, later, *others])
+
+    (counts,) = await process.storage.queues(["Parcels"])
+    assert (counts.waiting, counts.delayed, counts.running) == (2, 1, 0)
+    assert counts.oldest == due[0].envelope.request_id
+
+
+def arriving(
+    *,
+    entity_type: str = "queue:Parcels",
+    tag: str = "process",
+    deliver_at: datetime | None = None,
+) -> SaveRequest:
+    """An item in the inbox of its queue."""
+    request = message(entity_type=entity_type, deliver_at=deliver_at)
+    return replace(request, envelope=replace(request.envelope, tag=tag))
 
 
 async def test_an_admitted_item_is_counted_as_failed_when_its_owner_is_lost(

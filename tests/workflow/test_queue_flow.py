@@ -281,7 +281,7 @@ async def test_a_queue_goes_on_after_an_item_whose_time_never_comes() -> None:
         other = await cluster.client.submit(Timed, "now")
 
         assert await other.join() == "now"
-        assert (await cluster.client.queue(Timed).describe()).later == 1
+        assert (await cluster.client.queue(Timed).describe()).delayed == 1
         assert await never.cancel()
 
 
