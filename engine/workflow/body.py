@@ -40,7 +40,7 @@ from engine.workflow.child import BodyExecution, ChildRun, Message, OnParentClos
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.entity_step import EntityStep
 from engine.workflow.handlers import HandlerDefinition
-from engine.workflow.loop import DeterministicLoop
+from engine.workflow.loop import DeterministicLoop, Interruption
 from engine.workflow.patches import Patches
 from engine.workflow.queue_step import QueueStep
 from engine.workflow.repair import Origin
@@ -133,7 +133,8 @@ class Body:
         self._not_awaited: dict[int, _Call] = {}
         self._deferreds: dict[str, _DeferredState] = {}
         self._undo: list[Callable[[], Awaitable[object]]] = []
-        self._compensating = False
+        self._unwinding = False
+        self._cut_off: set[asyncio.Task[None]] = set()
         self.compensates: bool = False
         self._conditions: dict[asyncio.Future[None], tuple[Callable[[], bool], _Line]] = {}
         self._handling: dict[asyncio.Task[None], Answer | None] = {}
@@ -206,13 +207,15 @@ class Body:
     def interrupt(self, reason: str) -> None:
         """Cancel the body's main task; its cleanup runs, with steps if need be.
 
-        Compensations are not cut short: they are what an interrupt asks for. An interrupt that was
-        caught is over: the count that asyncio keeps of cancellations is put back afterwards.
+        Compensations are not cut short: they are what an interrupt asks for; the cleanup of
+        handlers before them is. An interrupt that was caught is over: the count that asyncio keeps
+        of cancellations is put back afterwards.
         """
-        if not self._compensating:
+        if self._unwinding:
+            self._cancel_handlers()
+        else:
             self.interrupted = reason
-            self.task.cancel(reason)
-            self._uncounted += 1
+            self._cancel(reason)
 
     def expire(self) -> None:
         """Its time is over: as an interrupt, but the execution fails."""
@@ -296,6 +299,7 @@ class Body:
         self._undo.clear()
         self._conditions.clear()
         self._handling.clear()
+        self._cut_off.clear()
         for coroutine, _, _ in self._not_awaited.values():
             coroutine.close()
         self._not_awaited.clear()
@@ -589,10 +593,23 @@ class Body:
             if (wish := _wish_in(error)) is not None:
                 raise wish from None
             if not self.loop.dead:
-                for task in list(self._handling):
-                    task.cancel()
+                self._unwinding = True
+                self._cut_off.update(self._handling)
+                self._cancel_handlers()
+                if self._cut_off:
+                    await asyncio.wait(self._cut_off)
                 await self._compensate()
             raise
+
+    def _cancel(self, reason: str) -> None:
+        self.task.cancel(Interruption(reason))
+        self._uncounted += 1
+
+    def _cancel_handlers(self) -> None:
+        """Those that ran when the main task failed; who comes later runs beside what undoes it."""
+        for task in self._handling:
+            if task in self._cut_off:
+                task.cancel()
 
     async def _execute(self, request: Any) -> Any:
         try:
@@ -659,10 +676,9 @@ class Body:
                 raise
             if source is not None:
                 self.answers.append(Answer(source, handler.name, Failure(ErrorDetails.of(error))))
-            elif self._failure is None and not (self.task.done() or self._compensating):
+            elif self._failure is None and not (self.task.done() or self._unwinding):
                 self._failure = error
-                self.task.cancel()
-                self._uncounted += 1
+                self._cancel("a handler has failed")
 
     def _look(self) -> bool:
         """Look at what ``wait_until`` waits for; whether any of it has come."""
@@ -696,7 +712,6 @@ class Body:
                 )
 
     async def _compensate(self) -> None:
-        self._compensating = True
         self.compensates = bool(self._undo)
         while self._undo:
             undo = self._undo.pop()

@@ -56,12 +56,47 @@ def _hash(self: "DurableTask | DurableFuture") -> int:
         return self.order
 
 
+class Interruption(str):
+    """The message of a ``CancelledError`` that comes from outside the body."""
+
+    __slots__ = ()
+
+
+class _Cancellations(int):
+    """How often a task is being cancelled, as a timeout asks it when it begins and compares at its
+    end.
+
+    The body uncounts an interrupt as soon as it has been raised, so that one that was caught is
+    over. While one is still being handled it counts here, as it does in plain asyncio: a timeout
+    that expires during that cleanup must not take the interrupt for its own doing.
+    """
+
+    def __init__(self, _: int) -> None:
+        self.handled: int = _interruptions()
+
+    def __ge__(self, count: int) -> bool:
+        return count + _interruptions() <= int(self) + self.handled
+
+
+def _interruptions() -> int:
+    """How many of them are being handled here and now."""
+    found = set[int]()
+    error = sys.exception()
+    while error is not None:
+        found.update(id(each) for each in error.args if isinstance(each, Interruption))
+        error = error.__context__
+    return len(found)
+
+
 class DurableTask(asyncio.Task[Any]):
     """A task on a workflow's loop."""
 
     __slots__ = ("order",)
     order: int
     __hash__ = _hash
+
+    def cancelling(self) -> int:
+        return _Cancellations(super().cancelling())
 
 
 class DurableFuture(asyncio.Future[Any]):
@@ -234,8 +269,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self.refuse_looking()
         self._observed()
         timer = DurableTimer(when, callback, args, self, context)
+        timer.ordinal = self._timers_made  # also of one that cleanup makes, and cancels, too late
         if not self.dead:
-            timer.ordinal = self._timers_made
             timer._scheduled = True  # type: ignore[attr-defined]
             self._timers_made += 1
             self.timers[timer.ordinal] = timer
