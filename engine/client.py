@@ -3,7 +3,6 @@
 Requests leave through the process's ``outbox``; replies come back to its ``replies``.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -19,6 +18,7 @@ from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entit
 from engine.cluster.queue import Debounce, Queue, queue_of
 from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
+from engine.core.clock import within
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
@@ -161,7 +161,7 @@ class Client:
         """Start (or find) an execution and join it; ``TimeoutError`` after ``timeout``."""
         definition = definition_of(workflow)
         start = _start(definition, request, key)
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        async with within(timeout):
             request_id = await self._node.outbox.next_id()
             with self._node.replies.expect(request_id) as answer:
                 saved = await by_name.start(self._node, start, expected=request_id)

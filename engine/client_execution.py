@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import admin, by_name, repair
+from engine.core.clock import within
 from engine.core.envelope import dedup_key
 from engine.core.errors import (
     ConfigurationError,
@@ -89,7 +90,7 @@ class ClientExecution(Execution[T]):
                 return ended
 
     async def join(self, timeout: timedelta | None = None) -> T:
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        async with within(timeout):
             request_id = await self._find()
             return self.result_of(await self._exit(request_id))
 

@@ -1,10 +1,10 @@
 """``Item``: a handle on what was submitted to a queue. Made by ``client.submit``."""
 
-import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine.cluster.queue import QueueDefinition
+from engine.core.clock import within
 from engine.core.envelope import Interrupt
 from engine.core.errors import ErrorDetails, RequestFailed
 from engine.core.ids import EntityAddress, Snowflake
@@ -42,7 +42,7 @@ class Item(Generic[B]):
     async def join(self, timeout: timedelta | None = None) -> B:
         """What ``process`` returned. ``RequestFailed`` when it raised, when the item was cancelled,
         or when another has taken its place; ``TimeoutError`` after ``timeout``."""
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        async with within(timeout):
             exit = await self._node.replies.wait(self.request_id)
         name = f"{self._definition.name}/{self.id}"
         match exit:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from engine.core.errors import ConfigurationError
+
 LONGEST_WAIT = 60.0
 """Seconds after which an alarm asks the clock again."""
 
@@ -88,6 +90,20 @@ class _Alarm:
             self._handle = self._wait(left)
         else:
             self._callback()
+
+
+def seconds(duration: object, what: str) -> float:
+    """Those of a duration that a user gave; ``ConfigurationError`` when it is none."""
+    if not isinstance(duration, timedelta):
+        raise ConfigurationError(
+            f"{what} takes a timedelta, not {duration!r}: write timedelta(seconds={duration!r})"
+        )
+    return duration.total_seconds()
+
+
+def within(timeout: timedelta | None) -> asyncio.Timeout:
+    """What a public ``timeout=`` asks for: ``TimeoutError`` after it; None: wait for ever."""
+    return asyncio.timeout(None if timeout is None else seconds(timeout, "timeout="))
 
 
 def monotonic() -> float:

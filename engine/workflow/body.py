@@ -22,6 +22,7 @@ from uuid import UUID
 from engine.cluster.handle import EntityCall
 from engine.cluster.queue import Queue, queue_of
 from engine.cluster.rpc import volatile_step
+from engine.core.clock import seconds, within
 from engine.core.codec import digest
 from engine.core.errors import (
     ConfigurationError,
@@ -496,7 +497,7 @@ class Body:
         future: asyncio.Future[None] = self.loop.create_future()
         where = _users_line(sys._getframe(0))  # pyright: ignore[reportPrivateUsage]
         self._conditions[future] = condition, where
-        scope = asyncio.timeout(None if timeout is None else _seconds(timeout, "timeout="))
+        scope = within(timeout)
         try:
             async with scope:
                 await future
@@ -523,15 +524,13 @@ class Body:
         state = self._deferred(name)
         state.waiting += 1
         try:
-            if timeout is None:
-                return await asyncio.shield(state.future)
-            async with asyncio.timeout(_seconds(timeout, "timeout=")):
+            async with within(timeout):
                 return await asyncio.shield(state.future)
         finally:
             state.waiting -= 1
 
     async def sleep(self, duration: timedelta) -> None:
-        await asyncio.sleep(_seconds(duration, "sleep()"))
+        await asyncio.sleep(seconds(duration, "sleep()"))
 
     async def sleep_until(self, when: datetime) -> None:
         if when.tzinfo is None:
@@ -748,14 +747,6 @@ def _change(change: str) -> str:
             f"a change needs a name of 1 to {_LONGEST} characters, and {change[:50]!r} is none"
         )
     return change
-
-
-def _seconds(duration: object, what: str) -> float:
-    if not isinstance(duration, timedelta):
-        raise ConfigurationError(
-            f"{what} takes a timedelta, not {duration!r}: write timedelta(seconds={duration!r})"
-        )
-    return duration.total_seconds()
 
 
 def _users_line(frame: FrameType) -> _Line:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from engine.core.clock import within
 from engine.core.envelope import EnvelopeRequest, ReplyTo, dedup_key
 from engine.core.errors import (
     ConfigurationError,
@@ -239,7 +240,7 @@ class BodyExecution(Execution[T]):
                 f"{self._name} was not started by this body, which can only join its children:"
                 " join it with a client, in an activity"
             )
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        async with within(timeout):
             result: T = await asyncio.shield(step.future)
             return result
 

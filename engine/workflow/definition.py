@@ -211,7 +211,9 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         For what goes on for ever, from ``execute`` itself. Handlers that run are awaited first;
         messages not handled yet go to the new run, and what was resolved stays resolved. The new
         run is of the highest version that its runner serves.
-        Compensations registered in this run are dropped. ``join`` waits for the last run's result.
+        Compensations registered in this run are dropped, since it has done what it was for: a
+        later run that fails undoes its own work alone. What is to be undone even then goes into
+        ``request``, and is registered anew. ``join`` waits for the last run's result.
         """
         await self._body("continue_as_new()").continue_as_new(request)
 

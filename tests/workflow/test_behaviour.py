@@ -109,6 +109,14 @@ async def test_an_unknown_execution_is_not_found(world: World) -> None:
                 await ask()
 
 
+async def test_who_joins_with_a_number_is_told_to_give_a_timedelta(world: World) -> None:
+    async with world.cluster(Echo()) as cluster:
+        handle = await cluster.client.start(Echo, "hi")
+        wrong: Any = 5
+        with pytest.raises(ConfigurationError, match=r"write timedelta\(seconds=5\)"):
+            await handle.join(wrong)
+
+
 async def test_a_failed_execution_tells_its_joiner_type_message_cause_and_line(
     world: World,
 ) -> None:

@@ -506,6 +506,11 @@ async def asks(self: Any, request: str) -> str:
     return str(await self.told.wait(timeout=2.5))
 
 
+async def joins(self: Any, request: str) -> str:
+    child: Any = await self.start_child(type(self), request, key="child")
+    return str(await child.join(timeout=5))
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -513,6 +518,7 @@ async def asks(self: Any, request: str) -> str:
         (sleeps, r"sleep\(\) takes a timedelta, not 5: write timedelta\(seconds=5\)"),
         (waits, "timeout= takes a timedelta, not 5"),
         (asks, r"timeout= takes a timedelta, not 2\.5"),
+        (joins, "timeout= takes a timedelta, not 5"),
     ],
 )
 async def test_a_beginners_mistake_in_a_body_is_said_with_its_remedy(

@@ -177,6 +177,34 @@ async def test_a_run_continues_as_new_from_within_a_task_group(world: World) -> 
         assert await cluster.client.execute(Grouped, 2) == "the last run"
 
 
+class Stages(Workflow[int, None]):
+    """Each run does something, and the last one fails."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    async def execute(self, request: int) -> None:
+        await self.note(f"do {request}")
+        self.compensate(self.note, f"undo {request}")
+        if request:
+            await self.continue_as_new(request - 1)
+        raise LookupError("the last")
+
+    @activity
+    async def note(self, what: str) -> None:
+        self.log.append(what)
+
+
+async def test_what_earlier_runs_have_done_is_not_undone_when_a_later_one_fails(
+    world: World,
+) -> None:
+    stages = Stages()
+    async with world.cluster(stages) as cluster, asyncio.timeout(10):
+        with pytest.raises(ExecutionFailed, match="the last"):
+            await cluster.client.execute(Stages, 1)
+    assert stages.log == ["do 1", "do 0", "undo 0"]
+
+
 async def test_continue_as_new_is_for_execute_alone() -> None:
     class Wrong(Workflow[int, int]):
         async def execute(self, request: int) -> int:
