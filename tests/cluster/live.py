@@ -27,6 +27,7 @@ from engine import (
 )
 from engine.cluster.assignment import Candidate, assign
 from engine.core.ids import shard_of
+from engine.storage.queries import Queries
 from tests.chaos.cluster import Cluster, Process, cluster
 from tests.cli.terminal import Ended, do
 from tests.cluster.cast import TABLES
@@ -36,7 +37,7 @@ from tests.eventually import eventually
 SHORT: dict[str, object] = {
     "shards_per_group": 30,
     "heartbeat_interval": 0.5,
-    "time_to_live": 3,
+    "time_to_live": 8,
     "poll_interval": 1,
     "poll_interval_degraded": 0.05,
     "grace_period": 5,
@@ -170,9 +171,17 @@ class Live:
         """As many runners as there should be, and each owns just its share of the shards."""
         for extra in self.runners[self.size :]:
             await extra.kill()
+        await self.bury()
         while len(self.runners) < self.size:
             await self.processes.start_runner()
         await self.settled(self.runners)
+
+    async def bury(self) -> None:
+        """Sign off the processes that have ended: nobody has to wait for their time to live."""
+        ended = [each.pid for each in self.processes.processes if not each.running]
+        running = [each.pid for each in self.runners]
+        for row in await self.database.fetch(UNBURIED, ended, running):
+            await self.database.execute(LEAVE, row["id"])
 
     async def settled(self, runners: Collection[Process], group: str = "default") -> None:
         """These own the shards of the group, each the share that it is to have for good."""
@@ -213,6 +222,11 @@ LIVE = """
     select id, pid, weight from engine.runners
     where pid = any($1) and died_at is null and not draining
 """
+
+UNBURIED = """
+    select id from engine.runners where pid = any($1) and pid <> all($2) and died_at is null
+"""
+LEAVE = Queries("engine")["leave"]
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 

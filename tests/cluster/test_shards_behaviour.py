@@ -21,6 +21,7 @@ EPOCHS = """
     join engine.shard_groups g using (group_id) join engine.runners r on r.id = s.runner_id
     where g.name = 'default'
 """
+STRANGERS = "select pid from engine.runners where pid <> all($1) and died_at is null"
 DISPLACED = 8
 """Of 30 shards, so many at most move beside the share of who comes or goes, in 3,000 tries."""
 
@@ -28,7 +29,15 @@ Owned = dict[int, tuple[int, int]]
 
 
 async def owned(live: Live) -> Owned:
-    """The pid of each shard's owner, and the epoch it has been its owner since."""
+    """The pid of each shard's owner, and the epoch it has been its owner since, once all is as it
+    stays: a runner that has gone is given shards until it is buried."""
+
+    async def alone() -> bool:
+        pids = [runner.pid for runner in live.runners]
+        return not await live.database.fetch(STRANGERS, pids)
+
+    await eventually(alone, timeout=40)
+    await live.settled(live.runners)
     rows = await live.database.fetch(EPOCHS)
     return {row["shard"]: (row["pid"], row["epoch"]) for row in rows}
 
@@ -50,7 +59,6 @@ async def test_a_runner_that_joins_takes_its_share_and_few_others_move(live: Liv
     async with asyncio.timeout(150):
         before = await owned(live)
         newcomer = await live.processes.start_runner()
-        await live.settled(live.runners)
         after = await owned(live)
     share = of(newcomer, after)
     counts = Counter(pid for pid, _ in after.values())
@@ -63,11 +71,9 @@ async def test_a_runner_that_joins_takes_its_share_and_few_others_move(live: Liv
 async def test_a_runner_that_leaves_leaves_its_share_and_few_others_move(live: Live) -> None:
     async with asyncio.timeout(150):
         leaving = await live.processes.start_runner()
-        await live.settled(live.runners)
         before = await owned(live)
         leaving.send(signal.SIGTERM)
         assert await leaving.process.wait() == 0
-        await live.settled(live.runners)
         after = await owned(live)
     share = of(leaving, before)
     counts = Counter(pid for pid, _ in after.values())
@@ -80,10 +86,8 @@ async def test_a_runner_that_leaves_leaves_its_share_and_few_others_move(live: L
 async def test_a_runner_that_dies_leaves_its_share_and_few_others_move(live: Live) -> None:
     async with asyncio.timeout(150):
         dying = await live.processes.start_runner()
-        await live.settled(live.runners)
         before = await owned(live)
         await dying.kill()
-        await live.settled(live.runners)
         after = await owned(live)
     assert of(dying, before) <= moved(before, after)
     assert len(moved(before, after)) <= len(of(dying, before)) + (live.size > 1) * DISPLACED

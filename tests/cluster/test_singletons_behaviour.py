@@ -50,14 +50,13 @@ async def running(live: Live, name: str) -> Process:
     """The process that ought to run it, as soon as it has begun there; that may be another one
     meanwhile, as its shard moves."""
 
-    async def it_runs() -> Process | None:
+    async def it_runs() -> Process:
         owner = await keeper(live, name)
-        begun = (await live.notes_by_process(name))[-1:] == [(owner.pid, "begins")]
-        return owner if begun else None
+        notes = await live.notes_by_process(name)
+        assert [what for pid, what in notes if pid == owner.pid][-1:] == ["begins"], (owner, notes)
+        return owner
 
-    owner = await eventually(it_runs, timeout=30)
-    assert owner is not None
-    return owner
+    return await eventually(it_runs, timeout=30)
 
 
 async def begun_elsewhere(live: Live, name: str, gone: Process) -> list[tuple[int, str]]:
