@@ -1,8 +1,7 @@
 """How a command ends: its exit code, and the one message it leaves on standard error."""
 
-from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 
 class ExitCode(IntEnum):
@@ -44,7 +43,9 @@ class Complaint(Protocol):
 
 def explain(error: BaseException) -> tuple[str, int]:
     """The message and the exit code of an error."""
-    error = _innermost(error)
+    from engine.core.errors import innermost
+
+    error = innermost(error)
     if isinstance(error, CommandError):
         return str(error), error.code
     if isinstance(error, KeyboardInterrupt):
@@ -75,14 +76,6 @@ def _engine_error(error: BaseException) -> tuple[str, int]:
                 f"unexpected {type(error).__name__}: {error}; --debug shows where",
                 ExitCode.FAILED,
             )
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error inside task groups, where there is one only."""
-    if isinstance(error, BaseExceptionGroup):
-        inside = cast("Sequence[BaseException]", cast("Any", error).exceptions)
-        return _innermost(inside[0]) if len(inside) == 1 else cast("BaseException", error)
-    return error
 
 
 def _without_full_stop(message: str) -> str:

@@ -1,6 +1,7 @@
 """Make and check the engine's tables, and let others use them: ``migrate``, ``grants``."""
 
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -54,25 +55,35 @@ async def migrate(
         output.say(f"schema {schema!r} {origin} revision {after}")
 
 
+class Kind(StrEnum):
+    """The kinds of login, as the command line spells them."""
+
+    OWNER = "owner"
+    WORKER = "worker"
+    CLIENT = "client"
+    INSPECTOR = "inspector"
+
+
 def grants(
     session: Session,
-    role: Annotated[str, typer.Argument(metavar="ROLE", help="The login that shall work.")],
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="Enough to look: ls, show, why, join, doctor, ...")
-    ] = False,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="The login, which exists.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            "--as",
+            help="owner: migrates. worker: runs, repairs, prunes. client: starts, signals, joins,"
+            " looks. inspector: looks.",
+        ),
+    ] = Kind.WORKER,
 ) -> None:
-    """Print the SQL that lets a role which does not own the schema run, start and look.
+    """Print the SQL that lets a login do just what a worker, client or inspector does.
 
-    Run it as the role that migrates: it holds for the tables of later migrations too.
+    Run it as the role that migrates, an owner's as one that may create schemas. What the login was
+    granted in the schema before is taken back. Print it again after an upgrade.
     """
-    from engine.storage.queries import schema_name
+    from engine.storage import rights
 
     if not role or "\x00" in role:
         raise UsageError("a role has a name")
-    schema, to = schema_name(session.settings().schema), f'"{role.replace(chr(34), chr(34) * 2)}"'
-    rights = "select" if read_only else "select, insert, update, delete"
-    sys.stdout.write(
-        f'grant usage on schema "{schema}" to {to};\n'
-        f'grant {rights} on all tables in schema "{schema}" to {to};\n'
-        f'alter default privileges in schema "{schema}" grant {rights} on tables to {to};\n'
-    )
+    schema = session.settings().schema
+    sys.stdout.write(rights.grants(rights.Kind(kind), role=role, schema=schema))

@@ -53,7 +53,7 @@ from engine.cluster.streams import Streams
 from engine.cluster.timetable import Rules, Timetable
 from engine.cluster.view import View
 from engine.core.clock import Clock
-from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable
+from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable, innermost
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
 from engine.core.retry import again_in
 from engine.node import Node, OpenStorage, postgres
@@ -264,6 +264,13 @@ class Runner:
             raise ConfigurationError(
                 "nothing is registered; call register(Fulfil(...), ...) before running"
             )
+        try:
+            await self._begin()
+        except BaseExceptionGroup as group:
+            raise innermost(group) from None
+        return self
+
+    async def _begin(self) -> None:
         self._stopping = asyncio.Event()
         self._ready = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
@@ -284,7 +291,6 @@ class Runner:
                 raise
             self._serving = not self._stopping.is_set()
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._stop()
@@ -326,18 +332,16 @@ class Runner:
                     if not ready.done():
                         ready.set_result(None)
                     await incarnation.ended(self._stopping)
-            except (StorageUnavailable, TimeoutError, OSError) as error:
+            except Exception as error:
+                cause = innermost(error)
                 if not ready.done():
-                    ready.set_exception(error)
+                    ready.set_exception(cause)
                     return
+                if not isinstance(cause, StorageUnavailable | TimeoutError | OSError):
+                    raise
                 failures += 1
-                log.warning("runner cannot come back yet", extra={"error": str(error)})
+                log.warning("runner cannot come back yet", extra={"error": str(cause)})
                 await asyncio.sleep(again_in(failures, first=0.1))
-            except BaseException as error:
-                if not ready.done() and isinstance(error, Exception):
-                    ready.set_exception(error)
-                    return
-                raise
             finally:
                 self._incarnation = None
                 self._node.local = lambda shards: shards

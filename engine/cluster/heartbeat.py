@@ -18,7 +18,7 @@ from engine.cluster.undertaker import Undertaker
 from engine.cluster.view import View
 from engine.cluster.watchdog import Watchdog
 from engine.core.clock import monotonic
-from engine.core.errors import EngineError, OwnershipLost, StorageUnavailable
+from engine.core.errors import EngineError, NotGranted, OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId
 from engine.storage.protocol import Registry, RunnerLoad, RunnerRow
 
@@ -187,7 +187,8 @@ class Heartbeat:
         except OwnershipLost:
             self._die()
         except Exception as error:
-            fatal = isinstance(error, EngineError) and not isinstance(error, StorageUnavailable)
+            away = isinstance(error, StorageUnavailable) and not isinstance(error, NotGranted)
+            fatal = isinstance(error, EngineError) and not away
             if fatal and not self._registered:
                 raise
             await self._hang_up()

@@ -110,7 +110,7 @@ class Undertaker:
         takeover.reported = True
         logger.error(
             "the sessions of a dead runner do not end, so its shards stay without an owner (%s);"
-            " runners must share a login role, or be members of pg_signal_backend",
+            " let runners share a login role, or grant each pg_signal_backend: see 'outlast grants'",
             why,
             extra=self._extra(dead),
         )

@@ -26,6 +26,7 @@
     ├── ShuttingDown              the runner is stopping and takes nothing new
     ├── OwnershipLost             a write of an earlier owner, refused
     └── StorageUnavailable        the database cannot be reached or refused the work
+        └── NotGranted            the login lacks a right that ``outlast grants`` prints
 
 Time-outs are the built-in ``TimeoutError``.
 """
@@ -250,3 +251,18 @@ class OwnershipLost(EngineError):
 
 class StorageUnavailable(EngineError):
     """The database cannot be reached, or refused the work for a reason of its own."""
+
+
+class NotGranted(StorageUnavailable):
+    """The login may not do this: the message says what grants it. Trying again does not help, but
+    whoever runs already goes on trying, since rights may be given back."""
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error inside task groups, where there is one only."""
+    while isinstance(error, BaseExceptionGroup):
+        inside: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if len(inside) != 1:
+            break
+        error = inside[0]
+    return error  # pyright: ignore[reportUnknownVariableType]

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
-from engine.core.errors import StorageUnavailable
+from engine.core.errors import NotGranted, StorageUnavailable
+from engine.storage.rights import needed_for
 
 # The connection is gone or unusable, and with it the answer to whatever was asked on it.
 LOST = (
@@ -73,9 +74,11 @@ def unavailable(error: BaseException, address: Address) -> StorageUnavailable:
                 " raise max_connections or lower the pool sizes"
             )
         case asyncpg.InsufficientPrivilegeError():
-            what = (
+            kind = needed_for(getattr(error, "query", None))
+            kinds = kind.value if kind is not None else "worker|client|inspector"
+            return NotGranted(
                 f"the login may not do this at {address} ({error}):"
-                " 'outlast grants' prints what it needs"
+                f" 'outlast grants ROLE --as {kinds}' prints what it needs"
             )
         case TimeoutError() | OSError():
             detail = str(error) or type(error).__name__

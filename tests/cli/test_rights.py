@@ -1,21 +1,18 @@
 """What a login may do: one that may only SELECT looks at everything, one with grants works."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
-from urllib.parse import quote, urlsplit
-from uuid import uuid4
 
-import psycopg
-from psycopg.sql import SQL, Identifier, Literal
+import pytest
 
-from engine import Cron, Runner
+from engine import Cron, ExecutionFailed, Runner
 from engine.storage.entities import StateWrite
 from engine.storage.protocol import Commit, Post, PostKind
+from engine.storage.rights import Kind, grants
 from tests.cli.orders import Broken, Slow
 from tests.cli.terminal import do, outlast, served, settings
 from tests.cli.test_entities import shopping
 from tests.eventually import eventually
+from tests.roles import role
 from tests.storage.world import (
     ONE,
     ack,
@@ -28,25 +25,8 @@ from tests.storage.world import (
 )
 
 
-@contextmanager
-def role(dsn: str, *rights: str) -> Iterator[str]:
-    """The DSN of a new role with the rights that ``outlast grants`` prints."""
-    name, password = f'odd "{uuid4().hex}', uuid4().hex
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        made = Identifier(name)
-        connection.execute(SQL("create role {} login password {}").format(made, Literal(password)))
-        try:
-            connection.execute(outlast("grants", name, *rights).out.encode())
-            where = urlsplit(dsn)
-            login = f"{quote(name)}:{password}@{where.hostname}:{where.port}"
-            yield where._replace(netloc=login).geturl()
-        finally:
-            connection.execute(SQL("drop owned by {}").format(made))
-            connection.execute(SQL("drop role {}").format(made))
-
-
 async def test_looking_needs_select_only(dsn: str) -> None:
-    with role(dsn, "--read-only") as reader_dsn:
+    with role(dsn, Kind.INSPECTOR) as reader_dsn:
         await _look(dsn, reader_dsn)
 
 
@@ -87,7 +67,7 @@ class Daily(Cron):
 
 
 async def test_looking_at_crons_needs_select_only(dsn: str) -> None:
-    with role(dsn, "--read-only") as reader_dsn:
+    with role(dsn, Kind.INSPECTOR) as reader_dsn:
         async with Runner(settings(dsn)).register(Daily()) as runner:
             await eventually(runner.client.schedules)
             await runner.client.schedule(Daily).trigger()
@@ -99,7 +79,7 @@ async def test_looking_at_crons_needs_select_only(dsn: str) -> None:
 
 
 async def test_looking_at_entities_needs_select_only(dsn: str) -> None:
-    with role(dsn, "--read-only") as reader_dsn:
+    with role(dsn, Kind.INSPECTOR) as reader_dsn:
         async with shopping(dsn):
             for command in ("entities", "entities Cart", "state Cart/a"):
                 ended = await do(*command.split(), dsn=reader_dsn)
@@ -112,23 +92,34 @@ async def test_looking_at_entities_needs_select_only(dsn: str) -> None:
 
 
 async def ensure_known(dsn: str) -> None:
-    """Let there be an execution of Slow."""
+    """Let there be an execution of Slow and one that failed."""
     async with served(dsn) as client:
         await client.execute(Slow, 0, key="s-1")
+        with pytest.raises(ExecutionFailed):
+            await client.execute(Broken, "be", key="b-1")
 
 
-async def test_acting_says_what_is_missing(dsn: str) -> None:
-    with role(dsn, "--read-only") as reader_dsn:
+async def test_an_inspector_cannot_act_and_is_told_what_is_missing(dsn: str) -> None:
+    with role(dsn, Kind.INSPECTOR) as reader_dsn:
         await ensure_known(dsn)
-        start = ["start", "Slow", "0", "--key", "s-2"]
-        ended = await do(*start, dsn=reader_dsn)
-
-    assert ended.code == 7
-    assert "may not do this" in ended.err
+        acts = {
+            "start Slow 0 --key s-2": "client",
+            "interrupt s-1": "client",
+            "terminate s-1": "client",
+            "pause s-1": "client",
+            "retry b-1": "worker",
+            "prune --older-than 0s": "worker",
+        }
+        for act, kind in acts.items():
+            ended = await do(*act.split(), dsn=reader_dsn)
+            assert (ended.code, f"'outlast grants ROLE --as {kind}'" in ended.err) == (7, True), (
+                act,
+                ended,
+            )
 
 
 async def test_a_role_with_the_printed_grants_can_do_all_but_migrate(dsn: str) -> None:
-    with role(dsn) as worker_dsn:
+    with role(dsn, Kind.WORKER) as worker_dsn:
         async with served(worker_dsn) as client:
             assert await client.execute(Slow, 0, key="s-1") == "done"
         doctor = await do("doctor", dsn=worker_dsn)
@@ -137,7 +128,7 @@ async def test_a_role_with_the_printed_grants_can_do_all_but_migrate(dsn: str) -
 
 
 async def test_a_role_with_the_printed_grants_reaches_every_table(dsn: str) -> None:
-    with role(dsn) as worker_dsn:
+    with role(dsn, Kind.WORKER) as worker_dsn:
         async with postgres_world(worker_dsn) as world:
             process, lane = await world.runner_with_lane()
             await lane.acquire([ONE])
@@ -158,5 +149,12 @@ async def test_a_role_with_the_printed_grants_reaches_every_table(dsn: str) -> N
             assert await process.storage.sweep_post(timedelta(hours=1)) == 0
 
 
-def test_a_role_needs_a_name() -> None:
+def test_grants_are_printed_for_a_role_and_a_kind_of_login() -> None:
+    printed = outlast("grants", 'o"dd', "--as", "client")
+
+    assert printed.out == grants(Kind.CLIENT, role='o"dd', schema="engine")
+    assert "grant insert, delete on" in printed.out
+    assert 'to "o""dd";' in printed.out
     assert outlast("grants", "").code == 2
+    assert outlast("grants", "app", "--as", "king").code == 2
+    assert outlast("grants", "app", "--schema", 'x"; drop').code == 2
