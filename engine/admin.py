@@ -55,6 +55,7 @@ async def describe(
     journal = [row for row in rows if row.run == execution.run]
     request = await storage.request(execution.request_id)
     runners = {row.id: row for row in await storage.runners()}
+    holders = await storage.lock_holders()
     situation = Situation(
         execution=execution,
         journal=journal,
@@ -64,6 +65,7 @@ async def describe(
         starts_at=None if request is None else request.deliver_at,
         silent_before=silent_before,
         pause=(await storage.pauses()).get(execution.workflow),
+        holder=next((each for each in holders if execution.shard in each.shards), None),
     )
     return replace(
         info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)

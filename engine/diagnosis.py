@@ -14,6 +14,7 @@ from typing import Final
 from engine.cluster.served import versions_in
 from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import ConfigurationError, SchemaMismatch
+from engine.storage.lock_holder import LockHolder
 from engine.storage.migrate import head
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, ShardRow
@@ -68,6 +69,7 @@ async def examine(storage: PostgresStorage, *, time_to_live: timedelta) -> list[
         found += [locks(facts, len(shards))]
         found += runners(live, now=facts.now, time_to_live=time_to_live, used=bool(shards))
         found += ownership(shards, live)
+        found += holders(await storage.lock_holders())
         found += code(await versions(storage))
     return found
 
@@ -224,6 +226,16 @@ def ownership(shards: Sequence[ShardRow], live: Sequence[RunnerRow]) -> Iterator
                 f"{lost} of {total} shards of group {group} have no live owner",
                 "wait some seconds; if it stays so, see the log of its runners",
             )
+
+
+def holders(found: Sequence[LockHolder]) -> Iterator[Finding]:
+    """Whether somebody else has locks that runners need."""
+    for holder in found:
+        yield _wrong(
+            "locks",
+            f"{holder} is no live runner and holds the lock of {holder.named}: nobody can own that",
+            f"{holder.fix}; and let only your own logins connect to this database",
+        )
 
 
 def code(infos: Sequence[VersionInfo]) -> Iterator[Finding]:

@@ -518,6 +518,7 @@ class _Incarnation:
                 groups=self._groups,
                 shards_in=storage.shards_in,
                 ring_topology=storage.doorbell.ring_topology,
+                holders=storage.lock_holders,
                 poll=settings.poll_interval,
             )
             await stack.enter_async_context(self._ownership)

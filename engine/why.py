@@ -15,6 +15,7 @@ from engine.core.reply import decode_error
 from engine.core.seal import unreadable
 from engine.core.status import Status
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
 from engine.storage.protocol import RunnerRow, StoredExecution
 from engine.workflow.pause import in_words
@@ -32,7 +33,8 @@ class Situation:
 
     ``queued``: how many messages wait for it. ``starts_at``: not to begin before then.
     ``silent_before``: an owner without a later sign of life may be dead; None: not judged.
-    ``pause``: what was last said of its workflow as a whole.
+    ``pause``: what was last said of its workflow as a whole. ``holder``: who has the lock of its
+    shard, if that is no live runner.
     """
 
     execution: StoredExecution
@@ -43,6 +45,7 @@ class Situation:
     starts_at: datetime | None = None
     silent_before: datetime | None = None
     pause: Pause | None = None
+    holder: LockHolder | None = None
 
 
 def why(situation: Situation) -> str:
@@ -61,6 +64,11 @@ def why(situation: Situation) -> str:
     if execution.status is Status.PAUSED and not _returns(execution):
         name = f"{execution.workflow}/{execution.execution_id}"
         return f"it is paused {execution.waiting}: 'outlast resume {name}' lets it go on"
+    if (holder := situation.holder) is not None:
+        return (
+            f"nobody can own its shard {execution.shard}, since {holder} holds its lock and is no"
+            f" live runner: end it with '{holder.fix}'"
+        )
     if execution.runner is None:
         return (
             f"nobody owns its shard {execution.shard}: start a runner that serves"

@@ -7,7 +7,7 @@ Follows the views of ``membership`` through ``assignment``; moves shards through
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
@@ -16,7 +16,9 @@ from typing import Protocol, Self
 from engine.cluster.assignment import Candidate, assign
 from engine.cluster.backoff import Backoff
 from engine.cluster.view import Electorate, View
+from engine.core.clock import monotonic
 from engine.core.ids import RunnerId, ShardId
+from engine.storage.lock_holder import LockHolder
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ class Ownership:
     While ``views.accepting`` is false nothing moves. Leaving the context releases all that
     ``host`` still owns.
 
+    ``holders`` says which sessions have locks and are no live runner's; the log tells of those that
+    keep a wanted shard for longer than ``poll``.
+
     The shards of a silent runner are wanted by those who would inherit them, long before it may be
     declared dead: a killed process's locks are free at once, and a slow one's are held.
     """
@@ -77,6 +82,7 @@ class Ownership:
         groups: Sequence[str],
         shards_in: Callable[[str], int],
         ring_topology: Callable[[], None],
+        holders: Callable[[], Awaitable[Sequence[LockHolder]]],
         retry: timedelta = timedelta(milliseconds=50),
         poll: timedelta = timedelta(seconds=5),
     ) -> None:
@@ -84,6 +90,10 @@ class Ownership:
         self._views = views
         self._share = _Share(groups=groups, shards_in=shards_in)
         self._ring_topology = ring_topology
+        self._holders = holders
+        self._patience = poll.total_seconds()
+        self._missing_since: float | None = None
+        self._blamed: set[int] = set()
         self._acquiring = Backoff(initial=retry, maximum=poll)
         self._handing_over = Backoff(initial=retry, maximum=poll)
         self._group = asyncio.TaskGroup()
@@ -183,6 +193,8 @@ class Ownership:
         missing = wanted - self._host.owned() - self._moving.keys()
         if not missing:
             self._acquiring.reset()
+            self._missing_since = None
+            self._blamed.clear()
             return None
         if self._acquiring.wait > 0:
             return self._acquiring.wait
@@ -191,7 +203,27 @@ class Ownership:
         got = await self._host.acquire(missing)
         if got:
             logger.info("acquired shards", extra={"acquired": len(got), "asked": len(missing)})
-        return self._acquiring.wait if missing - got else None
+        if not missing - got:
+            return None
+        await self._tell_who_holds(missing - got)
+        return self._acquiring.wait
+
+    async def _tell_who_holds(self, missing: frozenset[ShardId]) -> None:
+        """In the log, each session once, when shards are missed for longer than peers take."""
+        if self._missing_since is None:
+            self._missing_since = monotonic()
+        if monotonic() - self._missing_since < self._patience:
+            return
+        for holder in await self._holders():
+            if holder.pid not in self._blamed and missing.intersection(holder.shards):
+                self._blamed.add(holder.pid)
+                logger.error(
+                    "shards cannot be acquired: %s is no live runner and holds the lock of %s; end"
+                    " it with '%s'",
+                    holder,
+                    holder.named,
+                    holder.fix,
+                )
 
     def _hand_over(self, shards: frozenset[ShardId]) -> Coroutine[None, None, None]:
         """Release shards, which are moving from this call on."""

@@ -110,7 +110,7 @@ class Undertaker:
         takeover.reported = True
         logger.error(
             "the sessions of a dead runner do not end, so its shards stay without an owner (%s);"
-            " let runners share a login role, or grant each pg_signal_backend: see 'outlast grants'",
+            " let runners share a login, or grant each pg_signal_backend: see 'outlast grants'",
             why,
             extra=self._extra(dead),
         )

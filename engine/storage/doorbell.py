@@ -33,6 +33,7 @@ _BACKOFF_LIMIT = 5.0
 _SERVED = 1.0
 _PING = timedelta(seconds=60)
 _BATCH = 2000
+_QUIET = 60.0
 _RINGER = OUR_PLANS | {"synchronous_commit": "off", "lock_timeout": "100"}
 
 
@@ -63,6 +64,8 @@ class PostgresDoorbell:
         self._ringer: asyncio.Task[None] | None = None
         self._hearer: asyncio.Task[None] | None = None
         self._closed = False
+        self._garbled = 0
+        self._quiet_until = 0.0
 
     @property
     def healthy(self) -> bool:
@@ -208,9 +211,23 @@ class PostgresDoorbell:
             return
         bell = parse_bell(payload)
         if bell is None:
-            log.warning("a notification was not understood", extra={"channel": channel, "pid": pid})
+            self._complain(channel, pid)
             return
         self._hand_over(bell, self._listener)
+
+    def _complain(self, channel: str, pid: int) -> None:
+        """Now and then only: whoever may connect may send as many as he likes."""
+        self._garbled += 1
+        if monotonic() < self._quiet_until:
+            return
+        log.warning(
+            "%d notifications were not understood, the last one on %s by server process %d: none"
+            " of ours sends such",
+            self._garbled,
+            channel,
+            pid,
+        )
+        self._garbled, self._quiet_until = 0, monotonic() + _QUIET
 
     def _hand_over(self, bell: Bell, listener: DoorbellListener) -> None:
         if bell is ALL:

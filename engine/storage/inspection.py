@@ -21,6 +21,7 @@ from engine.storage.entities import (
 from engine.storage.execution_page import execution_page
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
 from engine.storage.pool import Pool
 from engine.storage.protocol import (
@@ -223,8 +224,23 @@ class Inspection:
         rows = await self._pool.fetch("shards")
         return await self._read(lambda: [self._shard(row) for row in rows])
 
+    async def lock_holders(self) -> Sequence[LockHolder]:
+        rows = await self._pool.fetch("lock_holders")
+        return await self._read(lambda: [self._holder(row) for row in rows])
+
     async def runners(self) -> Sequence[RunnerRow]:
         return [runner_from(row) for row in await self._pool.fetch("runners")]
+
+    def _holder(self, row: asyncpg.Record) -> LockHolder:
+        pairs = zip(row["group_ids"], row["numbers"], strict=True)
+        return LockHolder(
+            shards=tuple(self._groups.shard(group_id, number) for group_id, number in pairs),
+            pid=row["pid"],
+            login=row["login"],
+            application=row["application"],
+            address=row["address"],
+            since=row["since"],
+        )
 
     def _shard(self, row: asyncpg.Record) -> ShardRow:
         runner = row["runner_id"]

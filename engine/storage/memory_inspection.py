@@ -9,10 +9,11 @@ from datetime import timedelta
 
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import StorageUnavailable
-from engine.core.ids import Snowflake
+from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
 from engine.storage.entities import DeadFilter, DeadLetter, EntityFilter, EntityRow, StoredState
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.lock_holder import LockHolder
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.pauses import Pause
 from engine.storage.protocol import (
@@ -156,6 +157,19 @@ class MemoryInspection:
                 shard=each.id, epoch=each.epoch, runner=each.runner, acquired_at=each.acquired_at
             )
             for _, each in sorted(self._database.shards.items())
+        ]
+
+    async def lock_holders(self) -> Sequence[LockHolder]:
+        await self._travel()
+        runners = self._database.runners
+        held: dict[RunnerId, list[ShardId]] = {}
+        for id, shard in sorted(self._database.shards.items()):
+            if shard.holder is not None and shard.taker is not None:
+                held.setdefault(shard.taker, []).append(id)
+        return [
+            LockHolder(shards=tuple(shards), pid=0, application=f"outlast:{runner}:lane")
+            for runner, shards in held.items()
+            if runner not in runners or runners[runner].died_at is not None
         ]
 
     async def runners(self) -> Sequence[RunnerRow]:

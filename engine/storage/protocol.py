@@ -26,6 +26,7 @@ from engine.storage.entities import (
     StoredState,
 )
 from engine.storage.heartbeats import StepHeartbeat
+from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
 from engine.storage.queues import (
     QueueContents,
@@ -910,6 +911,10 @@ class Storage(Protocol):
         ...
 
     async def shards(self) -> Sequence[ShardRow]: ...
+    async def lock_holders(self) -> Sequence[LockHolder]:
+        """The sessions that hold locks of shards and are no lane of a live runner."""
+        ...
+
     async def runners(self) -> Sequence[RunnerRow]:
         """Live runners, and those that ended within the last day."""
         ...

@@ -267,6 +267,7 @@ async def joined(
                 groups=runner.groups,
                 shards_in=storage.shards_in,
                 ring_topology=storage.doorbell.ring_topology,
+                holders=storage.lock_holders,
                 poll=pace.poll,
             ) as ownership:
                 peer = Peer(membership=membership, ownership=ownership, host=host, wire=wire)

@@ -14,6 +14,7 @@ from engine.cluster.view import View
 from engine.core.clock import monotonic
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId
+from engine.storage.lock_holder import LockHolder
 from engine.storage.protocol import RunnerRow
 from tests.cluster.conftest import Cluster
 from tests.cluster.peers import GROUP, Ledger, Pace, Peer, joined
@@ -221,8 +222,13 @@ def following(
         groups=(GROUP,),
         shards_in=lambda _: SHARDS,
         ring_topology=rings,
+        holders=nobody,
         poll=timedelta(seconds=poll),
     )
+
+
+async def nobody() -> Sequence[LockHolder]:
+    return ()
 
 
 def every_shard() -> set[ShardId]:

@@ -11,6 +11,7 @@ from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.reply import encode_error
 from engine.core.status import Status
+from engine.storage.lock_holder import LockHolder
 from engine.storage.protocol import RunnerRow, StoredExecution
 from engine.why import Situation, why
 
@@ -59,6 +60,19 @@ RETRIED = (
 @pytest.mark.parametrize(
     ("situation", "sentence"),
     [
+        (
+            Situation(
+                execution=execution(Status.RUNNING),
+                owner=OWNER,
+                holder=LockHolder(
+                    shards=(ShardId("default", 3),), pid=9, login="eve", application="psql"
+                ),
+            ),
+            (
+                "nobody can own its shard default:3, since process 9 (login 'eve', application 'psql')"
+                " holds its lock and is no live runner: end it with 'select pg_terminate_backend(9)'"
+            ),
+        ),
         (
             Situation(execution=execution(Status.SCHEDULED)),
             f"runner {ID} has it: it begins, or its first step has not ended yet",
