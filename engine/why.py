@@ -67,7 +67,7 @@ def why(situation: Situation) -> str:
     if (holder := situation.holder) is not None:
         return (
             f"nobody can own its shard {execution.shard}, since {holder} holds its lock and is no"
-            f" live runner: end it with '{holder.fix}'"
+            f" live runner: end it, {holder.fix}"
         )
     if execution.runner is None:
         return (

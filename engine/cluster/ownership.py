@@ -219,7 +219,7 @@ class Ownership:
                 self._blamed.add(holder.pid)
                 logger.error(
                     "shards cannot be acquired: %s is no live runner and holds the lock of %s; end"
-                    " it with '%s'",
+                    " it, %s",
                     holder,
                     holder.named,
                     holder.fix,

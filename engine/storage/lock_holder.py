@@ -40,4 +40,4 @@ class LockHolder:
     @property
     def fix(self) -> str:
         """How to get rid of it."""
-        return f"select pg_terminate_backend({self.pid})"
+        return f"psql -c 'select pg_terminate_backend({self.pid})'"

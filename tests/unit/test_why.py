@@ -69,8 +69,9 @@ RETRIED = (
                 ),
             ),
             (
-                "nobody can own its shard default:3, since process 9 (login 'eve', application 'psql')"
-                " holds its lock and is no live runner: end it with 'select pg_terminate_backend(9)'"
+                "nobody can own its shard default:3, since process 9 (login 'eve', application"
+                " 'psql') holds its lock and is no live runner: end it, psql -c 'select"
+                " pg_terminate_backend(9)'"
             ),
         ),
         (
