@@ -128,7 +128,6 @@ class Body:
         self.cancelled: dict[StepKey, Step] = {}
         self._id = id
         self._run = run
-        self._children = origin.children
         self._ordinals: dict[str, int] = {}
         self._called = 0
         self._not_awaited: dict[int, _Call] = {}
@@ -442,18 +441,22 @@ class Body:
         own = f"{parent}/{self.execution_id}/{run}{self._ordinals.get(definition.name, 0) + 1}"
         ordinal = self._ordinals.get(definition.name, 0)
         id = entity_id(own if key is None else key, what=f"the key of child {definition.name}")
-        id = self._children.get((definition.name, ordinal), id)
+        target = "" if key is None else id
+        there = self.origin.child(definition.name, ordinal, _digest(target, payload))
         call = ChildRun(
-            Place(definition, id), parent=self._id, shared=key is not None, abandoned=abandoned
+            Place(definition, there or id),
+            parent=self._id,
+            shared=key is not None or there is not None,
+            abandoned=abandoned,
         )
-        return self._call(call, payload, "" if key is None else id, where)
+        return self._call(call, payload, target, where)
 
     def _call(self, call: Call, payload: bytes, target: str, where: tuple[CodeType, int]) -> Step:
         return Step(
             name=call.name,
             ordinal=self._next(call.name),
             payload=payload,
-            digest=digest(target.encode() + b"\0" + payload),
+            digest=_digest(target, payload),
             future=self.loop.create_future(),
             where=where,
             call=call,
@@ -739,6 +742,11 @@ def _wish_in(error: BaseException) -> ContinueAsNew | None:
             return None
         error = inner[0]
     return error if isinstance(error, ContinueAsNew) else None
+
+
+def _digest(target: str, payload: bytes) -> int:
+    """That of a call of ``target``; empty: of a child that is named after its parent."""
+    return digest(target.encode() + b"\0" + payload)
 
 
 def _change(change: str) -> str:

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 V = TypeVar("V")
 OnParentClose = Literal["interrupt", "abandon"]
-ABANDONED = b'"abandon"'
-"""The payload of the CALL row of a child that may outlive its parent."""
 
 
 class Place:

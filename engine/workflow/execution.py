@@ -147,7 +147,8 @@ class Execution(ABC, Generic[T]):
     async def retry(self) -> None:
         """Let it go on from its last good step: one that failed, or was ended, in a new run, with
         the step that failed tried anew under the same idempotency key; one that is blocked, from
-        where it stands, and a compensation that failed once more.
+        where it stands, and a compensation that failed once more. Children that were left alone
+        (``"abandon"``) are found again by the same call of the new run.
 
         No-op while it goes on anyway. ``NotFound`` when it has succeeded, ``ConfigurationError``
         when its compensations have undone what it would go on from.

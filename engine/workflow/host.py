@@ -48,12 +48,12 @@ from engine.storage.protocol import (
     exit_reply,
 )
 from engine.workflow.body import TOO_LATE
-from engine.workflow.child import ABANDONED
 from engine.workflow.codes import Codes, needed
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.outgoing import Services
 from engine.workflow.pause import EXECUTION, ends_pause, pauses_of
 from engine.workflow.query import Query, look_back
+from engine.workflow.repair import ABANDONED
 from engine.workflow.resident import ResidentExecution
 from engine.workflow.step_threads import StepThreads
 from engine.workflow.tags import (

@@ -110,7 +110,7 @@ class Ledger:
         due_at: datetime | None = None,
         source: Snowflake | None = None,
         payload: bytes = b"",
-    ) -> None:
+    ) -> JournalRow:
         """Add an event; its position is given here, at delivery. ``at``: not now, but then."""
         if at is None:
             self.tick()
@@ -137,6 +137,12 @@ class Ledger:
         )
         self._rows.append(row)
         self.keep(row)
+        return row
+
+    def amend(self, row: JournalRow, by: JournalRow) -> None:
+        """Put another in the place of a row that was just added, or is held back since."""
+        if row in self._rows:
+            self._rows[self._rows.index(row)] = by
 
     def keep(self, row: JournalRow) -> None:
         """Of a row there is: what is resolved or paused stays so in the runs to come."""

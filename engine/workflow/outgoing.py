@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from engine.core.errors import (
 from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.core.journal import JournalKind, JournalRow, Outcome
 from engine.core.payload import PayloadLimit
-from engine.core.reply import Exit, Failure, Success
+from engine.core.reply import Exit, Failure, Success, encode_error
 from engine.storage.protocol import (
     Saved,
     SaveOutcome,
@@ -41,12 +41,12 @@ from engine.storage.protocol import (
 )
 from engine.workflow.activity import StepDefinition
 from engine.workflow.body import Body
-from engine.workflow.child import ABANDONED, ChildRun
+from engine.workflow.child import ChildRun
 from engine.workflow.definition import Workflow
 from engine.workflow.ledger import Ledger
 from engine.workflow.pulse import Pulse
-from engine.workflow.repair import Origin
-from engine.workflow.step import Step
+from engine.workflow.repair import ABANDONED, Origin
+from engine.workflow.step import Call, Step
 from engine.workflow.step_context import StepContext
 from engine.workflow.step_threads import StepThreads
 from engine.workflow.steps import (
@@ -226,8 +226,16 @@ class Outgoing:
             self._leave_with(child.group, partial(self._interrupt, child, reason))
 
     def start_abandoned(self, step: Step, child: ChildRun) -> None:
-        """Its parent ends in the turn in which it asked for a child that is to outlive it."""
-        self._leave_with(child.group, partial(self._run_of, child, step.payload))
+        """Its parent ends in the turn in which it asked for a child that is to outlive it. One that
+        cannot be started is seen in the history only: nobody is left to be told."""
+        try:
+            self._check(step)
+        except InvalidPayload as error:
+            row = self._called(step, None)
+            details = encode_error(ErrorDetails.of(error))
+            self._ledger.amend(row, replace(row, outcome=Outcome.FAILED, payload=details))
+            return
+        self._leave_with(child.group, partial(self._run_of, child, step, self._called(step, None)))
 
     def _leave_with(self, group: str, make: Callable[[], SaveRequest]) -> None:
         # INVARIANT one-commit: that a child is to end leaves with what makes it unwanted. When
@@ -238,15 +246,10 @@ class Outgoing:
             self._ledger.hold_back()
             self._services.spawn(self._prepare_and_let_go(group, make))
 
-    def _run_of(self, child: ChildRun, payload: bytes) -> SaveRequest:
-        services = self._services
-        return child.request(
-            services.ids.next(),
-            shards_in=services.storage.shards_in,
-            payload=payload,
-            reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
-            trace=self._trace,
-        )
+    def _run_of(self, child: ChildRun, step: Step, row: JournalRow) -> SaveRequest:
+        request = self._request(child, step, self._services.ids.next())
+        self._ledger.amend(row, replace(row, source=request.envelope.request_id))
+        return request
 
     def _interrupt(self, child: ChildRun, reason: str) -> SaveRequest:
         services = self._services
@@ -395,36 +398,46 @@ class Outgoing:
         if step.request_id is not None and not (call.shared or call.told):
             return
         try:
-            self._services.limit.check(step.payload, "the arguments of", step.name)
+            self._check(step)
         except InvalidPayload as error:
             self._answered(step, Failure(ErrorDetails.of(error)), None)
             return
         try:
             request_id = step.request_id or self._services.ids.next()
-            request = call.request(
-                request_id,
-                shards_in=self._services.storage.shards_in,
-                payload=step.payload,
-                reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
-                trace=self._trace,
-            )
+            request = self._request(call, step, request_id)
         except (StorageUnavailable, ConfigurationError):
             step.task = self._services.spawn(self._prepare_and_send(step, call.group))
             return
         if step.request_id is None:
             step.started_at = self._ledger.at
-            self._ledger.append(
-                JournalKind.CALL,
-                step.name,
-                step.ordinal,
-                digest=step.digest,
-                source=request_id,
-                at=self._ledger.at,
-                payload=ABANDONED if isinstance(call, ChildRun) and call.abandoned else b"",
-            )
+            self._called(step, request_id)
         step.request_id = request_id
         self.calls[request_id] = step
         self._ledger.request(request)
+
+    def _check(self, step: Step) -> None:
+        self._services.limit.check(step.payload, "the arguments of", step.name)
+
+    def _request(self, call: Call, step: Step, request_id: Snowflake) -> SaveRequest:
+        return call.request(
+            request_id,
+            shards_in=self._services.storage.shards_in,
+            payload=step.payload,
+            reply_to=ReplyTo(execution=self._ledger.id, shard=self._shard.id),
+            trace=self._trace,
+        )
+
+    def _called(self, step: Step, request_id: Snowflake | None) -> JournalRow:
+        """Its CALL row."""
+        return self._ledger.append(
+            JournalKind.CALL,
+            step.name,
+            step.ordinal,
+            digest=step.digest,
+            source=request_id,
+            at=self._ledger.at,
+            payload=ABANDONED if isinstance(step.call, ChildRun) and step.call.abandoned else b"",
+        )
 
     async def _prepare_and_send(self, step: Step, group: str) -> None:
         await self._prepare(group)

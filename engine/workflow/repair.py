@@ -18,6 +18,9 @@ from engine.storage.protocol import LoadedExecution
 
 ANY_DIGEST: Final = 0
 """The digest of a step's row that fits all arguments."""
+ABANDONED: Final = b'"abandon"'
+"""The payload of the CALL row of a child that may outlive its parent."""
+_Key = tuple[str, int]
 _OF_ONE_RUN = frozenset(
     {JournalKind.REPAIRED, JournalKind.PAUSED, JournalKind.RESUMED, JournalKind.RETRIED}
 )
@@ -32,14 +35,20 @@ class Origin:
     """What a body must be given to run as the run did that its journal was copied from.
 
     ``seed`` is that of its random numbers and idempotency keys; ``children`` are the ids of the
-    children that the copied rows speak of, by the name and ordinal of their steps. The last of the
-    copied rows is at ``until`` (0: there is none); what follows it happens from ``at`` on.
+    children that the run before has started and that this one is to have, by the name and ordinal
+    of their steps, each with the digest of the call it answers. The last of the copied rows is at
+    ``until`` (0: there is none); what follows it happens from ``at`` on.
     """
 
     seed: str
     until: int = 0
     at: datetime | None = None
-    children: Mapping[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+    children: Mapping[_Key, tuple[str, int]] = field(default_factory=dict[_Key, tuple[str, int]])
+
+    def child(self, name: str, ordinal: int, digest: int) -> str | None:
+        """The id of a call's child, if the run before has started it."""
+        id, of = self.children.get((name, ordinal), (None, ANY_DIGEST))
+        return id if of in (ANY_DIGEST, digest) else None
 
     def later(self, row: JournalRow) -> datetime:
         """From when on happens what follows a row: from its own time on, unless it is the last of
@@ -52,7 +61,7 @@ class Origin:
         if first is None or first.kind is not JournalKind.REPAIRED:
             return cls(seed=f"{loaded.execution.request_id}:{loaded.execution.run}")
         stored = json.loads(first.payload)
-        children = {(name, ordinal): id for name, ordinal, id in stored["children"]}
+        children = {(name, ordinal): (id, of) for name, ordinal, id, of in stored["children"]}
         return cls(
             seed=stored["seed"],
             children=children,
@@ -165,7 +174,8 @@ def _copied(
     as_: Snowflake | None = None,
 ) -> list[JournalRow]:
     """What is before ``cut``, but for the beginnings of steps that have no end there: they begin
-    anew."""
+    anew. A child that was left to itself is there still, wherever it was started: who calls it
+    again with the same request, in the same execution, gets it."""
     origin = Origin.of(loaded)
     execution = as_ or loaded.execution.request_id
     run = 1 if as_ else loaded.execution.run + 1
@@ -178,10 +188,14 @@ def _copied(
         or (row.name, row.ordinal) in ended
     ]
     ids = dict(origin.children)
-    for row in kept:
+    for row in kept if as_ else loaded.journal:
         child = None if row.source is None else children.get(row.source)
         if row.kind is JournalKind.CALL and child is not None:
-            ids.setdefault((row.name, row.ordinal), child)
+            key = (row.name, row.ordinal)
+            if key in ended:
+                ids.setdefault(key, (child, ANY_DIGEST))
+            elif row.payload == ABANDONED:
+                ids.setdefault(key, (child, row.digest))
     first = _note(
         loaded,
         Origin(seed=origin.seed, children=ids, until=kept[-1].position if kept else 0),
@@ -213,7 +227,7 @@ def _note(
         "from": after,
         "until": origin.until,
         "seed": origin.seed,
-        "children": [[name, ordinal, id] for (name, ordinal), id in origin.children.items()],
+        "children": [[*call, *child] for call, child in origin.children.items()],
     }
     return JournalRow(
         execution=loaded.execution.request_id,

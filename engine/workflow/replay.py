@@ -22,7 +22,7 @@ from engine.workflow.body import Body
 from engine.workflow.definition import Workflow, WorkflowDefinition, definition_of
 from engine.workflow.handlers import HandlerDefinition
 from engine.workflow.patches import Patches
-from engine.workflow.repair import ANY_DIGEST, Origin
+from engine.workflow.repair import ABANDONED, ANY_DIGEST, Origin
 from engine.workflow.step import Step
 from engine.workflow.tags import DEADLINE, decode_text
 
@@ -61,6 +61,8 @@ def _apply(body: Body, row: JournalRow) -> None:
             step = _expect(body, row)
             step.request_id = row.source
             step.started_at = row.at
+            if row.outcome is not Outcome.OK:  # the body has ended, and the child not begun
+                body.end_step(step, row.outcome, decode_error(row.payload))
         case JournalKind.TIMER:
             _apply_timer(body, row)
         case JournalKind.ANSWER:
@@ -114,8 +116,8 @@ def replayed(
         for row in loaded.journal:
             while not body.drain():
                 continue
-            if body.done and row.kind not in BEHIND:
-                raise leftover(body, row)
+            if body.done:
+                check_behind(body, row)
             apply(body, row)
         while not body.drain():
             continue
@@ -172,7 +174,7 @@ def begun_at(loaded: LoadedExecution) -> datetime | None:
 
 _HEAD = 2
 """So many rows at most come before anything that has happened to a run."""
-BEHIND = frozenset(
+_BEHIND = frozenset(
     {
         JournalKind.ANSWER,
         JournalKind.PATCHED,
@@ -240,9 +242,13 @@ _OF_ITSELF = {
 }
 
 
-def leftover(body: Body, row: JournalRow) -> NonDeterminism:
-    """The body has ended, but its journal goes on."""
-    return NonDeterminism(
+def check_behind(body: Body, row: JournalRow) -> None:
+    """``NonDeterminism`` if the body has ended, but its journal goes on with what it was to do."""
+    abandoned = row.payload == ABANDONED or row.outcome is Outcome.FAILED
+    left = row.kind is JournalKind.CALL and abandoned and (row.name, row.ordinal) in body.steps
+    if left or row.kind in _BEHIND:
+        return
+    raise NonDeterminism(
         expected=f"{describe(row)} at position {row.position}",
         found="ends before it",
         where=_line_of(body),

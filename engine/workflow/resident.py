@@ -505,8 +505,7 @@ class ResidentExecution:
             if body.done:
                 if not self._journal:
                     return False
-                if self._journal[0].kind not in replay.BEHIND:
-                    raise replay.leftover(body, self._journal[0])
+                replay.check_behind(body, self._journal[0])
             if self._journal:
                 row = self._journal.popleft()
                 replay.apply(body, row)

@@ -1,6 +1,7 @@
 """Children: run, started, joined, interrupted with their parents, and left alone."""
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -13,15 +14,18 @@ from engine import (
     ExecutionInterrupted,
     ExecutionTerminated,
     Interrupted,
+    JournalKind,
     NotFound,
+    Outcome,
     Pending,
     RetryPolicy,
     Status,
+    StepFailed,
     Succeeded,
     Workflow,
     activity,
 )
-from engine.testing import Fault, TestCluster
+from engine.testing import Fault, TestCluster, replay
 from tests.eventually import eventually
 from tests.workflow.conftest import World
 
@@ -182,6 +186,84 @@ async def test_a_child_is_started_although_its_parent_ends_at_once(world: World)
             assert await cluster.client.execution(Pack, f"left {number}").join() == "parcel 7"
 
 
+async def test_a_child_that_is_started_at_the_end_is_in_the_history(world: World) -> None:
+    async with world.cluster(Hurries(), Pack()) as cluster, asyncio.timeout(20):
+        parent = await cluster.client.start(Hurries, 0)
+        await parent.join()
+        history = await parent.history()
+        assert [(each.kind, each.name) for each in history] == [(JournalKind.CALL, "Pack")]
+        await replay(history, Hurries())
+
+
+class Letter(Workflow[str, int]):
+    async def execute(self, request: str) -> int:
+        return len(request)
+
+
+class Writes(Workflow[int, str]):
+    async def execute(self, request: int) -> str:
+        await self.start_child(Letter, "x" * request, key="letter", on_parent_close="abandon")
+        return "written"
+
+
+async def test_a_child_that_is_started_at_the_end_keeps_to_the_payload_limit(world: World) -> None:
+    limited = world.cluster(Writes(), Letter(), payload_limit=2000)
+    async with limited as cluster, asyncio.timeout(20):
+        parent = await cluster.client.start(Writes, 3000)
+        assert await parent.join() == "written"
+        (event,) = history = await parent.history()
+        assert (event.kind, event.outcome) == (JournalKind.CALL, Outcome.FAILED)
+        assert "3002 bytes" in str(event.payload)
+        await replay(history, Writes())
+        with pytest.raises(NotFound):
+            await cluster.client.execution(Letter, "letter").poll()
+
+
+class Orphans(Workflow[str, str]):
+    """Leaves a child behind when it fails, which it does until that is mended."""
+
+    def __init__(self) -> None:
+        self.broken = True
+
+    async def execute(self, request: str) -> str:
+        if request == "late":
+            await self.sleep(timedelta(hours=2))
+        if request == "after a step":
+            with contextlib.suppress(StepFailed):
+                await self.work()
+        child = await self.start_child(Pack, 0, on_parent_close="abandon")
+        if request == "before a step":
+            await self.work()
+        elif self.broken:
+            raise LookupError("broken")
+        return await child.join()
+
+    @activity(retry=RetryPolicy(attempts=1))
+    async def work(self) -> str:
+        if self.broken:
+            raise LookupError("broken")
+        return "done"
+
+
+@pytest.mark.parametrize("when", ["before a step", "after a step", "at the end"])
+async def test_a_retry_finds_the_child_that_the_failed_run_has_left(
+    world: World, when: str
+) -> None:
+    parents = Orphans()
+    async with world.cluster(parents, Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Orphans, when, key="p")
+        with pytest.raises(ExecutionFailed):
+            await parent.join()
+        parents.broken = False
+        await parent.retry()
+        await world.until(cluster, lambda: _is(parent, Status.SUSPENDED, Status.RUNNING))
+        await cluster.crash()
+        (child,) = [info async for info in cluster.client.executions(workflow=Pack)]
+        assert child.id == "Orphans/p/1"
+        await cluster.client.execution(Pack, child.id).resolve(Pack.go, "found")
+        assert await parent.join() == "found"
+
+
 async def test_a_child_that_is_abandoned_outlives_its_parent(world: World) -> None:
     async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
         parent = await cluster.client.start(Starts, "abandon", key="p")
@@ -329,6 +411,21 @@ class Leaves(Workflow[None, str]):
         await self.start_child(Pack, 0, key="left")
         await self.sleep(timedelta(hours=2))
         return "ended"
+
+
+async def test_a_retry_finds_the_child_whose_start_had_to_wait_for_the_machine_ids_lease() -> None:
+    parents = Orphans()
+    async with TestCluster(parents, Pack()) as cluster:
+        parent = await cluster.client.start(Orphans, "late", key="p")
+        await cluster.advance(timedelta(hours=3))
+        with pytest.raises(ExecutionFailed):
+            await parent.join(SECOND)
+        parents.broken = False
+        await parent.retry()
+        await cluster.advance(SECOND)
+        children = [info.id async for info in cluster.client.executions(workflow=Pack)]
+        assert children == ["Orphans/p/1"]
+        assert isinstance(await parent.poll(), Pending)
 
 
 @pytest.mark.parametrize("writes", range(6))
