@@ -30,6 +30,7 @@ async def migrate(
 ) -> None:
     """Bring the engine's schema to what this version needs, creating it if need be."""
     from engine.storage import migrate as schema_of
+    from engine.storage.schema_version import HEAD
 
     if sql and check:
         raise UsageError("give --sql or --check, not both")
@@ -41,11 +42,11 @@ async def migrate(
     dsn = settings.database()
     if check:
         await schema_of.check(dsn, schema=schema)
-        before: str | None = schema_of.head()
+        before: str | None = HEAD
     else:
         before = await schema_of.revision(dsn, schema=schema)
         await schema_of.migrate(dsn, schema=schema)
-    after = schema_of.head()
+    after = HEAD
     if output.as_json:
         output.line({"schema": schema, "before": before, "revision": after})
     elif before == after:

@@ -15,9 +15,9 @@ from engine.cluster.served import versions_in
 from engine.core.clock import SystemClock, monotonic
 from engine.core.errors import ConfigurationError, SchemaMismatch
 from engine.storage.lock_holder import LockHolder
-from engine.storage.migrate import head
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, ShardRow
+from engine.storage.schema_version import HEAD
 from engine.storage.server import ServerFacts
 from engine.versions import VersionInfo, troubles, versions
 
@@ -58,7 +58,7 @@ async def examine(storage: PostgresStorage, *, time_to_live: timedelta) -> list[
     found = [
         _ok("server", f"PostgreSQL {facts.version}, up since {_at(facts.started_at)}"),
         await _connection(storage),
-        *(found or [_ok("schema", f"at revision {head()}, as this version needs it")]),
+        *(found or [_ok("schema", f"at revision {HEAD}, as this version needs it")]),
         clock(offset),
         *server(facts),
     ]

@@ -6,8 +6,6 @@ From ``saving``: a start in it happens if and only if the caller commits.
 from typing import Protocol, cast
 
 import asyncpg
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from engine.core.errors import ConfigurationError
 
@@ -25,17 +23,10 @@ async def transaction_of(connection: object) -> Driver:
     ``ConfigurationError`` for other kinds of connection, and when no transaction is open: the
     start would not wait for any commit.
     """
-    if isinstance(connection, AsyncSession):
-        connection = await connection.connection()
-    if isinstance(connection, AsyncConnection):
-        driver = await _under_sqlalchemy(connection)
-    elif isinstance(connection, (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy)):
+    if isinstance(connection, (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy)):
         driver = cast("Driver", connection)
     else:
-        raise ConfigurationError(
-            f"a {type(connection).__qualname__} cannot carry a start: hand in an asyncpg connection"
-            " or a SQLAlchemy AsyncSession or AsyncConnection over asyncpg"
-        )
+        driver = await _under_sqlalchemy(connection)
     if not driver.is_in_transaction():
         raise ConfigurationError(
             "no transaction is open on the connection: begin one, or leave the connection out"
@@ -43,7 +34,16 @@ async def transaction_of(connection: object) -> Driver:
     return driver
 
 
-async def _under_sqlalchemy(connection: AsyncConnection) -> Driver:
+async def _under_sqlalchemy(connection: object) -> Driver:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    if isinstance(connection, AsyncSession):
+        connection = await connection.connection()
+    if not isinstance(connection, AsyncConnection):
+        raise ConfigurationError(
+            f"a {type(connection).__qualname__} cannot carry a start: hand in an asyncpg connection"
+            " or a SQLAlchemy AsyncSession or AsyncConnection over asyncpg"
+        )
     raw = (await connection.get_raw_connection()).driver_connection
     if not isinstance(raw, asyncpg.Connection):
         raise ConfigurationError(
@@ -53,5 +53,5 @@ async def _under_sqlalchemy(connection: AsyncConnection) -> Driver:
     driver = cast("Driver", raw)
     if not driver.is_in_transaction():
         # SQLAlchemy sends BEGIN with the first statement only.
-        await connection.execute(text("select 1"))
+        await connection.exec_driver_sql("select 1")
     return driver

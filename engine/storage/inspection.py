@@ -18,7 +18,6 @@ from engine.storage.entities import (
     EntityRow,
     StoredState,
 )
-from engine.storage.execution_page import execution_page
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lock_holder import LockHolder
@@ -135,6 +134,8 @@ class Inspection:
         return found[0] if found else None
 
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
+        from engine.storage.execution_page import execution_page  # with it SQLAlchemy
+
         query, arguments = execution_page(self._pool.queries.schema, filter, limit)
         rows = await self._pool.search(query, *arguments)
         return await self._read(lambda: [owned_execution_from(row, self._groups) for row in rows])

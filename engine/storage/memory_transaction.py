@@ -5,15 +5,16 @@ Opened by ``memory`` for one ``@transaction`` step.
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NoReturn, Self
-
-from sqlalchemy.ext.asyncio import AsyncSession
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
 from engine.core.journal import JournalRow
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.protocol import Fence
 from engine.storage.transaction import Row
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 
 class UserConnection:
@@ -76,7 +77,7 @@ class MemoryTransaction:
     async def fetchval(self, query: str, *args: object) -> Any:
         _refuse()
 
-    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
+    def session(self) -> "AbstractAsyncContextManager[AsyncSession]":
         _refuse()
 
 

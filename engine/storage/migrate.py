@@ -15,15 +15,15 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-from engine.core.errors import ConfigurationError, SchemaMismatch
+from engine.core.errors import ConfigurationError
 from engine.storage.outage import Address, unavailable
+from engine.storage.schema_version import HEAD, refuse_newer, refuse_other
 
 VERSION_TABLE = "schema_version"
 OLDEST_SERVER = 14
@@ -49,15 +49,7 @@ async def migrate(dsn: str, *, schema: str = "engine") -> None:
 
 async def check(dsn: str, *, schema: str = "engine") -> None:
     """Raise ``SchemaMismatch`` unless the schema is exactly this code's; needs SELECT only."""
-    found = await revision(dsn, schema=schema)
-    _refuse_unknown(found, schema)
-    if found is None:
-        raise SchemaMismatch(f"schema {schema!r} is not there yet: run 'outlast migrate'")
-    if found != head():
-        raise SchemaMismatch(
-            f"schema {schema!r} is at revision {found}, this code needs {head()}: "
-            "run 'outlast migrate'"
-        )
+    refuse_other(await revision(dsn, schema=schema), schema)
 
 
 async def revision(dsn: str, *, schema: str = "engine") -> str | None:
@@ -65,19 +57,11 @@ async def revision(dsn: str, *, schema: str = "engine") -> str | None:
     return await _with_connection(dsn, lambda connection: _revision(connection, schema))
 
 
-def head() -> str:
-    """The revision that this code needs."""
-    found = ScriptDirectory(str(scripts())).get_current_head()
-    if found is None:
-        raise ConfigurationError(f"no migrations in {scripts()}: install outlast again")
-    return found
-
-
 def migration_sql(*, schema: str = "engine") -> str:
     """All of the migration as SQL for an empty schema, to be reviewed and run by hand."""
     printed = io.StringIO()
     with _alembic_in_use:
-        command.upgrade(_config(schema, output=printed), "head", sql=True)
+        command.upgrade(_config(schema, output=printed), HEAD, sql=True)
     return printed.getvalue()
 
 
@@ -96,24 +80,15 @@ def _migrate_alone(dsn: str, schema: str) -> None:
 def _upgrade(connection: Connection, schema: str) -> None:
     key = func.hashtextextended(f"outlast migrate {schema}", 0)
     connection.execute(select(func.pg_advisory_xact_lock(key)))
-    _refuse_unknown(_revision(connection, schema), schema)
+    refuse_newer(_revision(connection, schema), schema)
     if not inspect(connection).has_schema(schema):  # asked, since IF NOT EXISTS needs the privilege
         connection.execute(CreateSchema(schema))
-    command.upgrade(_config(schema, connection=connection), "head")
+    command.upgrade(_config(schema, connection=connection), HEAD)
 
 
 def _revision(connection: Connection, schema: str) -> str | None:
     options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
     return MigrationContext.configure(connection, opts=options).get_current_revision()
-
-
-def _refuse_unknown(found: str | None, schema: str) -> None:
-    known = {script.revision for script in ScriptDirectory(str(scripts())).walk_revisions()}
-    if found is not None and found not in known:
-        raise SchemaMismatch(
-            f"schema {schema!r} is at revision {found}, which this version of outlast does not "
-            f"know (its newest is {head()}): upgrade outlast"
-        )
 
 
 def _config(

@@ -23,7 +23,6 @@ from engine.storage.groups import Groups
 from engine.storage.inspection import Inspection
 from engine.storage.lane_session import PostgresLaneSession
 from engine.storage.machine import MachineIds
-from engine.storage.migrate import check
 from engine.storage.pools import LOCK_TIMEOUT, Pools
 from engine.storage.post_office import PostOffice
 from engine.storage.protocol import (
@@ -40,6 +39,7 @@ from engine.storage.queries import Queries
 from engine.storage.registry import PostgresRegistry
 from engine.storage.retention import Pruned, RequestTerm, Term
 from engine.storage.saving import Saving
+from engine.storage.schema_version import check_schema
 from engine.storage.server import ServerFacts, server_facts
 from engine.storage.stored_requests import StoredRequests
 from engine.storage.transaction import Transaction
@@ -148,7 +148,7 @@ class PostgresStorage(Inspection):
             # Good enough for a client, which then polls; opening a lane says that it is not.
             self._pools.serve_transactions_only()
             await self._align_clock()
-        await check(self._dsn, schema=self._pool.queries.schema)
+        await check_schema(self._pool)
         await self._learn_groups()
 
     async def close(self) -> None:

@@ -10,15 +10,13 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 from asyncpg.transaction import Transaction as AsyncpgTransaction
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
 from engine.core.journal import JournalRow
-from engine.storage.borrowed import borrowed_session, borrowing_engine
 from engine.storage.columns import journal_columns
 from engine.storage.groups import Groups
 from engine.storage.outage import LOST, unavailable
@@ -27,6 +25,9 @@ from engine.storage.protocol import Fence
 from engine.storage.records import journal_from
 from engine.storage.session import Session
 from engine.storage.transaction import Row, Transaction
+
+if TYPE_CHECKING:  # imported by the first step that wants a session
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -188,7 +189,9 @@ class UserTransactions:
         except (asyncpg.PostgresError, *LOST):
             session.terminate()
 
-    def _engine(self) -> AsyncEngine:
+    def _engine(self) -> "AsyncEngine":
+        from engine.storage.borrowed import borrowing_engine
+
         if self._alchemy is None:
             self._alchemy = borrowing_engine()
         return self._alchemy
@@ -197,7 +200,7 @@ class UserTransactions:
 class PostgresTransaction:
     """The ``Transaction`` a step gets. It is of no use once the step has returned."""
 
-    def __init__(self, session: Session, engine: Callable[[], AsyncEngine]) -> None:
+    def __init__(self, session: Session, engine: "Callable[[], AsyncEngine]") -> None:
         self._session: Session | None = session
         self._engine = engine
 
@@ -213,7 +216,9 @@ class PostgresTransaction:
     async def fetchval(self, query: str, *args: object) -> Any:
         return await self._open().fetchval(query, *args)
 
-    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
+    def session(self) -> "AbstractAsyncContextManager[AsyncSession]":
+        from engine.storage.borrowed import borrowed_session
+
         return borrowed_session(self._engine(), self._open())
 
     def end(self) -> None:

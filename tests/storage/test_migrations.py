@@ -10,11 +10,20 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from engine.core.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
-from engine.storage.migrate import VERSION_TABLE, check, head, migrate, migration_sql, revision
+from engine.storage.migrate import (
+    VERSION_TABLE,
+    check,
+    migrate,
+    migration_sql,
+    revision,
+    scripts,
+)
+from engine.storage.schema_version import HEAD
 from engine.storage.tables import metadata_for
 
 RELATIONS = """
@@ -162,7 +171,24 @@ async def test_a_schema_that_is_not_there_is_refused_with_the_command_to_run(
 async def test_a_migrated_schema_passes(dsn: str) -> None:
     await check(dsn)
 
-    assert await revision(dsn) == head()
+    assert await revision(dsn) == HEAD
+
+
+def test_the_revision_that_the_code_needs_is_the_newest() -> None:
+    found = ScriptDirectory(str(scripts()))
+
+    assert found.get_current_head() == HEAD
+    assert max(script.revision for script in found.walk_revisions()) == HEAD
+
+
+def test_neither_runner_nor_client_loads_what_only_migrations_need() -> None:
+    program = "import engine, sys; print({'alembic', 'sqlalchemy'} & sys.modules.keys())"
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+
+    assert said.stdout == "set()\n", said.stderr
 
 
 async def test_a_dsn_that_cannot_be_read_is_refused() -> None:
