@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from engine.core.errors import ConfigurationError
-from engine.storage.outage import Address, unavailable
+from engine.storage.outage import Address, unconnected
 from engine.storage.queries import Queries
 from engine.storage.session import Session
 
@@ -75,13 +75,11 @@ class Connector:
         except BaseException as error:
             if session is not None:
                 session.terminate()
-            if isinstance(error, (asyncpg.ClientConfigurationError, ValueError)):
-                raise ConfigurationError(
-                    "the DSN cannot be read: it must look like postgresql://user@host:5432/database"
-                ) from None  # what the driver says may quote the password
-            if isinstance(error, Exception) and not isinstance(error, ConfigurationError):
-                raise unavailable(error, self.address) from error
-            raise
+            if isinstance(error, ConfigurationError) or not isinstance(error, Exception):
+                raise
+            told = unconnected(error, self.dsn)
+            # What the driver says of a DSN may quote the password.
+            raise told from None if isinstance(told, ConfigurationError) else error
         return session
 
     async def settle(self, session: Session, settings: Mapping[str, str]) -> None:

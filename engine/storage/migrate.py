@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
 from engine.core.errors import ConfigurationError
-from engine.storage.outage import Address, unavailable
+from engine.storage.outage import Address, unavailable, unconnected
 from engine.storage.schema_version import HEAD, refuse_newer, refuse_other
 
 VERSION_TABLE = "schema_version"
@@ -104,7 +104,7 @@ async def _with_connection(dsn: str, work: Callable[[Connection], T]) -> T:
     """Do the work in one transaction on a connection of its own."""
     address = Address.of(dsn)
     database = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: _connect(dsn, address), poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda: _connect(dsn), poolclass=NullPool
     )
     try:
         async with database.begin() as connection:
@@ -120,10 +120,9 @@ async def _with_connection(dsn: str, work: Callable[[Connection], T]) -> T:
         raise unavailable(cause or error, address) from error
 
 
-async def _connect(dsn: str, address: Address) -> asyncpg.Connection:
+async def _connect(dsn: str) -> asyncpg.Connection:
     try:
         return await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
-    except (asyncpg.ClientConfigurationError, ValueError) as error:
-        raise ConfigurationError(f"the DSN cannot be read: {error}") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise unavailable(error, address) from error
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        told = unconnected(error, dsn)
+        raise told from None if isinstance(told, ConfigurationError) else error

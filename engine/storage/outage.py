@@ -4,13 +4,15 @@ From every module that talks to PostgreSQL. The address is host, port and databa
 DSN: it ends up in messages and logs.
 """
 
+import os
+import ssl
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
-from engine.core.errors import NotGranted, StorageUnavailable
+from engine.core.errors import ConfigurationError, EngineError, NotGranted, StorageUnavailable
 from engine.storage.rights import needed_for
 
 # The connection is gone or unusable, and with it the answer to whatever was asked on it.
@@ -59,13 +61,52 @@ class Address:
         return f"{self.host}:{self.port}/{self.database}"
 
 
+def unconnected(error: Exception, dsn: str) -> EngineError:
+    """The error to raise for one that kept a DSN from being connected to. Never in the words of the
+    driver where it reads the DSN: those may quote the password."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, asyncpg.ClientConfigurationError) and str(error).startswith(_TLS_TOLD):
+        return ConfigurationError(f"the DSN's TLS settings cannot work: {error}")
+    if isinstance(error, OSError) and (lacking := _unreadable_files(dsn)):
+        return StorageUnavailable(
+            f"the DSN's TLS settings name files that cannot be read here: {', '.join(lacking)}"
+        )
+    if isinstance(error, (asyncpg.ClientConfigurationError, ValueError)) and not isinstance(
+        error, OSError
+    ):
+        return ConfigurationError(
+            "the DSN cannot be read: it must look like postgresql://user@host:5432/database"
+        )
+    return unavailable(error, Address.of(dsn))
+
+
+_TLS_TOLD = ("root certificate file", "`sslmode`", "`sslnegotiation`", "direct TLS")
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+
+
+def _unreadable_files(dsn: str) -> list[str]:
+    """Those that the DSN, or libpq's variables, name for TLS."""
+    try:
+        given = {name: each[-1] for name, each in parse_qs(urlsplit(dsn).query).items()}
+    except ValueError:
+        return []
+    files = {name: given.get(name) or os.environ.get(f"PG{name.upper()}") for name in _TLS_FILES}
+    return [
+        f"{name}={file}" for name, file in files.items() if file and not os.access(file, os.R_OK)
+    ]
+
+
 def unavailable(error: BaseException, address: Address) -> StorageUnavailable:
     """The error to raise for one that means the database could not do the work."""
     match error:
         case StorageUnavailable():
             return error
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            what = f"PostgreSQL at {address} refuses the login: check user and password in the DSN"
+            what = (
+                f"PostgreSQL at {address} refuses the login ({error}):"
+                " check user, password and TLS settings in the DSN"
+            )
         case asyncpg.InvalidCatalogNameError():
             what = f"there is no such database at {address}: create it, or correct the DSN"
         case asyncpg.TooManyConnectionsError():
@@ -79,6 +120,12 @@ def unavailable(error: BaseException, address: Address) -> StorageUnavailable:
             return NotGranted(
                 f"the login may not do this at {address} ({error}):"
                 f" 'outlast grants ROLE --as {kinds}' prints what it needs"
+            )
+        case ssl.SSLError():
+            detail = getattr(error, "verify_message", "") or error.reason or str(error)
+            what = (
+                f"PostgreSQL at {address} and this process do not agree on TLS ({detail}): check"
+                " sslmode, sslrootcert, sslcert and sslkey in the DSN, and the server's certificate"
             )
         case TimeoutError() | OSError():
             detail = str(error) or type(error).__name__

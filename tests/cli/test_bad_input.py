@@ -62,7 +62,7 @@ def test_a_refused_login_is_said_to_be_one(command: str) -> None:
         ended = outlast(*command.split(), dsn=dsn)
 
     assert ended.code == 7
-    assert "refuses the login: check user and password" in ended.err
+    assert "check user, password and TLS settings" in ended.err
 
 
 @pytest.mark.parametrize("command", ["ls", "doctor"])
