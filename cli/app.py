@@ -103,6 +103,10 @@ def _check_text(arguments: list[str]) -> None:
 
 def _complain(error: BaseException, arguments: list[str]) -> int:
     message, code = explain(error)
+    if "://" in message or "assword=" in message:  # what was typed in a wrong place is quoted
+        from engine.settings import without_password
+
+        message = without_password(message)
     if message:
         sys.stderr.write(f"outlast: {printable(message)}\n")
     if isinstance(error, Complaint) and message:  # without one, the help was shown

@@ -81,7 +81,9 @@ def _announce(session: Session, dsn: str, *, schema: str, embedded: bool, app: s
     from engine.settings import without_password
 
     if session.output.as_json:
-        session.output.line({"dsn": dsn, "schema": schema, "embedded": embedded, "app": app})
+        session.output.line(
+            {"dsn": without_password(dsn), "schema": schema, "embedded": embedded, "app": app}
+        )
         return
     say = session.output.say
     say(f"database  {without_password(dsn)}" + ("  (embedded PostgreSQL)" if embedded else ""))

@@ -111,6 +111,8 @@ def aes_gcm() -> AesGcm:
             continue
         id, _, text = part.strip().partition("=")
         try:
+            if not text:  # a key without an id would be taken for one, and shown
+                raise ValueError
             key = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise ConfigurationError(

@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import timedelta
 from types import NoneType
 from typing import Annotated, Any, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -196,15 +195,11 @@ with warnings.catch_warnings():
         __str__ = __repr__
 
 
-def without_password(dsn: str) -> str:
-    """A DSN that may be shown."""
-    try:
-        parts = urlsplit(dsn)
-        password = parts.password
-    except ValueError:
-        return "(unreadable)"
-    shown = dsn.replace(f":{password}@", ":***@") if password else dsn
-    return re.sub(r"(?<=[?&]password=)[^&]*", "***", shown)
+def without_password(text: str) -> str:
+    """A DSN, or a text with one in it, that may be shown. Of a password that was not quoted, up to
+    the last "@" of the text."""
+    hidden = re.sub(r"(://[^:@/?#\s]*):.*@", r"\1:***@", text, flags=re.DOTALL)
+    return re.sub(r"\b((?:ssl)?password)=[^&\s]*", r"\1=***", hidden, flags=re.IGNORECASE)
 
 
 def _explain(error: ValidationError) -> str:

@@ -44,6 +44,10 @@ class Address:
         """Read leniently: what cannot be read is left blank, since this is for messages."""
         try:
             parts = urlsplit(dsn)
+            # A password with one of /?# in it ends up behind what is taken for the host.
+            behind = f"{parts.path}{parts.query}{parts.fragment}"
+            if parts.scheme not in {"postgresql", "postgres"} or "@" in behind:
+                raise ValueError
             query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
             _, _, location = parts.netloc.rpartition("@")
             host, _, port = location.rpartition(":") if ":" in location else (location, "", "")

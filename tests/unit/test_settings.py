@@ -126,7 +126,13 @@ def test_no_error_shows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://u:pw@h/db", "postgresql://u:***@h/db"),
         ("postgresql://u@h/db", "postgresql://u@h/db"),
         ("postgresql://h/db?user=u&password=pw&x=1", "postgresql://h/db?user=u&password=***&x=1"),
-        ("postgresql://[::1/db", "(unreadable)"),
+        ("postgresql://u:pw@[::1/db", "postgresql://u:***@[::1/db"),
+        ("postgresql://u:p@w/?#@h:5432/db", "postgresql://u:***@h:5432/db"),
+        (
+            "postgresql://h/db?sslpassword=pw&PASSWORD=pw",
+            "postgresql://h/db?sslpassword=***&PASSWORD=***",
+        ),
+        ("in 'postgresql://u:p w@h/db' is no x", "in 'postgresql://u:***@h/db' is no x"),
         ("", ""),
     ],
 )
