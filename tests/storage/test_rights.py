@@ -105,7 +105,7 @@ async def test_an_owner_migrates_and_needs_no_other_right(empty_dsn: str) -> Non
 
 
 async def test_a_login_without_grants_is_told_how_to_get_them(dsn: str) -> None:
-    with role(dsn) as login, pytest.raises(StorageUnavailable, match=r"--as worker.client.insp"):
+    with role(dsn) as login, pytest.raises(StorageUnavailable, match=r"--as inspector"):
         async with PostgresStorage(login):
             pytest.fail("it was let in")
 
