@@ -66,7 +66,7 @@ class Change:
 class _Round:
     """What one statement is to write, and what is told when it has."""
 
-    arrived: list[QueueItem] = field(default_factory=list[QueueItem])
+    arrived: dict[Snowflake, QueueItem] = field(default_factory=dict[Snowflake, QueueItem])
     lines: list[Line] = field(default_factory=list[Line])
     targets: list[int] = field(default_factory=list[int])
     ripe: list[QueueItem] = field(default_factory=list[QueueItem])
@@ -81,7 +81,7 @@ class _Round:
         return QueueWrite(
             queue=queue,
             shard=shard,
-            arrived=self.arrived,
+            arrived=list(self.arrived.values()),
             lines=self.lines,
             targets=self.targets,
             ripe=[item.request_id for item in self.ripe],
@@ -281,31 +281,32 @@ class Dispatcher:
         room, runners = self._room(now)
         if room > 0:
             chosen, made.lines = self._lineup.choose(room)
-            admitted = {item.request_id for item in chosen}
             count = len(chosen) + sum(line.count for line in made.lines)
-            made.targets = self._targets(count, runners)
-            for item in chosen:
-                made.arrived.append(replace(item, shard=made.targets.pop(0)))
-            arrived = [item for item in arrived if item.request_id not in admitted]
+            targets = self._targets(count, runners)
+            made.targets = targets[len(chosen) :]
+            for item, shard in zip(chosen, targets, strict=False):
+                made.arrived[item.request_id] = replace(item, shard=shard)
+            arrived = [item for item in arrived if item.request_id not in made.arrived]
             if self._limits.rate is not None and count:
                 self._full_at = self._limits.rate.take(self._full_at, now, count)
                 self._noted = False
         if made.changes or not self._noted:
             made.row = self._row()
-        made.arrived.extend(self._lineup.store(arrived))
+        made.arrived.update((item.request_id, item) for item in self._lineup.store(arrived))
         return made
 
     async def _carry_out(self, made: _Round) -> None:
         write = made.write(self.definition.name, self.shard.id)
         chosen = await self._write(write)
-        for item in (*chosen, *made.arrived):
+        for item in (*chosen, *made.arrived.values()):
             if item.shard is not None:
                 self._began(item)
+        got = Counter((item.priority, item.key) for item in chosen)
         for line in made.lines:
-            got = sum((i.priority, i.key) == (line.priority, line.key) for i in chosen)
-            if got < line.count:
+            missing = line.count - got[line.priority, line.key]
+            if missing > 0:
                 log.error("a queue has fewer items than its owner thought", extra=self._named())
-            for _ in range(got, line.count):
+            for _ in range(missing):
                 self._lineup.ended(line.key)
         for item in made.ripe:
             self._lineup.add_stored(Line(priority=item.priority, key=item.key, count=1))
@@ -339,7 +340,8 @@ class Dispatcher:
         delivery.committed(self.shard, commit, Flushed(requests={}, replies={}))
         for seq in made.settled:
             self._rows.pop(seq, None)
-        shards = {item.shard for item in (*chosen, *made.arrived) if item.shard is not None}
+        items = (*chosen, *made.arrived.values())
+        shards = {item.shard for item in items if item.shard is not None}
         shards.update(shard for _, shard in made.interrupted)
         if shards:
             delivery.ring_anywhere({ShardId(group, shard) for shard in shards})
@@ -368,7 +370,7 @@ class Dispatcher:
                 put_off = self._put_off(item, terms, made)
                 if put_off.due_at is not None and put_off.due_at > now:
                     self._wait_until_due(put_off)
-                    made.arrived.append(put_off)
+                    made.arrived[request_id] = put_off
                     continue
             self._lineup.arrive(item)
             taken.append(item)
@@ -382,9 +384,7 @@ class Dispatcher:
         other = self._later.pop(terms.debounce, None)
         if other is not None:
             since = other.since or at
-            if other in made.arrived:
-                made.arrived.remove(other)
-            else:
+            if made.arrived.pop(other.request_id, None) is None:
                 made.freed.add(other.request_id)
             self._end(other.request_id, f"item {item.request_id} has taken its place", made)
         due_at = min(_after(max(at, since), terms.period), _after(since, terms.longest))
@@ -421,10 +421,11 @@ class Dispatcher:
         if (item := self._admitted.get(id)) is not None and item.shard is not None:
             made.interrupted.append((id, item.shard))
             return
-        put_off = [each.debounce for each in self._later.values() if each.request_id == id]
         terms = Terms.of(row.envelope.headers)
-        if put_off and put_off[0] is not None:
-            del self._later[put_off[0]]
+        debounce = terms.debounce or ""
+        put_off = self._later.get(debounce)
+        if put_off is not None and put_off.request_id == id:
+            del self._later[debounce]
         elif not self._lineup.leave(terms.priority, terms.key):
             return
         made.freed.add(id)

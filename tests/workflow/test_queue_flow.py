@@ -2,6 +2,7 @@
 take their place. On the virtual clock, so that each comes at its very time."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from engine.cluster.dispatcher import Dispatcher
 from engine.cluster.lineup import Lineup
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.protocol import InboxKind, InboxRow
-from engine.storage.queues import Line, QueueItem
+from engine.storage.queues import Line, QueueItem, QueueWrite
 from engine.testing import TestCluster, VirtualClock
 from tests.eventually import eventually
 
@@ -325,6 +326,49 @@ async def test_a_queue_that_fails_is_read_again_and_goes_on(
         info = await cluster.client.queue(OneAtATime).describe()
         assert (info.waiting, info.running) == (0, 0)
     assert [item for _, item in queue.began] == ["0", "1", "2"]
+
+
+class Keyed(Timed):
+    @classmethod
+    def key(cls, item: str) -> str:
+        return item
+
+
+class Chosen(list[QueueItem]):
+    """What a write has chosen; ``gone_over`` is how often somebody went over all of it."""
+
+    gone_over = 0
+
+    def __iter__(self) -> Iterator[QueueItem]:
+        Chosen.gone_over += 1
+        return super().__iter__()
+
+
+async def test_a_round_goes_over_its_items_as_often_however_many_keys_they_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Dispatcher._write
+    writes = 0
+
+    async def written(self: Dispatcher, what: QueueWrite) -> Chosen:
+        nonlocal writes
+        writes += 1
+        return Chosen(await write(self, what))
+
+    monkeypatch.setattr(Dispatcher, "_write", written)
+    queue = Keyed()
+    async with cluster_of(queue) as cluster:
+        handle = cluster.client.queue(Keyed)
+        await handle.pause()
+        for n in range(100):
+            await cluster.client.submit(Keyed, f"{n}")
+        await cluster.settle()
+        Chosen.gone_over = writes = 0
+        await handle.resume()
+        await cluster.settle()
+
+        assert len(queue.began) == 100
+        assert Chosen.gone_over <= 3 * writes < 100
 
 
 class Passing(VirtualClock):
