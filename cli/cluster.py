@@ -41,7 +41,8 @@ async def runners(
     """List the runners: where they are, whether they live, what they have in hand and serve.
 
     The shards are those it owns now; entities and executions are those in its memory, and lanes
-    its writing connections, as of its last heartbeat.
+    its writing connections, as of its last heartbeat. It is full when there is no place in memory
+    for another entity; items of queues go elsewhere meanwhile.
     """
     from cli import forms
 
@@ -151,7 +152,9 @@ def _runner_row(
         *([f"{row.weight:g}"] if weighted else []),
         str(shards),
         "" if load is None else str(load.lanes),
-        "" if load is None else str(load.entities),
+        ""
+        if load is None
+        else Text(f"{load.entities}, full" if load.crowded else f"{load.entities}"),
         "" if load is None else str(load.executions),
         Text(row.version),
         Text(", ".join(sorted(row.types))),

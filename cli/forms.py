@@ -95,6 +95,7 @@ def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
         "lanes": None if load is None else load.lanes,
         "entities": None if load is None else load.entities,
         "executions": None if load is None else load.executions,
+        "crowded": None if load is None else load.crowded,
         "types": dict(row.types),
         "started_at": iso(row.started_at),
         "beat_at": iso(row.beat_at),

@@ -450,18 +450,25 @@ class Dispatcher:
         runners = dict(self._tools.roster.shards(self.shard.id.group, name))
         if self._settings.paused or self._leaving:
             return 0, runners
-        most = limits.concurrency or _PER_RUNNER * len(runners)
-        room = min(_BATCH, most - len(self._admitted))
+        room, each = _BATCH, limits.per_runner
+        if limits.concurrency:
+            room = min(room, limits.concurrency - len(self._admitted))
+        else:
+            each = each or _PER_RUNNER
         if limits.rate is not None:
             room = min(room, limits.rate.room(self._full_at, now))
-        if limits.per_runner:
-            room = min(room, sum(max(0, limits.per_runner - self._load[each]) for each in runners))
+        if each:
+            room = min(room, sum(max(0, each - self._load[runner]) for runner in runners))
         return room if runners else 0, runners
 
     def _targets(self, count: int, runners: dict[RunnerId, Sequence[int]]) -> list[int]:
-        """The shards of those runners that have least of this queue in hand."""
+        """The shards of those runners that have least of this queue in hand; alike ones take
+        turns."""
         self._turn += 1
-        heap = [(self._load[each], number, each) for number, each in enumerate(sorted(runners))]
+        heap = [
+            (self._load[each], (number + self._turn) % len(runners), each)
+            for number, each in enumerate(sorted(runners))
+        ]
         heapq.heapify(heap)
         targets: list[int] = []
         for _ in range(count):

@@ -45,6 +45,12 @@ class Residency:
     def __len__(self) -> int:
         return len(self._residents)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a newcomer would have to wait."""
+        full = len(self._residents) >= self._limit and not self._idle
+        return bool(self._waiting) or full
+
     def room(self) -> bool:
         """Whether a newcomer may enter now; an idle resident is evicted for it."""
         if self._waiting:

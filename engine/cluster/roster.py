@@ -23,7 +23,7 @@ class Roster:
 
     def follow(self, view: View) -> None:
         types = tuple((row.id, tuple(sorted(row.types))) for row in view.runners)
-        ground = view.electorate, view.silent, types
+        ground = view.electorate, view.silent, types, _crowded(view)
         if ground != self._ground:
             self._view, self._ground = view, ground
             self._owners.clear()
@@ -35,11 +35,13 @@ class Roster:
         return self._of(shard.group).get(shard)
 
     def shards(self, group: str, type: str) -> Mapping[RunnerId, Sequence[int]]:
-        """The shards of those who serve a type and are heard of; empty before the first view."""
+        """The shards of those who serve a type and are heard of, without those who are crowded
+        while others are not; empty before the first view."""
         view = self._view
         if view is None:
             return {}
         serving = {row.id for row in view.runners if type in row.types} - view.silent
+        serving = serving - _crowded(view) or serving
         found: dict[RunnerId, list[int]] = {}
         for shard, runner in self._of(group).items():
             if runner in serving:
@@ -55,3 +57,7 @@ class Roster:
             candidates = [Candidate(id=row.id, weight=row.weight) for row in rows]
             self._owners[group] = assign(shards, candidates)
         return self._owners[group]
+
+
+def _crowded(view: View) -> frozenset[RunnerId]:
+    return frozenset(row.id for row in view.runners if row.load is not None and row.load.crowded)

@@ -472,12 +472,14 @@ class RunnerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLoad:
-    """What a runner has in hand, as of its last heartbeat."""
+    """What a runner has in hand, as of its last heartbeat. ``crowded``: it has no place in memory
+    for another entity."""
 
     lanes: int = 0
     shards: int = 0
     entities: int = 0
     executions: int = 0
+    crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

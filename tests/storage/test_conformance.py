@@ -1262,7 +1262,7 @@ async def test_a_heartbeat_is_dated_by_the_database(process: Process) -> None:
 async def test_a_heartbeat_tells_all_what_a_runner_has_in_hand(
     world: World, process: Process
 ) -> None:
-    peer, load = await world.process(), RunnerLoad(lanes=2, shards=150, entities=7, executions=0)
+    peer, load = await world.process(), RunnerLoad(lanes=2, shards=150, entities=7, crowded=True)
 
     own = await process.registry.beat(process.runner, load)
 
