@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engine.core.outcome import ExecutionInfo, JournalEvent
-    from engine.storage.protocol import StoredExecution
+    from engine.storage.protocol import Storage, StoredExecution
 
 PANEL = "Look"
 _FOLLOW = 0.3
@@ -77,16 +77,22 @@ async def show(session: Session, id: ExecutionId) -> None:
 
 
 async def why(session: Session, id: ExecutionId) -> None:
-    """Say in one sentence what an execution waits for, or what is wrong and what to do."""
+    """Say in one sentence what an execution waits for, or what is wrong and what to do.
+
+    Also of a message to an entity or an item of a queue that has not ended, by its request id.
+    """
     from cli.report import advice
     from engine import admin
 
     async with session.storage() as storage:
+        now = database_now(storage)
+        if (sentence := await _of_request(storage, id)) is not None:
+            session.output.show(printable(readable(sentence, now)), {"id": id, "why": sentence})
+            return
         stored = await find(storage, id)
         silent_before = session.silent_before(storage)
         info = await admin.describe(storage, stored, silent_before=silent_before)
         events = await admin.history(storage, stored.request_id)
-        now = database_now(storage)
     name = f"{info.workflow}/{info.id}"
     if session.output.as_json:
         session.output.line({"id": name, "status": str(info.status), "why": info.why})
@@ -95,6 +101,16 @@ async def why(session: Session, id: ExecutionId) -> None:
         hint = advice(info, None if stored.status.finished else stored.waiting, events)
         if hint:
             session.output.say(f"to let it go on: {hint}")
+
+
+async def _of_request(storage: "Storage", id: str) -> str | None:
+    """Where a message or an item stands, if it is the id of one that has not ended."""
+    from engine.core.ids import Snowflake
+    from engine.place import standing
+
+    if not (id.isascii() and id.isdecimal()) or int(id) >= 1 << 63:
+        return None
+    return await standing(storage, Snowflake(int(id)))
 
 
 async def history(

@@ -12,7 +12,7 @@ from typing import Final
 
 from engine.core.errors import ErrorDetails, NotFound
 from engine.core.ids import Snowflake
-from engine.core.journal import JournalRow
+from engine.core.journal import JournalKind, JournalRow
 from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.reply import (
     Defect,
@@ -26,11 +26,14 @@ from engine.core.reply import (
 )
 from engine.core.seal import unreadable
 from engine.core.status import Status
+from engine.place import standing
 from engine.storage.pauses import Pause
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution, StoredReply
 from engine.why import Situation, why
 
 _PAGE: Final = 200
+_CALLS: Final = 3
+"""So many of the requests that an execution waits for are spoken of."""
 
 
 async def find(storage: Storage, workflow: str, execution_id: str) -> StoredExecution:
@@ -66,10 +69,25 @@ async def describe(
         silent_before=silent_before,
         pause=(await storage.pauses()).get(execution.workflow),
         holder=next((each for each in holders if execution.shard in each.shards), None),
+        calls=await _calls(storage, journal),
     )
     return replace(
         info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)
     )
+
+
+async def _calls(storage: Storage, journal: Sequence[JournalRow]) -> list[str]:
+    """Where the first of the requests stand that it has sent and has no reply of."""
+    ended = {(row.name, row.ordinal) for row in journal if row.kind is JournalKind.STEP}
+    calls = [
+        row.source
+        for row in journal
+        if row.kind is JournalKind.CALL
+        and row.source is not None
+        and (row.name, row.ordinal) not in ended
+    ]
+    found = [await standing(storage, each) for each in calls[:_CALLS]]
+    return [sentence for sentence in found if sentence is not None]
 
 
 async def executions(

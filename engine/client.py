@@ -18,7 +18,7 @@ from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entit
 from engine.cluster.queue import Debounce, Queue, queue_of
 from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
-from engine.core.clock import within
+from engine.core.clock import due_at, within
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
@@ -393,9 +393,10 @@ class Client:
         """
         definition = queue_of(queue)
         payload = definition.signature.validated((item,), {})
-        if debounce is not None and (id is not None or at is not None or delay is not None):
-            raise ConfigurationError("an item that is debounced has no id= and no at= or delay=")
-        terms = definition.terms(item, key=key, priority=priority, debounce=debounce)
+        deliver_at = self._when(at, delay)
+        terms = definition.terms(
+            item, id=id, key=key, priority=priority, deliver_at=deliver_at, debounce=debounce
+        )
         await self._node.know(definition.group)
         envelope = definition.request(
             await self._node.outbox.next_id(),
@@ -403,7 +404,7 @@ class Client:
             payload=payload,
             terms=terms,
             id=id,
-            deliver_at=self._when(at, delay),
+            deliver_at=deliver_at,
         )
         saved = await self._node.sender.send(envelope)
         return Item(self._node, definition, envelope.address, saved.request_id)
@@ -450,11 +451,7 @@ class Client:
         return await self._node.sender.send(envelope, wait=wait)
 
     def _when(self, at: datetime | None, delay: timedelta | None) -> datetime | None:
-        if at is not None and delay is not None:
-            raise ConfigurationError("give at= or delay=, not both")
-        if at is not None and at.tzinfo is None:
-            raise ConfigurationError("at= needs an aware datetime; give it a time zone")
-        return self._node.clock.now() + delay if delay is not None else at
+        return due_at(at, delay, self._node.clock.now())
 
 
 def _name_of(workflow: type[Workflow[Any, Any]] | str) -> str:

@@ -3,12 +3,15 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from engine import admin
 from engine.cluster.queue import QueueDefinition
 from engine.core.clock import within
 from engine.core.envelope import Interrupt
-from engine.core.errors import ErrorDetails, RequestFailed
+from engine.core.errors import ErrorDetails, NotFound, RequestFailed
 from engine.core.ids import EntityAddress, Snowflake
-from engine.core.reply import Defect, Failure, Success
+from engine.core.outcome import Failed, Pending, Succeeded
+from engine.core.reply import Defect, Failure, Interrupted, Success, Terminated
+from engine.core.status import Status
 
 if TYPE_CHECKING:
     from engine.node import Node
@@ -54,6 +57,27 @@ class Item(Generic[B]):
             case ended:
                 details = ErrorDetails(type(ended).__name__, ended.reason)
                 raise RequestFailed(f"{name} was ended: {ended.reason}", details)
+
+    async def poll(self) -> Pending | Succeeded[B] | Failed | Interrupted | Terminated:
+        """What has become of it by now: pending as scheduled until its queue admits it, from then
+        on as running. ``NotFound`` when it was pruned."""
+        match await admin.exit_of(self._node.storage, self.request_id):
+            case None:
+                return await self._pending()
+            case Success(value):
+                return Succeeded(self._definition.signature.result.decode(value))
+            case Failure(error) | Defect(error):
+                return Failed(error)
+            case ended:
+                return ended
+
+    async def _pending(self) -> Pending:
+        storage = self._node.storage
+        place = await storage.place(self.request_id)
+        if place is None and await storage.request(self.request_id) is None:
+            raise NotFound(f"item {self.id} of {self._definition.name} has ended and was pruned")
+        running = place is None or place.admitted
+        return Pending(Status.RUNNING if running else Status.SCHEDULED)
 
     async def cancel(self) -> bool:
         """Ask it to end early: one that waits is taken out, one that runs sees a cancellation.

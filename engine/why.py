@@ -35,6 +35,7 @@ class Situation:
     ``silent_before``: an owner without a later sign of life may be dead; None: not judged.
     ``pause``: what was last said of its workflow as a whole. ``holder``: who has the lock of its
     shard, if that is no live runner.
+    ``calls``: where the messages and items stand that it waits for, a sentence for each.
     """
 
     execution: StoredExecution
@@ -46,6 +47,7 @@ class Situation:
     silent_before: datetime | None = None
     pause: Pause | None = None
     holder: LockHolder | None = None
+    calls: Sequence[str] = ()
 
 
 def why(situation: Situation) -> str:
@@ -102,11 +104,12 @@ def _standing(situation: Situation) -> str:
         case Status.SUSPENDED:
             at = situation.journal[-1].at if situation.journal else None
             since = f", since {at.isoformat(timespec='seconds')}" if at else ""
-            return f"it {execution.waiting or _NOTHING}{since}{_failure(situation.journal)}"
+            failure = _failure(situation.journal)
+            return f"it {execution.waiting or _NOTHING}{since}{failure}{_calls(situation)}"
         case Status.RUNNING:
             runs = f"runs on {_name(situation)}" if _at_work(situation) else "was running"
             last = f"{_last(situation.journal)}{_beat(situation.heartbeats)}"
-            return f"it {runs}{last}{_queued(situation.queued)}"
+            return f"it {runs}{last}{_calls(situation)}{_queued(situation.queued)}"
         case Status.PAUSED if _returns(execution):
             return "it goes on in a moment"
         case Status.PAUSED:
@@ -140,6 +143,10 @@ def _code(situation: Situation) -> str:
     if owner is None or execution.workflow not in owner.types:
         return execution.workflow
     return f"version {execution.version} of {execution.workflow}, which it is pinned to"
+
+
+def _calls(situation: Situation) -> str:
+    return "".join(f"; {call}" for call in situation.calls)
 
 
 def _last_beat(situation: Situation) -> datetime | None:

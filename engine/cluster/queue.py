@@ -206,9 +206,18 @@ class QueueDefinition:
         self.signature: Signature = Signature(processing(cls), what=f"{cls.__qualname__}.{PROCESS}")
 
     def terms(
-        self, item: Any, *, key: str | None, priority: int | None, debounce: Debounce | None = None
+        self,
+        item: Any,
+        *,
+        id: str | None,
+        key: str | None,
+        priority: int | None,
+        deliver_at: datetime | None,
+        debounce: Debounce | None,
     ) -> Terms:
         """How an item is to be treated; ``InvalidPayload`` when that cannot be stored."""
+        if debounce is not None and (id is not None or deliver_at is not None):
+            raise ConfigurationError("an item that is debounced has no id= and no at= or delay=")
         terms = Terms(
             key=_key(self.cls.key(item) if key is None else key),
             priority=_priority(self.cls.priority if priority is None else priority),
@@ -231,7 +240,7 @@ class QueueDefinition:
         payload: bytes,
         terms: Terms,
         id: str | None,
-        deliver_at: datetime | None = None,
+        deliver_at: datetime | None,
         reply_to: ReplyTo | None = None,
         trace: str | None = None,
     ) -> EnvelopeRequest:

@@ -101,6 +101,15 @@ def seconds(duration: object, what: str) -> float:
     return duration.total_seconds()
 
 
+def due_at(at: datetime | None, delay: timedelta | None, now: datetime) -> datetime | None:
+    """The time that a public ``at=`` or ``delay=`` asks for; None: at once."""
+    if at is not None and delay is not None:
+        raise ConfigurationError("give at= or delay=, not both")
+    if at is not None and at.tzinfo is None:
+        raise ConfigurationError("at= needs an aware datetime; give it a time zone")
+    return at if delay is None else now + timedelta(seconds=seconds(delay, "delay="))
+
+
 def within(timeout: timedelta | None) -> asyncio.Timeout:
     """What a public ``timeout=`` asks for: ``TimeoutError`` after it; None: wait for ever."""
     return asyncio.timeout(None if timeout is None else seconds(timeout, "timeout="))

@@ -22,6 +22,7 @@ from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
+from engine.storage.places import Place
 from engine.storage.pool import Pool
 from engine.storage.protocol import (
     ExecutionFilter,
@@ -44,6 +45,7 @@ from engine.storage.records import (
     owned_execution_from,
     patch_answer_from,
     pause_from,
+    place_from,
     queue_counts_from,
     queue_from,
     queue_item_from,
@@ -218,6 +220,11 @@ class Inspection:
     async def queue_rows(self, names: Sequence[str] | None = None) -> Sequence[QueueRow]:
         rows = await self._pool.fetch("queues", names)
         return await self._read(lambda: [queue_from(row, self._groups) for row in rows])
+
+    async def place(self, request_id: Snowflake) -> Place | None:
+        rows = await self._pool.fetch("place", request_id)
+        found = await self._read(lambda: [place_from(row, self._groups) for row in rows])
+        return found[0] if found else None
 
     # --- the cluster ------------------------------------------------------------------------------
 

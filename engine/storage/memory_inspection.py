@@ -16,6 +16,7 @@ from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lock_holder import LockHolder
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.pauses import Pause
+from engine.storage.places import Place
 from engine.storage.protocol import (
     ExecutionFilter,
     LoadedExecution,
@@ -147,6 +148,10 @@ class MemoryInspection:
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         await self._travel()
         return self._database.rows.queue_counts(names)
+
+    async def place(self, request_id: Snowflake) -> Place | None:
+        await self._travel()
+        return self._database.rows.place(request_id)
 
     # --- the cluster --------------------------------------------------------------------------
 

@@ -63,6 +63,24 @@ class MemoryQueues:
             held=[item for item in self._items[name].values() if not _waits(item)],
         )
 
+    def place(self, request_id: Snowflake) -> tuple[QueueItem, int, list[QueueItem]] | None:
+        """An item and, unless it is admitted, how many of its line go before it, and those of its
+        key that run, the oldest first."""
+        for items in self._items.values():
+            if (item := items.get(request_id)) is None:
+                continue
+            if item.shard is not None:
+                return item, 0, []
+            alike = [each for each in items.values() if each.key == item.key]
+            ahead = [
+                each
+                for each in alike
+                if _waits(each) and each.priority == item.priority and each.seq < item.seq
+            ]
+            running = [each for each in alike if each.shard is not None]
+            return item, len(ahead), sorted(running, key=lambda each: each.seq)
+        return None
+
     def counts(
         self,
         names: Sequence[str] | None,

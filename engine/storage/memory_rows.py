@@ -23,10 +23,12 @@ from engine.storage.memory_entities import MemoryEntities
 from engine.storage.memory_executions import MemoryExecutions
 from engine.storage.memory_failures import begin_trial, count_lost, end_trials, fail
 from engine.storage.memory_heartbeats import MemoryHeartbeats
+from engine.storage.memory_places import place
 from engine.storage.memory_queues import MemoryQueues
 from engine.storage.memory_replies import MemoryReplies
 from engine.storage.memory_schedules import MemorySchedules
 from engine.storage.memory_shard import NEVER, MemoryRow, MemoryShard
+from engine.storage.places import Place
 from engine.storage.protocol import (
     BadBatch,
     Commit,
@@ -439,6 +441,13 @@ class MemoryRows:
 
     def queue_counts(self, names: Sequence[str] | None) -> list[QueueCounts]:
         return self.queues.counts(names, self._envelopes, self._clock.now())
+
+    def place(self, request_id: Snowflake) -> Place | None:
+        """Where a message or an item is."""
+        envelope = self._envelopes.get(request_id)
+        if envelope is None:
+            return None
+        return place(envelope, self._envelopes, self._shards, self.queues, self._clock.now())
 
     def dead_letters(self, filter: DeadFilter, limit: int) -> list[DeadLetter]:
         """The youngest that pass the filter, from ``filter.after`` on; no executions."""

@@ -28,6 +28,7 @@ from engine.storage.entities import (
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
+from engine.storage.places import Place
 from engine.storage.queues import (
     QueueContents,
     QueueCounts,
@@ -910,6 +911,10 @@ class Storage(Protocol):
 
     async def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Queues by name, with how many items they have; all of them without ``names``."""
+        ...
+
+    async def place(self, request_id: Snowflake) -> Place | None:
+        """Where a message to an entity or an item of a queue is; None when it has ended."""
         ...
 
     async def shards(self) -> Sequence[ShardRow]: ...

@@ -11,13 +11,19 @@ from datetime import datetime
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake
 from engine.core.reply import ReplyKind
 
+_PREFIX = "queue:"
 PROCESS = "process"
 """The tag of an item's request."""
 
 
 def queue_type(name: str) -> EntityType:
     """The entity type of a queue's items. No entity can have it: names hold no colon."""
-    return EntityType(f"queue:{name}")
+    return EntityType(f"{_PREFIX}{name}")
+
+
+def queue_named(type: str) -> str | None:
+    """The queue whose items are of an entity type; None for the types of entities."""
+    return type.removeprefix(_PREFIX) if type.startswith(_PREFIX) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

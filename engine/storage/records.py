@@ -15,6 +15,7 @@ from engine.storage.entities import DeadLetter, EntityRow, StoredState
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.pauses import Pause
+from engine.storage.places import Holder, Place
 from engine.storage.protocol import RunnerLoad, RunnerRow, StoredExecution, StoredReply
 from engine.storage.queues import Line, QueueCounts, QueueItem, QueueRow
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
@@ -32,11 +33,7 @@ def envelope_from(record: asyncpg.Record, groups: Groups) -> EnvelopeRequest:
         )
     return EnvelopeRequest(
         request_id=record["request_id"],
-        address=EntityAddress(
-            groups.shard(record["group_id"], record["shard"]),
-            record["entity_type"],
-            record["entity_id"],
-        ),
+        address=_address(record, groups),
         tag=record["tag"],
         payload=record["payload"],
         headers=headers,
@@ -220,6 +217,29 @@ def queue_counts_from(row: QueueRow, record: asyncpg.Record | None) -> QueueCoun
     )
 
 
+def place_from(record: asyncpg.Record, groups: Groups) -> Place:
+    holder = record["holder"]
+    return Place(
+        request_id=record["request_id"],
+        address=_address(record, groups),
+        tag=record["tag"],
+        runner=_owner(record),
+        due_at=record["due_at"],
+        ahead=record["ahead"],
+        key=record["key"],
+        admitted=record["admitted"],
+        running=record["running"],
+        holder=None
+        if holder is None
+        else Holder(
+            request_id=holder,
+            id=record["holder_id"],
+            tag=record["holder_tag"],
+            runner=record["holder_runner"],
+        ),
+    )
+
+
 def line_from(record: asyncpg.Record) -> Line:
     return Line(priority=record["priority"], key=record["key"], count=record["count"])
 
@@ -269,6 +289,14 @@ def patch_answer_from(record: asyncpg.Record) -> PatchAnswer:
         change=record["change"],
         answer=record["answer"],
         executions=record["executions"],
+    )
+
+
+def _address(record: asyncpg.Record, groups: Groups) -> EntityAddress:
+    return EntityAddress(
+        groups.shard(record["group_id"], record["shard"]),
+        record["entity_type"],
+        record["entity_id"],
     )
 
 

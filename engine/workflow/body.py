@@ -20,9 +20,9 @@ from typing import Any, NoReturn, cast
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
-from engine.cluster.queue import Queue, queue_of
+from engine.cluster.queue import Debounce, Queue, queue_of
 from engine.cluster.rpc import volatile_step
-from engine.core.clock import seconds, within
+from engine.core.clock import due_at, seconds, within
 from engine.core.codec import digest
 from engine.core.errors import (
     ConfigurationError,
@@ -367,6 +367,9 @@ class Body:
         id: str | None,
         key: str | None,
         priority: int | None,
+        at: datetime | None,
+        delay: timedelta | None,
+        debounce: Debounce | None,
     ) -> Coroutine[Any, Any, Any]:
         frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         where = (frame.f_code, frame.f_lineno)
@@ -374,8 +377,11 @@ class Body:
 
         def make() -> Step:
             payload = definition.signature.validated((item,), {})
-            terms = definition.terms(item, key=key, priority=priority)
-            call = QueueStep(definition, terms, id)
+            deliver_at = due_at(at, delay, self.now())
+            terms = definition.terms(
+                item, id=id, key=key, priority=priority, deliver_at=deliver_at, debounce=debounce
+            )
+            call = QueueStep(definition, terms, id, deliver_at)
             return self._call(call, payload, "" if id is None else id, where)
 
         return self._called_at(definition.name, where, lambda: self._ask(make()))

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from engine.cluster.entity import Entity
 from engine.cluster.handle import entity_handle
-from engine.cluster.queue import Queue
+from engine.cluster.queue import Debounce, Queue
 from engine.cluster.rpc import rpc_of, volatile_step
 from engine.core.codec import ValueCodec
 from engine.core.composed import composed
@@ -183,13 +183,26 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         id: str | None = None,
         key: str | None = None,
         priority: int | None = None,
+        at: datetime | None = None,
+        delay: timedelta | None = None,
+        debounce: Debounce | None = None,
     ) -> Coroutine[object, None, B]:
         """Put an item into a queue and wait for its result, as one durable step.
 
-        Options as for ``client.submit``. Raises ``StepFailed`` when processing it failed. When the
-        wait is cancelled or this execution ends, the item is processed all the same.
+        Options as for ``client.submit``. Raises ``StepFailed`` when processing it failed, and when
+        it was cancelled or a later item has taken its place. When the wait is cancelled or this
+        execution ends, the item is processed all the same.
         """
-        return self._body("submit()").submit(queue, item, id=id, key=key, priority=priority)
+        return self._body("submit()").submit(
+            queue,
+            item,
+            id=id,
+            key=key,
+            priority=priority,
+            at=at,
+            delay=delay,
+            debounce=debounce,
+        )
 
     def execution(self, workflow: "type[Workflow[A, B]]", id: str) -> "Execution[B]":
         """A handle on any execution, to tell it something; what it is told is a durable step."""

@@ -1,6 +1,7 @@
 """An item that a workflow's body submits to a queue, and whose result it waits for (a ``Call``)."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 from engine.cluster.queue import QueueDefinition, Terms
 from engine.core.envelope import ReplyTo
@@ -14,13 +15,16 @@ from engine.workflow.step import Step, step_error
 class QueueStep:
     """One item, as a step."""
 
-    __slots__ = ("id", "queue", "terms")
+    __slots__ = ("deliver_at", "id", "queue", "terms")
     told = False
 
-    def __init__(self, queue: QueueDefinition, terms: Terms, id: str | None) -> None:
+    def __init__(
+        self, queue: QueueDefinition, terms: Terms, id: str | None, deliver_at: datetime | None
+    ) -> None:
         self.queue: QueueDefinition = queue
         self.terms: Terms = terms
         self.id: str | None = id
+        self.deliver_at: datetime | None = deliver_at
 
     @property
     def name(self) -> str:
@@ -53,6 +57,7 @@ class QueueStep:
             payload=payload,
             terms=self.terms,
             id=self.id,
+            deliver_at=self.deliver_at,
             reply_to=reply_to,
             trace=trace,
         )

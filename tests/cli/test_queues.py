@@ -68,6 +68,29 @@ async def test_queues_are_listed_with_what_waits_and_runs(dsn: str) -> None:
         assert [await item.join() for item in items] == ["p0", "p1", "p2"]
 
 
+async def test_why_says_where_an_item_stands(dsn: str) -> None:
+    async with kept(dsn, queue := Parcels()) as client:
+        items = [await client.submit(Parcels, f"p{n}") for n in range(2)]
+
+        async def taken() -> bool:
+            line = await only(dsn)
+            return bool((line["waiting"], line["running"]) == (1, 1))
+
+        await eventually(taken)
+        id = str(items[1].request_id)
+        (said,) = (await do("why", id, dsn=dsn)).lines
+        table = await do("why", id, "--table", dsn=dsn)
+        queue.gate.set()
+        await items[1].join()
+        ended = await do("why", id, dsn=dsn)
+    assert said == {
+        "id": id,
+        "why": f"item {id} of queue Parcels waits for a place: 1 item may run at once, and do",
+    }
+    assert "at once, and do" in " ".join(table.out.split())
+    assert ended.code == 3
+
+
 async def test_a_queue_is_paused_and_resumed(dsn: str) -> None:
     async with kept(dsn, queue := Parcels()) as client:
         queue.gate.set()

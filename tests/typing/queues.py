@@ -3,7 +3,24 @@
 from datetime import timedelta
 from typing import assert_type
 
-from engine import Client, Debounce, Item, Queue, QueueInfo, Rate, Runner, Settings, Workflow
+from engine import (
+    Client,
+    Debounce,
+    ErrorDetails,
+    Failed,
+    Interrupted,
+    Item,
+    Pending,
+    Queue,
+    QueueInfo,
+    Rate,
+    Runner,
+    Settings,
+    Status,
+    Succeeded,
+    Terminated,
+    Workflow,
+)
 
 
 class Parcels(Queue[str, int]):
@@ -27,6 +44,8 @@ class Ship(Workflow[list[str], int]):
     async def execute(self, request: list[str]) -> int:
         weight = await self.submit(Parcels, request[0], id="first", key="k", priority=2)
         assert_type(weight, int)
+        await self.submit(Parcels, request[0], delay=timedelta(minutes=1))
+        await self.submit(Parcels, request[0], debounce=Debounce("d", timedelta(minutes=1)))
         return weight
 
 
@@ -35,6 +54,15 @@ async def submit(client: Client) -> None:
     assert_type(item, Item[int])
     assert_type(await item.join(timeout=timedelta(minutes=1)), int)
     assert_type(await item.cancel(), bool)
+    match await item.poll():
+        case Succeeded(value):
+            assert_type(value, int)
+        case Failed(error):
+            assert_type(error, ErrorDetails)
+        case Interrupted(reason) | Terminated(reason):
+            assert_type(reason, str)
+        case Pending(status):
+            assert_type(status, Status)
     print(await (await client.submit(Parcels, "p", debounce=Debounce("d", timedelta(1)))).join())
 
 
