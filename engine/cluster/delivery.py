@@ -477,6 +477,7 @@ class Delivery:
             seq = flushed.replies.get(reply.request_id)
             if reply.reply_to is not None and seq is not None:
                 elsewhere.extend(self.ring((reply.reply_to.shard,)))
+            elsewhere.extend(self.ring(flushed.followed.get(reply.request_id, ())))
         if awaited:
             self._doorbell.ring_replies(awaited)
         for request in commit.requests:

@@ -40,6 +40,7 @@ T = TypeVar("T")
 _BLAMED = 200
 _PER_SHARD = 64
 _RACES = 5
+_FOLLOWED = 4
 
 
 class PostgresLaneSession:
@@ -206,7 +207,7 @@ class PostgresLaneSession:
         others = [row for row in rows if row["outcome"] is None]
         returned = {row["asked"]: row["seq"] for row in others if row["seq"] is not None}
         late = {row["asked"] for row in others if row["seq"] is None}
-        answers = saved_from(row for row in rows if row["outcome"] is not None)
+        answers = saved_from(row for row in rows if row["outcome"] not in (None, _FOLLOWED))
         raced = [r for r in requests if r.envelope.request_id not in answers]
         for _ in range(_RACES):
             if not raced:
@@ -215,7 +216,22 @@ class PostgresLaneSession:
             columns = request_columns(raced, self._groups)
             answers |= saved_from(await self._ask("save", *columns, self._channel))
             raced = [r for r in raced if r.envelope.request_id not in answers]
-        return Flushed(requests=answers, replies=returned, overtaken=late.union(overtaken))
+        return Flushed(
+            requests=answers,
+            replies=returned,
+            overtaken=late.union(overtaken),
+            followed=await self._followed(rows),
+        )
+
+    async def _followed(
+        self, rows: Sequence[asyncpg.Record]
+    ) -> Mapping[Snowflake, Sequence[ShardId]]:
+        told = [row for row in rows if row["outcome"] == _FOLLOWED]
+        try:
+            return _followed_from(told, self._groups)
+        except UnknownGroup:
+            self._groups.learn(await self._ask("groups"))
+            return _followed_from(told, self._groups)
 
     async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
         sent = monotonic()
@@ -265,3 +281,12 @@ class PostgresLaneSession:
         loop = asyncio.get_running_loop()
         for callback in callbacks:
             loop.call_soon(callback)
+
+
+def _followed_from(
+    rows: Sequence[asyncpg.Record], groups: Groups
+) -> Mapping[Snowflake, Sequence[ShardId]]:
+    found: dict[Snowflake, list[ShardId]] = {}
+    for row in rows:
+        found.setdefault(row["asked"], []).append(groups.shard(row["found"], row["seq"]))
+    return found

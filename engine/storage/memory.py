@@ -169,6 +169,12 @@ class MemoryStorage(MemoryInspection):
         await self._travel()
         return stored
 
+    async def follow(self, execution: Snowflake, follower: Snowflake) -> bool:
+        await self._travel()
+        followed = self._database.rows.executions.follow(execution, follower)
+        await self._travel()
+        return followed
+
     async def finished(
         self, terms: Sequence[Term], *, limit: int
     ) -> Sequence[Sequence[tuple[Snowflake, datetime]]]:

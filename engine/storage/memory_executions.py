@@ -35,6 +35,7 @@ class MemoryExecutions:
         self._journal: dict[Snowflake, dict[tuple[int, int], JournalRow]] = {}
         self._failed_at: dict[Snowflake, int] = {}
         self._on_trial: set[Snowflake] = set()
+        self._followers: dict[Snowflake, list[Snowflake]] = {}
 
     def __contains__(self, execution: Snowflake) -> bool:
         return execution in self._rows
@@ -77,6 +78,21 @@ class MemoryExecutions:
             failures=old.failures if kept else 0,
         )
 
+    def follow(self, execution: Snowflake, follower: Snowflake) -> bool:
+        """Note who is to be told of an execution's end; False when that has come."""
+        row = self._rows.get(execution)
+        if row is None or row.status.finished:
+            return False
+        followers = self._followers.setdefault(execution, [])
+        if follower not in followers:
+            followers.append(follower)
+        return True
+
+    def followers(self, execution: Snowflake) -> list[StoredExecution]:
+        """Those of its followers that go on."""
+        rows = (self._rows.get(each) for each in self._followers.get(execution, ()))
+        return [row for row in rows if row is not None and not row.status.finished]
+
     def check_journal(self, rows: Sequence[JournalRow]) -> None:
         """``BadBatch`` when a key is taken or occurs twice."""
         keys = {(row.execution, row.run, row.position) for row in rows}
@@ -103,6 +119,7 @@ class MemoryExecutions:
         self._journal.pop(execution, None)
         self._failed_at.pop(execution, None)
         self._on_trial.discard(execution)
+        self._followers.pop(execution, None)
 
     def count_failure(self, execution: Snowflake) -> None:
         """Its runner was lost while it had work in hand: once more, or for the first time since it

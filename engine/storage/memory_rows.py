@@ -91,11 +91,22 @@ class MemoryRows:
             asked = [each.envelope.request_id for each in commit.requests]
             for request_id, saved in zip(asked, self.save(commit.requests), strict=True):
                 requests.setdefault(request_id, saved)
+        followers = {
+            update.request_id: self.executions.followers(update.request_id)
+            for update in (commit.execution for commit in commits)
+            if update is not None and update.status.finished
+        }
         for commit in commits:
             self._write(commit, replies, overtaken)
+        followed = {ended: self._tell(ended, told) for ended, told in followers.items() if told}
         for commit in commits:
             self._note(commit)
-        return Flushed(requests=requests, replies=replies, overtaken=overtaken)
+        return Flushed(requests=requests, replies=replies, overtaken=overtaken, followed=followed)
+
+    def _tell(self, ended: Snowflake, followers: Sequence[StoredExecution]) -> list[ShardId]:
+        for each in followers:
+            self._deliver(each.shard, InboxKind.REPLY, self._envelopes[ended], each.request_id)
+        return [each.shard for each in followers]
 
     def dispatch(self, write: QueueWrite) -> list[QueueItem]:
         """Write what the owner of a queue decided."""

@@ -208,6 +208,9 @@ class PostgresStorage(Inspection):
     async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         return await self._requests.interrupt(interrupts)
 
+    async def follow(self, execution: Snowflake, follower: Snowflake) -> bool:
+        return bool(await self._pool.fetch("follow", execution, follower))
+
     async def revive(self, requests: Sequence[Snowflake]) -> Sequence[ShardId]:
         return await self._requests.revive(requests)
 

@@ -358,11 +358,15 @@ class Commit:
 class Flushed:
     """What a flush made. ``requests``: by the request id that was asked for, what became of it.
     ``replies``: the seq of the REPLY inbox row, by the answered request id. ``overtaken``: requests
-    that had an exit before the one that came with states."""
+    that had an exit before the one that came with states. ``followed``: by the execution that has
+    ended, the shards in which REPLY rows tell its followers."""
 
     requests: Mapping[Snowflake, Saved]
     replies: Mapping[Snowflake, int]
     overtaken: Collection[Snowflake] = ()
+    followed: Mapping[Snowflake, Sequence[ShardId]] = field(
+        default_factory=dict[Snowflake, Sequence[ShardId]]
+    )
 
 
 class LaneSession(Protocol):
@@ -747,6 +751,11 @@ class Storage(Protocol):
     async def interrupt(self, interrupts: Sequence[Interrupt]) -> Sequence[bool]:
         """Store interrupts as inbox rows of their targets' shards; False where the request is
         unknown or has its exit. Storing one again is harmless. Ring the shards afterwards."""
+        ...
+
+    async def follow(self, execution: Snowflake, follower: Snowflake) -> bool:
+        """Let the exit of an execution come to another's inbox, as a REPLY row, in the commit that
+        ends it; False when it has ended already. Once is enough, and twice is harmless."""
         ...
 
     async def post(self, messages: Sequence[Post]) -> Sequence[Posted]:

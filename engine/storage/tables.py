@@ -306,6 +306,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("failures", SmallInteger, nullable=False, server_default=text("0")),
         Column("failed_position", Integer, nullable=False, server_default=text("0")),
         Column("trial", Boolean, nullable=False, server_default=text("false")),
+        Column("followers", ARRAY(BigInteger)),
         postgresql_with=_UPDATED,
     )
     Index(

@@ -272,8 +272,17 @@ class Outgoing:
             return
 
     async def _share(self, step: Step, request_id: Snowflake) -> None:
-        exit = await self._services.await_exit(request_id)
-        step.task = None
+        services = self._services
+        while isinstance(step.call, ChildRun):
+            try:
+                step.followed = await services.storage.follow(request_id, self._ledger.id)
+                break
+            except (StorageUnavailable, TimeoutError, OSError):
+                await asyncio.sleep(PAUSE.total_seconds())
+        if step.followed:
+            self._look()
+        exit = await services.await_exit(request_id)
+        step.task, step.followed = None, False
         self._answered(step, exit, request_id)
 
     def _launch(self, step: Step) -> None:

@@ -818,7 +818,7 @@ class ResidentExecution:
     def _can_suspend(self, body: Body) -> bool:
         busy = self._busy or self._outgoing.waiting or self._ledger.paused
         return not busy and all(
-            step.task is None
+            (step.task is None or step.followed)
             and step.completion is None
             and (step.call is not None or step.postponed or step.retry_at is not None)
             for step in body.steps.values()

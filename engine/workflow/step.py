@@ -74,6 +74,7 @@ class Step:
 
     ``details`` is what its attempts reported last (empty: nothing), None before that is known;
     ``reported``: that is stored.
+    ``followed``: who answers it goes on, and its exit will come through the inbox.
     ``postponed``: its attempt has left its end to somebody outside, until ``due_at`` if that is
     set; ``completion`` is what they said before the attempt had got so far.
     """
@@ -88,6 +89,7 @@ class Step:
         "details",
         "digest",
         "due_at",
+        "followed",
         "future",
         "kwargs",
         "mark",
@@ -138,6 +140,7 @@ class Step:
         self.completion: InboxRow | None = None
         self.started_at: datetime | None = None
         self.request_id: Snowflake | None = None
+        self.followed: bool = False
         self.task: asyncio.Task[None] | None = None
 
     @property

@@ -283,6 +283,7 @@ def make_executions(schema: str | None) -> None:
         number("failures", sa.SmallInteger, default=0),
         number("failed_position", sa.Integer, default=0),
         boolean("trial"),
+        sa.Column("followers", ARRAY(sa.BigInteger)),
         sa.PrimaryKeyConstraint("request_id"),
         schema=schema,
         postgresql_with=UPDATED,

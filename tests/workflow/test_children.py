@@ -312,6 +312,27 @@ async def test_a_child_that_exists_already_is_joined(world: World) -> None:
         assert {await one.join(), await two.join(), await there.join()} == {"shared"}
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_parent_of_a_child_that_exists_already_leaves_memory_until_that_ends(
+    world: World, crashes: bool
+) -> None:
+    soon = timedelta(0) if crashes else timedelta(milliseconds=50)
+    async with world.cluster(Shares(), Keyed(), suspend_after=soon) as cluster, asyncio.timeout(40):
+        there = await cluster.client.start(Keyed, 0)
+        parent = await cluster.client.start(Shares, 0, key="one")
+
+        async def asleep() -> bool:
+            all_are = await _is(parent, Status.SUSPENDED) and await _is(there, Status.SUSPENDED)
+            return all_are and cluster.runner.resident == 0
+
+        await world.until(cluster, asleep)
+        assert "waits for child Keyed/k-0" in (await parent.describe()).why
+        if crashes:
+            await cluster.crash()
+        await there.resolve(Keyed.go, "shared")
+        assert await parent.join() == "shared"
+
+
 async def test_a_parent_of_a_child_that_exists_already_holds_up_no_shutdown(world: World) -> None:
     async with asyncio.timeout(40):
         grace = timedelta(minutes=5)

@@ -2,7 +2,8 @@
 -- Write what one owner decided: journal, replies, requests, inbox rows that are done, executions,
 -- states of entities.
 -- The part before "written" is that of save.sql. An answer without an outcome is the inbox row of a
--- reply for the execution that waits for it. Rows are deleted by their place: an inbox that was
+-- reply for the execution that waits for it; one with outcome 4 is that of a follower, with the group
+-- and shard that it is in. Rows are deleted by their place: an inbox that was
 -- empty when a plan was made would be read from end to end by a join. An exit has the last sequence
 -- of its request; it is looked for behind what was acknowledged, where no deleted chunks are. A state
 -- that came with an exit is saved if that was; an answer without a seq says that it was not. The
@@ -188,6 +189,20 @@ moved as (
         attributes
     )
     where x.request_id = m.request_id
+    returning x.request_id, x.status, x.followers
+),
+followed as (
+    insert into engine.inbox (group_id, shard, kind, request_id, execution)
+    select p.group_id, p.shard, 1, m.request_id, p.request_id
+    from moved m
+    cross join lateral unnest(m.followers) f (execution)
+    cross join lateral (
+        select p.group_id, p.shard, p.request_id from engine.executions p
+        where p.request_id = f.execution and p.status < 5
+        offset 0
+    ) p
+    where m.status >= 5
+    returning request_id, group_id, shard
 ),
 offered as (
     select
@@ -221,5 +236,7 @@ saved as (
 select a.outcome, a.asked, a.found, a.seq, a.payload from answers a
 union all
 select null, b.request_id, null, b.seq, null from returned b
+union all
+select 4, f.request_id, f.group_id, f.shard, null from followed f
 union all
 select null, o.request_id, null, null, null from offered o where not o.accepted;
