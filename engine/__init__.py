@@ -69,6 +69,7 @@ from engine.core.reply import Defect, Exit, Failure, Reply, ReplyChunk, ReplyWit
 from engine.core.retry import RetryPolicy
 from engine.core.seal import Codec
 from engine.core.status import Status
+from engine.health import RunnerHealth
 from engine.item import Item
 from engine.queues import QueueHandle, QueueInfo
 from engine.runner import Runner
@@ -152,6 +153,7 @@ __all__ = [
     "RetryLater",
     "RetryPolicy",
     "Runner",
+    "RunnerHealth",
     "RunnerId",
     "Schedule",
     "ScheduleInfo",

@@ -56,6 +56,7 @@ from engine.core.clock import Clock
 from engine.core.errors import ConfigurationError, ShuttingDown, StorageUnavailable, innermost
 from engine.core.ids import EntityType, RunnerId, ShardId, Snowflake, SnowflakeGenerator
 from engine.core.retry import again_in
+from engine.health import HealthPort, RunnerHealth
 from engine.node import Node, OpenStorage, postgres
 from engine.running_tasks import RunningTasks
 from engine.settings import Settings
@@ -212,6 +213,18 @@ class Runner:
         """How many steps run in threads."""
         return 0 if self._incarnation is None else self._incarnation.threads_in_use
 
+    def health(self) -> RunnerHealth:
+        """How it fares. Ready means that it takes work: it is entered and not draining, its
+        heartbeats get through, and at least one lane is open. Asks nothing of the database."""
+        incarnation = self._incarnation
+        if self._stopping.is_set():
+            why = "it drains: it takes nothing new"
+        elif incarnation is None:
+            why = "it has not begun to serve, or its peers declared it dead and it comes back"
+        else:
+            return incarnation.health()
+        return RunnerHealth(ready=False, why=why, runner=self.id)
+
     def crash(self) -> None:
         """For tests: cut every lane's session, as a lost network would."""
         self._cut()
@@ -273,7 +286,13 @@ class Runner:
     async def _begin(self) -> None:
         self._stopping = asyncio.Event()
         self._ready = asyncio.get_running_loop().create_future()
+        settings = self.settings
         async with AsyncExitStack() as stack:
+            if settings.health_port is not None:
+                port = HealthPort(
+                    host=settings.health_host, port=settings.health_port, look=self.health
+                )
+                await stack.enter_async_context(port)
             await stack.enter_async_context(self._node)
             for name in {*self._groups, *(each.shard_group for each in self._registered)}:
                 await self._node.know(name)
@@ -565,6 +584,27 @@ class _Incarnation:
     @property
     def threads_in_use(self) -> int:
         return 0 if self._threads is None else self._threads.in_use
+
+    def health(self) -> RunnerHealth:
+        """Of one that is not told to stop."""
+        load, membership = self._load(), self._membership
+        if membership is None or not membership.healthy:
+            why = "its heartbeats do not get through: its peers may take it for dead"
+        elif load.lanes == 0:
+            why = "no lane is open: it can own no shard"
+        else:
+            why = "it serves"
+        return RunnerHealth(
+            ready=why == "it serves",
+            why=why,
+            runner=self.id,
+            lanes=load.lanes,
+            shards=load.shards,
+            entities=load.entities,
+            executions=load.executions,
+            beat_age=None if membership is None else membership.beat_age,
+            notifications=self.storage.doorbell.healthy,
+        )
 
     def serve_registered(self) -> None:
         """Serve what is registered and not served yet, and say so in the register."""

@@ -133,6 +133,11 @@ with warnings.catch_warnings():
         author: str = Field(default_factory=_author, min_length=1, max_length=255)
         """Who pauses, interrupts, terminates, retries and forks: it is kept in the history of the
         execution. The user and host of the process, unless told otherwise."""
+        health_port: int | None = Field(default=None, ge=0, le=65_535)
+        """Where a runner says over HTTP how it fares, at ``/live`` and ``/ready``; 0: at any free
+        port, which the log names."""
+        health_host: str = "127.0.0.1"
+        """The address of that port: for probes from other machines ``0.0.0.0`` or ``::``."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 
