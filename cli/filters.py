@@ -22,9 +22,11 @@ _PANEL = "Which executions"
 _TIME = "TIME|SPAN"
 
 
-def _option(*names: str, help: str, metavar: str) -> typer.models.OptionInfo:
+def _option(
+    *names: str, help: str, metavar: str, min: int | None = None
+) -> typer.models.OptionInfo:
     made: typer.models.OptionInfo = typer.Option(
-        *names, help=help, metavar=metavar, rich_help_panel=_PANEL, show_default=False
+        *names, help=help, metavar=metavar, min=min, rich_help_panel=_PANEL, show_default=False
     )
     return made
 
@@ -53,6 +55,10 @@ _FILTERS: dict[str, object] = {
         str | None,
         _option("--error", help="That failed with an error of this type.", metavar="TYPE"),
     ],
+    "version": Annotated[
+        int | None,
+        _option("--version", help="Pinned to this version of its code.", metavar="N", min=1),
+    ],
     "parent": Annotated[
         str | None, _option("--parent", help="Children of this one.", metavar="ID")
     ],
@@ -71,6 +77,7 @@ class Filters:
     started_after: str | None = None
     started_before: str | None = None
     error: str | None = None
+    version: int | None = None
     parent: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ class Filters:
             started_after=_when(self.started_after, now),
             started_before=_when(self.started_before, now),
             error=self.error,
+            version=self.version,
             parent=parent,
         )
 

@@ -58,8 +58,7 @@ async def act(
     dry_run: bool = False,
 ) -> AsyncIterator[BulkResult]:
     """See ``Client.bulk``."""
-    if rate is not None and rate <= 0:
-        raise ConfigurationError("rate must be more than 0: so many executions a second")
+    _check_rate(rate)
     wanted = replace(filter, statuses=statuses_for(action, filter.statuses))
     began, count = monotonic(), 0
     size = _AT_ONCE if rate is None else max(1, min(_AT_ONCE, int(rate / 4)))
@@ -91,6 +90,7 @@ async def prune(
 ) -> AsyncIterator[BulkResult]:
     """Delete executions that match and ended before a time, with all they were told and have sent.
     One that somebody has still to hear of stays, as its ``problem`` says."""
+    _check_rate(rate)
     ends = [each for each in Status if each.finished and each in (filter.statuses or Status)]
     if not ends:
         raise ConfigurationError("prune is for what has ended: it deletes nothing that goes on")
@@ -131,6 +131,11 @@ def statuses_for(action: Action, wanted: Sequence[Status]) -> Sequence[Status]:
 def pause_after(count: int, *, rate: float, taken: float) -> float:
     """How many seconds to wait after ``count`` that took so long, to do ``rate`` a second."""
     return max(0.0, count / rate - taken)
+
+
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and rate <= 0:
+        raise ConfigurationError("rate must be more than 0: so many executions a second")
 
 
 async def _one(node: "Node", action: Action, execution: StoredExecution, reason: str) -> BulkResult:

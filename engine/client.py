@@ -18,7 +18,7 @@ from engine.cluster.handle import CallOptions, EntityCall, call_on_handle, entit
 from engine.cluster.queue import Debounce, Queue, queue_of
 from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
-from engine.core.clock import due_at, within
+from engine.core.clock import due_at, seconds, within
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
 from engine.core.ids import Snowflake
@@ -224,6 +224,7 @@ class Client:
         started_before: datetime | None = None,
         parent: Snowflake | None = None,
         error: str | None = None,
+        version: int | None = None,
         limit: int | None = None,
         after: Snowflake | None = None,
     ) -> AsyncIterator[ExecutionInfo]:
@@ -231,19 +232,20 @@ class Client:
 
         ``attributes`` are contained in theirs, as JSON. The times are when they were asked for, the
         bounds not included. ``parent`` is the request id of whoever started them. ``error`` is the
-        type of what they failed with, such as ``"ConnectionError"``. ``after``: only older ones
-        than that.
+        type of what they failed with, such as ``"ConnectionError"``, ``version`` that of the code
+        they are pinned to. ``after``: only older ones than that.
         """
-        wanted = ExecutionFilter(
-            workflow=None if workflow is None else _name_of(workflow),
-            statuses=(status,) if isinstance(status, Status) else tuple(status),
-            attributes=dict(attributes or {}),
+        wanted = _filter(
+            workflow,
+            status,
+            attributes=attributes,
             started_after=started_after,
             started_before=started_before,
             parent=parent,
             error=error,
-            after=after,
+            version=version,
         )
+        wanted = replace(wanted, after=after)
         async for info in admin.executions(self._node.storage, wanted, limit=limit):
             yield info
 
@@ -272,6 +274,7 @@ class Client:
         started_before: datetime | None = None,
         parent: Snowflake | None = None,
         error: str | None = None,
+        version: int | None = None,
         reason: str = "",
         rate: float | None = None,
         limit: int | None = None,
@@ -287,17 +290,59 @@ class Client:
         Stop it when you like, and repeat it: what was told before is not told again, an interrupt
         unless its ``reason`` is another. What cannot be done to one of them is its ``problem``.
         """
-        wanted = ExecutionFilter(
-            workflow=None if workflow is None else _name_of(workflow),
-            statuses=(status,) if isinstance(status, Status) else tuple(status),
-            attributes=dict(attributes or {}),
+        wanted = _filter(
+            workflow,
+            status,
+            attributes=attributes,
             started_after=started_after,
             started_before=started_before,
             parent=parent,
             error=error,
+            version=version,
         )
         results = bulk.act(
             self._node, action, wanted, reason=reason, rate=rate, limit=limit, dry_run=dry_run
+        )
+        async for result in results:
+            yield result
+
+    async def prune(
+        self,
+        workflow: type[Workflow[Any, Any]] | str | None = None,
+        *,
+        older_than: timedelta,
+        status: Status | Sequence[Status] = (),
+        attributes: Mapping[str, object] | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        parent: Snowflake | None = None,
+        error: str | None = None,
+        version: int | None = None,
+        rate: float | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> AsyncIterator[BulkResult]:
+        """Delete executions that ended longer ago than that, with all they were told and have sent,
+        as you iterate; their keys can be started anew. Each is gone for good when you get it.
+
+        Runners do so by themselves, as the settings and ``Workflow.retention`` say. The filter is
+        that of ``executions``, the rest as for ``bulk``; ``ConfigurationError`` when ``status``
+        holds none that is an end. One that somebody has still to hear of is kept, and its
+        ``problem`` says so.
+        """
+        before = self._node.clock.now() - timedelta(seconds=seconds(older_than, "older_than="))
+        wanted = _filter(
+            workflow,
+            status,
+            attributes=attributes,
+            started_after=started_after,
+            started_before=started_before,
+            parent=parent,
+            error=error,
+            version=version,
+        )
+        results = bulk.prune(
+            self._node.storage, wanted, before=before, rate=rate, limit=limit, dry_run=dry_run
         )
         async for result in results:
             yield result
@@ -456,6 +501,29 @@ class Client:
 
 def _name_of(workflow: type[Workflow[Any, Any]] | str) -> str:
     return workflow if isinstance(workflow, str) else definition_of(workflow).name
+
+
+def _filter(
+    workflow: type[Workflow[Any, Any]] | str | None,
+    status: Status | Sequence[Status],
+    *,
+    attributes: Mapping[str, object] | None,
+    started_after: datetime | None,
+    started_before: datetime | None,
+    parent: Snowflake | None,
+    error: str | None,
+    version: int | None,
+) -> ExecutionFilter:
+    return ExecutionFilter(
+        workflow=None if workflow is None else _name_of(workflow),
+        statuses=(status,) if isinstance(status, Status) else tuple(status),
+        attributes=dict(attributes or {}),
+        started_after=started_after,
+        started_before=started_before,
+        parent=parent,
+        error=error,
+        version=version,
+    )
 
 
 def _answer(call: EntityCall, exit: Exit) -> Any:

@@ -122,6 +122,8 @@ def _conditions(table: FromClause, filter: ExecutionFilter) -> list[ColumnElemen
         wanted.append(execution.created_at < filter.started_before)
     if filter.error is not None:
         wanted.append(execution.error == filter.error)
+    if filter.version is not None:
+        wanted.append(execution.version == filter.version)
     if filter.parent is not None:
         wanted.append(execution.parent == filter.parent)
     return wanted

@@ -14,6 +14,7 @@ def passes(execution: StoredExecution, filter: ExecutionFilter) -> bool:
         and (not filter.statuses or execution.status in filter.statuses)
         and (filter.parent is None or execution.parent == filter.parent)
         and filter.error in (None, execution.error)
+        and filter.version in (None, execution.version)
         and (filter.started_after is None or execution.created_at > filter.started_after)
         and (filter.started_before is None or execution.created_at < filter.started_before)
         and (not filter.attributes or _contains(_attributes(execution), filter.attributes))

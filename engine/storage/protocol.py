@@ -562,6 +562,8 @@ class ExecutionFilter:
     parent: Snowflake | None = None
     error: str | None = None
     """The type of the error that it failed with."""
+    version: int | None = None
+    """That of the code that it is pinned to."""
     after: Snowflake | None = None
     """Only executions older than this one: the last of the page before."""
 

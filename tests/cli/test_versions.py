@@ -59,6 +59,11 @@ async def test_versions_count_what_needs_them_and_doctor_and_why_say_what_is_mis
             "executions of Ship version 1 wait for an owner that serves it (1): let all"
             in drawn.err
         )
+        listed = await do("ls", "-w", "Ship", "--version", "1", dsn=dsn)
+        assert [each["id"] for each in listed.lines] == ["Ship/old"]
+        dry = await do("interrupt", "--version", "2", "--dry-run", dsn=dsn)
+        assert [each["id"] for each in dry.lines] == ["Ship/new"]
+        assert (await do("ls", "--version", "0", dsn=dsn)).code == 2
         why = await do("why", "Ship/old", dsn=dsn)
         assert "does not serve version 1 of Ship, which it is pinned to" in why.lines[0]["why"]
         doctor = await do("doctor", dsn=dsn)

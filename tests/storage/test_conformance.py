@@ -1008,7 +1008,7 @@ async def test_executions_are_found_by_each_filter(process: Process, lane: LaneS
         start("a", attributes=b'{"tenant": "blue", "tags": ["x", "y"], "size": {"cm": 3}}'),
         start("b", attributes=b'{"tenant": "red", "vip": true}', parent=parent),
         start("c", workflow="Refund"),
-        start("d"),
+        start("d", version=2),
     ]
     await process.storage.save(runs)
     ids = [run.envelope.request_id for run in runs]
@@ -1021,6 +1021,8 @@ async def test_executions_are_found_by_each_filter(process: Process, lane: LaneS
     assert await found(ExecutionFilter(statuses=[Status.FAILED, Status.RUNNING])) == "ab"
     assert await found(ExecutionFilter(statuses=[Status.SCHEDULED], workflow="Fulfil")) == "d"
     assert await found(ExecutionFilter(parent=parent)) == "b"
+    assert await found(ExecutionFilter(version=2)) == "d"
+    assert await found(ExecutionFilter(version=1, workflow="Fulfil")) == "ab"
     assert await found(ExecutionFilter(attributes={"tenant": "blue"})) == "a"
     assert await found(ExecutionFilter(attributes={"tags": ["y"], "size": {"cm": 3}})) == "a"
     assert await found(ExecutionFilter(attributes={"vip": True})) == "b"

@@ -45,6 +45,7 @@ SEARCHES = {
     "attributes": ExecutionFilter(attributes={"tenant": 42}),
     "common attributes": ExecutionFilter(attributes={"kind": "order"}),
     "unknown attributes": ExecutionFilter(attributes={"tenant": "nobody"}),
+    "version": ExecutionFilter(workflow="Fulfil", version=1),
     "parent": ExecutionFilter(parent=Snowflake(500)),
     "error": ExecutionFilter(error="KeyError"),
     "after": ExecutionFilter(started_after=BEGAN + (COUNT - 20) * MINUTE),

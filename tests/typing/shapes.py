@@ -338,6 +338,8 @@ async def executions(client: Client) -> None:
     async for info in client.executions(Steps, status=[Status.RUNNING], attributes={"a": 1}):
         assert_type(info, ExecutionInfo)
         assert_type(info.error, ErrorDetails | None)
+    async for result in client.prune(Steps, older_than=timedelta(days=7), version=2, dry_run=True):
+        assert_type(result.execution, ExecutionInfo)
 
 
 async def resolutions(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -122,6 +123,31 @@ async def test_matching_ones_are_paused_and_resumed(world: World) -> None:
         assert await world.result(cluster, made[0]) == "went"
         assert (await made[1].describe()).status is Status.SUSPENDED
     assert resumed == [("a", True, "")]
+
+
+async def test_those_that_ended_long_ago_are_deleted_on_demand(world: World) -> None:
+    async with world.cluster(Errand()) as cluster, asyncio.timeout(40):
+        prune, no_time = cluster.client.prune, timedelta(0)
+        await errands(world, cluster, "fails", "a1", "a2", "b1")
+        await errands(world, cluster, "waits", "c1")
+        young = [each async for each in prune(Errand, older_than=timedelta(hours=1))]
+        shop = {"shop": "a"}
+        dry = [r async for r in prune(older_than=no_time, attributes=shop, dry_run=True)]
+        one = [each async for each in prune("Errand", older_than=no_time, attributes=shop, limit=1)]
+        all = [each async for each in prune(older_than=no_time, version=1)]
+        left = [each.id async for each in cluster.client.executions()]
+        with pytest.raises(ConfigurationError, match="deletes nothing that goes on"):
+            _ = [each async for each in prune(older_than=no_time, status=Status.RUNNING)]
+        with pytest.raises(ConfigurationError, match="rate must be more than 0"):
+            _ = [each async for each in prune(older_than=no_time, rate=0)]
+        with pytest.raises(ConfigurationError, match="older_than= takes a timedelta"):
+            _ = [each async for each in prune(older_than=30)]  # type: ignore[arg-type]
+        await cluster.client.start(Errand, "waits", key="a1", attributes={})  # another request
+    assert young == []
+    assert [(each.execution.id, each.done) for each in dry] == [("a2", False), ("a1", False)]
+    assert [(each.execution.id, each.done) for each in one] == [("a2", True)]
+    assert [(each.execution.id, each.done) for each in all] == [("b1", True), ("a1", True)]
+    assert left == ["c1"]
 
 
 async def test_what_can_have_no_effect_is_refused(world: World) -> None:
