@@ -18,7 +18,7 @@ doomed as (
         for update skip locked
     ) x
 ),
-sent as (
+told as (
     select distinct j.source as request_id
     from doomed d
     cross join lateral (
@@ -30,8 +30,28 @@ sent as (
         and not exists (select from engine.executions c where c.request_id = j.source)
         and not exists (select from engine.queue_items q where q.request_id = j.source)
 ),
+letters as (
+    -- INVARIANT sent-again: who sends a dead letter again deletes its exit. What that one has, or has
+    -- had since this statement began, is not found here, and who comes later finds it deleted.
+    select r.request_id
+    from told l
+    cross join lateral (
+        select r.request_id from engine.replies r
+        where r.request_id = l.request_id and r.kind = 5
+        for update skip locked
+    ) r
+),
 gone as (
-    select d.request_id from doomed d union select s.request_id from sent s
+    select d.request_id from doomed d
+    union
+    select t.request_id
+    from told t
+    left join lateral (
+        select true as dead from engine.replies r
+        where r.request_id = t.request_id and r.kind = 5
+        offset 0
+    ) x on true
+    where x.dead is null or t.request_id in (select l.request_id from letters l)
 ),
 journal as (
     delete from engine.journal d

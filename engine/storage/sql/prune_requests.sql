@@ -20,15 +20,30 @@ looked as (
     order by e.request_id
     limit $6::bigint
 ),
+letters as (
+    -- INVARIANT sent-again: who sends a dead letter again deletes its exit. What that one has, or has
+    -- had since this statement began, is not found here, and who comes later finds it deleted.
+    select r.request_id
+    from looked l
+    cross join lateral (
+        select r.request_id from engine.replies r
+        where r.request_id = l.request_id and r.kind = 5
+        for update skip locked
+    ) r
+    where l.due_at <= $5::timestamptz
+),
 gone as (
     select l.request_id, l.key
     from looked l
     left join lateral (
-        select r.kind from engine.replies r where r.request_id = l.request_id
-        order by r.sequence desc
-        limit 1
+        select true as dead from engine.replies r
+        where r.request_id = l.request_id and r.kind = 5
+        offset 0
     ) x on true
-    where l.due_at <= case when x.kind = 5 then $5::timestamptz else $4::timestamptz end
+    where (
+            x.dead is null and l.due_at <= $4::timestamptz
+            or l.request_id in (select d.request_id from letters d)
+        )
         and l.group_id = $1::int
         and l.request_id not in (select b.request_id from busy b)
         and not exists (select from engine.queue_items q where q.request_id = l.request_id)

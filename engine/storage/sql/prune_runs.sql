@@ -45,12 +45,33 @@ rows as (
         offset 0
     ) j
 ),
-gone as (
+told as (
     select distinct j.source as request_id from rows j
     where j.source is not null and j.kind <> 4
         and j.source not in (select b.request_id from busy b)
         and not exists (select from engine.executions c where c.request_id = j.source)
         and not exists (select from engine.queue_items q where q.request_id = j.source)
+),
+letters as (
+    -- INVARIANT sent-again: who sends a dead letter again deletes its exit. What that one has, or has
+    -- had since this statement began, is not found here, and who comes later finds it deleted.
+    select r.request_id
+    from told l
+    cross join lateral (
+        select r.request_id from engine.replies r
+        where r.request_id = l.request_id and r.kind = 5
+        for update skip locked
+    ) r
+),
+gone as (
+    select t.request_id
+    from told t
+    left join lateral (
+        select true as dead from engine.replies r
+        where r.request_id = t.request_id and r.kind = 5
+        offset 0
+    ) x on true
+    where x.dead is null or t.request_id in (select l.request_id from letters l)
 ),
 journal as (
     delete from engine.journal d where d.ctid = any (array(select r.place from rows r))
