@@ -134,7 +134,7 @@ async def test_those_that_ended_long_ago_are_deleted_on_demand(world: World) -> 
         shop = {"shop": "a"}
         dry = [r async for r in prune(older_than=no_time, attributes=shop, dry_run=True)]
         one = [each async for each in prune("Errand", older_than=no_time, attributes=shop, limit=1)]
-        all = [each async for each in prune(older_than=no_time, version=1)]
+        every = [each async for each in prune(older_than=no_time, version=1)]
         left = [each.id async for each in cluster.client.executions()]
         with pytest.raises(ConfigurationError, match="deletes nothing that goes on"):
             _ = [each async for each in prune(older_than=no_time, status=Status.RUNNING)]
@@ -146,7 +146,7 @@ async def test_those_that_ended_long_ago_are_deleted_on_demand(world: World) -> 
     assert young == []
     assert [(each.execution.id, each.done) for each in dry] == [("a2", False), ("a1", False)]
     assert [(each.execution.id, each.done) for each in one] == [("a2", True)]
-    assert [(each.execution.id, each.done) for each in all] == [("b1", True), ("a1", True)]
+    assert [(each.execution.id, each.done) for each in every] == [("b1", True), ("a1", True)]
     assert left == ["c1"]
 
 
