@@ -3,9 +3,9 @@
 -- for those that somebody still has to hear of: an inbox row speaks of them, or a schedule.
 with busy as (
     select i.request_id from engine.inbox i
-    union
+    union all
     select i.execution from engine.inbox i where i.execution is not null
-    union
+    union all
     select unnest(s.running) from engine.schedules s
 ),
 doomed as (

@@ -3,12 +3,7 @@
 -- ended as a defect before another. Not those that an inbox row, a queue or a schedule speaks of,
 -- and not those of executions: they go with these. Looks at some behind one, and tells how far it
 -- came if there may be more.
-with busy as (
-    select i.request_id from engine.inbox i
-    union
-    select unnest(s.running) from engine.schedules s
-),
-looked as (
+with looked as (
     select
         e.request_id, e.group_id, e.entity_type, e.reply_execution, e.key,
         coalesce(
@@ -19,6 +14,12 @@ looked as (
     where e.request_id > $2::bigint and e.request_id < $3::bigint
     order by e.request_id
     limit $6::bigint
+),
+busy as (  -- what came since is most of a long backlog
+    select i.request_id from engine.inbox i
+    where i.request_id <= (select max(l.request_id) from looked l)
+    union all
+    select unnest(s.running) from engine.schedules s
 ),
 letters as (
     -- INVARIANT sent-again: who sends a dead letter again deletes its exit. What that one has, or has
