@@ -240,7 +240,7 @@ class QueueDefinition:
         payload: bytes,
         terms: Terms,
         id: str | None,
-        deliver_at: datetime | None,
+        deliver_at: datetime | None = None,
         reply_to: ReplyTo | None = None,
         trace: str | None = None,
     ) -> EnvelopeRequest:

@@ -456,7 +456,7 @@ class MemoryRows:
     def place(self, request_id: Snowflake) -> Place | None:
         """Where a message or an item is."""
         envelope = self._envelopes.get(request_id)
-        if envelope is None:
+        if envelope is None or self.ended(request_id):
             return None
         return place(envelope, self._envelopes, self._shards, self.queues, self._clock.now())
 

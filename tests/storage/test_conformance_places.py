@@ -100,6 +100,10 @@ async def test_an_item_waits_for_those_of_its_key(process: Process, lane: LaneSe
         behind, request_id=second.envelope.request_id, ahead=0
     )
     assert await place(process, foreign) == replace(found(process, foreign), key="b")
+    exit = exit_reply(runs.envelope.request_id, Success(b"1"))
+    await lane.flush([Commit(shard=TWO, replies=[exit])])
+    assert await place(process, runs) is None  # though its queue has not heard of that yet
+    assert await place(process, third) == behind
     delayed = await place(process, late)
     assert delayed is not None
     assert (delayed.due_at, delayed.admitted) == (TOMORROW, False)

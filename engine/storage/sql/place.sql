@@ -13,6 +13,9 @@ with asked as (
     left join engine.inbox i
         on i.request_id = e.request_id and i.kind = 0 and i.entity is not null
     where e.request_id = $1::bigint and coalesce(q.seq, i.seq) is not null
+        and not exists (
+            select from engine.replies r where r.request_id = e.request_id and r.kind <> 0
+        )
 ),
 others as (
     select o.request_id, o.seq, o.shard, o.shard is not null as runs
