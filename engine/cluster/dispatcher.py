@@ -27,7 +27,7 @@ from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId, Snowflake, snowflake_time
 from engine.core.reply import Exit, Interrupted, encode_exit
 from engine.storage.protocol import BadBatch, Commit, Flushed, InboxRow, exit_reply
-from engine.storage.queues import Line, QueueContents, QueueItem, QueueRow, QueueWrite
+from engine.storage.queues import Dispatched, Line, QueueContents, QueueItem, QueueRow, QueueWrite
 
 log: logging.Logger = logging.getLogger(__name__)
 _BATCH = 500
@@ -297,7 +297,8 @@ class Dispatcher:
 
     async def _carry_out(self, made: _Round) -> None:
         write = made.write(self.definition.name, self.shard.id)
-        chosen = await self._write(write)
+        dispatched = await self._write(write)
+        chosen = dispatched.chosen
         for item in (*chosen, *made.arrived.values()):
             if item.shard is not None:
                 self._began(item)
@@ -313,9 +314,9 @@ class Dispatcher:
         self._taking.clear()
         self._over = {request_id for request_id, _ in made.ended}
         self._noted = self._noted or made.row is not None
-        self._tell(made, chosen)
+        self._tell(made, dispatched)
 
-    async def _write(self, write: QueueWrite) -> Sequence[QueueItem]:
+    async def _write(self, write: QueueWrite) -> Dispatched:
         backoff = Backoff(initial=_RETRY, maximum=_RETRY_LIMIT)
         while True:
             if not self.shard.alive:
@@ -329,7 +330,7 @@ class Dispatcher:
                 log.warning("a queue meets a lock", extra=self._named() | {"error": str(error)})
                 await asyncio.sleep(backoff.wait)
 
-    def _tell(self, made: _Round, chosen: Sequence[QueueItem]) -> None:
+    def _tell(self, made: _Round, dispatched: Dispatched) -> None:
         """It is durable: forget the rows, and wake who waits for them."""
         delivery, group = self._tools.delivery, self.shard.id.group
         commit = Commit(
@@ -340,11 +341,12 @@ class Dispatcher:
         delivery.committed(self.shard, commit, Flushed(requests={}, replies={}))
         for seq in made.settled:
             self._rows.pop(seq, None)
-        items = (*chosen, *made.arrived.values())
+        items = (*dispatched.chosen, *made.arrived.values())
         shards = {item.shard for item in items if item.shard is not None}
         shards.update(shard for _, shard in made.interrupted)
-        if shards:
-            delivery.ring_anywhere({ShardId(group, shard) for shard in shards})
+        rung = {*dispatched.told, *(ShardId(group, shard) for shard in shards)}
+        if rung:
+            delivery.ring_anywhere(rung)
         for change in made.changes:
             if not change.done.done():
                 change.done.set_result(None)

@@ -18,7 +18,7 @@ from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
 from engine.core.retry import again_in
 from engine.storage.protocol import BadBatch, Commit, Flushed, LaneSession, Sweep
-from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, QueueWrite
 
 log: logging.Logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -167,11 +167,11 @@ class Lane:
 
         await self._order(read, None)
 
-    async def dispatch(self, write: QueueWrite, generation: int) -> Sequence[QueueItem]:
-        """Write for a queue; gives what was chosen. ``OwnershipLost`` when the session that owned
+    async def dispatch(self, write: QueueWrite, generation: int) -> Dispatched:
+        """Write for a queue. ``OwnershipLost`` when the session that owned
         its shard has ended, ``BadBatch`` when nothing was written and it can be tried again."""
 
-        async def send(session: LaneSession) -> Sequence[QueueItem] | BadBatch | None:
+        async def send(session: LaneSession) -> Dispatched | BadBatch | None:
             if generation != self.generation or write.shard not in self.shards:
                 return None
             try:

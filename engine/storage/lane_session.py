@@ -28,7 +28,7 @@ from engine.storage.protocol import (
     Sweep,
 )
 from engine.storage.queries import Queries
-from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, QueueWrite
 from engine.storage.records import queue_item_from
 from engine.storage.saving import saved_from
 from engine.storage.session import Session
@@ -95,10 +95,8 @@ class PostgresLaneSession:
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
         return await self._alone(self._flush(commits))
 
-    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
-        arguments = dispatch_arguments(write, self._groups)
-        rows = await self._alone(self._write("dispatch", *arguments))
-        return [queue_item_from(row) for row in rows]
+    async def dispatch(self, write: QueueWrite) -> Dispatched:
+        return await self._alone(self._dispatch(write))
 
     async def sweep(
         self,
@@ -227,11 +225,27 @@ class PostgresLaneSession:
         self, rows: Sequence[asyncpg.Record]
     ) -> Mapping[Snowflake, Sequence[ShardId]]:
         told = [row for row in rows if row["outcome"] == _FOLLOWED]
+        shards = await self._shards_of([(row["found"], row["seq"]) for row in told])
+        found: dict[Snowflake, list[ShardId]] = {}
+        for row, shard in zip(told, shards, strict=True):
+            found.setdefault(row["asked"], []).append(shard)
+        return found
+
+    async def _dispatch(self, write: QueueWrite) -> Dispatched:
+        rows = await self._write("dispatch", *dispatch_arguments(write, self._groups))
+        told = [(row["told"], row["shard"]) for row in rows if row["told"] is not None]
+        return Dispatched(
+            chosen=[queue_item_from(row) for row in rows if row["told"] is None],
+            told=await self._shards_of(told),
+        )
+
+    async def _shards_of(self, pairs: Sequence[tuple[int, int]]) -> list[ShardId]:
+        """By ids of groups and numbers. Others may have made groups that are unknown here."""
         try:
-            return _followed_from(told, self._groups)
+            return [self._groups.shard(*pair) for pair in pairs]
         except UnknownGroup:
             self._groups.learn(await self._ask("groups"))
-            return _followed_from(told, self._groups)
+            return [self._groups.shard(*pair) for pair in pairs]
 
     async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
         sent = monotonic()
@@ -281,12 +295,3 @@ class PostgresLaneSession:
         loop = asyncio.get_running_loop()
         for callback in callbacks:
             loop.call_soon(callback)
-
-
-def _followed_from(
-    rows: Sequence[asyncpg.Record], groups: Groups
-) -> Mapping[Snowflake, Sequence[ShardId]]:
-    found: dict[Snowflake, list[ShardId]] = {}
-    for row in rows:
-        found.setdefault(row["asked"], []).append(groups.shard(row["found"], row["seq"]))
-    return found

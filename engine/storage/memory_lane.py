@@ -14,7 +14,7 @@ from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.storage.memory_database import Fault, Hearer, MemoryDatabase
 from engine.storage.protocol import BadBatch, Commit, Flushed, SaveRequest, Sweep
-from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, QueueWrite
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class MemoryLane:
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
         return await self._writing([each.shard for each in commits], lambda: self._write(commits))
 
-    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
+    async def dispatch(self, write: QueueWrite) -> Dispatched:
         return await self._writing([write.shard], lambda: self._database.rows.dispatch(write))
 
     async def _writing(self, shards: Sequence[ShardId], write: Callable[[], T]) -> T:

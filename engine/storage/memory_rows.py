@@ -44,7 +44,7 @@ from engine.storage.protocol import (
     Sweep,
     Verdict,
 )
-from engine.storage.queues import QueueCounts, QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, QueueCounts, QueueWrite
 from engine.storage.storable import check_storable
 
 
@@ -108,7 +108,7 @@ class MemoryRows:
             self._deliver(each.shard, InboxKind.REPLY, self._envelopes[ended], each.request_id)
         return [each.shard for each in followers]
 
-    def dispatch(self, write: QueueWrite) -> list[QueueItem]:
+    def dispatch(self, write: QueueWrite) -> Dispatched:
         """Write what the owner of a queue decided."""
         chosen = self.queues.write(write)
         for item in (*chosen, *write.arrived):
@@ -118,13 +118,15 @@ class MemoryRows:
             self._deliver_item(write, request_id, shard, InboxKind.INTERRUPT)
         for seq in write.settled:
             self._settle(write.shard, seq)
+        told: list[ShardId] = []
         for request_id, kind, payload in write.ended:
             reply_to = self._envelopes[request_id].reply_to
             reply = NewReply(
                 request_id=request_id, sequence=0, kind=kind, payload=payload, reply_to=reply_to
             )
-            self._reply(reply, {})
-        return chosen
+            if self._reply(reply, {}) and reply_to is not None:
+                told.append(reply_to.shard)
+        return Dispatched(chosen=chosen, told=told)
 
     def _deliver_item(
         self, write: QueueWrite, request_id: Snowflake, shard: int, kind: InboxKind

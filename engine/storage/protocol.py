@@ -30,9 +30,9 @@ from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
 from engine.storage.places import Place
 from engine.storage.queues import (
+    Dispatched,
     QueueContents,
     QueueCounts,
-    QueueItem,
     QueueRow,
     QueueWrite,
 )
@@ -402,9 +402,8 @@ class LaneSession(Protocol):
         """Write all commits in one statement."""
         ...
 
-    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
-        """Write what the owner of a queue decided, all of it or nothing; gives the items that were
-        chosen of its lines. Ring their shards afterwards."""
+    async def dispatch(self, write: QueueWrite) -> Dispatched:
+        """Write what the owner of a queue decided, all of it or nothing."""
         ...
 
     async def sweep(

@@ -94,6 +94,15 @@ class QueueWrite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatched:
+    """What became of a ``QueueWrite``: the items that were chosen of its lines, and the shards of
+    the executions that its exits are for, once for each. Ring them all."""
+
+    chosen: Sequence[QueueItem]
+    told: Sequence[ShardId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueContents:
     """All that an owner needs to go on with a queue. ``held`` are items that are admitted or put
     off; those that wait are only counted."""

@@ -246,7 +246,7 @@ def line_from(record: asyncpg.Record) -> Line:
 
 def queue_item_from(record: asyncpg.Record) -> QueueItem:
     """An item from whatever columns of its row were read."""
-    return QueueItem(**dict(record))
+    return QueueItem(**{name: value for name, value in record.items() if name != "told"})
 
 
 def fire_from(record: asyncpg.Record) -> Fire:

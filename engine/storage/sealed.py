@@ -50,7 +50,7 @@ from engine.storage.protocol import (
     StoredReply,
     Sweep,
 )
-from engine.storage.queues import QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, QueueWrite
 from engine.storage.standings import MISFIT
 from engine.storage.transaction import Transaction
 
@@ -249,7 +249,7 @@ class SealedLane:
         }
         return replace(flushed, requests=answers)
 
-    async def dispatch(self, write: QueueWrite) -> Sequence[QueueItem]:
+    async def dispatch(self, write: QueueWrite) -> Dispatched:
         if not (self._codecs and write.ended):
             return await self._inner.dispatch(write)
         try:

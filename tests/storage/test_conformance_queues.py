@@ -44,7 +44,7 @@ async def choose(
     lane: LaneSession, *lines: Line, to: Sequence[int], freed: Sequence[Snowflake] = ()
 ) -> list[QueueItem]:
     write = QueueWrite(queue="Parcels", shard=ONE, lines=lines, targets=to, freed=freed)
-    return list(await lane.dispatch(write))
+    return list((await lane.dispatch(write)).chosen)
 
 
 @pytest.fixture
@@ -167,9 +167,10 @@ async def test_an_item_that_its_queue_ends_is_answered(process: Process, lane: L
     item = await stored(process, reply_to=reply_to)
     ended = [(item.request_id, *encode_exit(Interrupted("too late")))]
 
-    for _ in range(2):  # the first exit stays
-        await lane.dispatch(QueueWrite(queue="Parcels", shard=ONE, ended=ended))
+    end = QueueWrite(queue="Parcels", shard=ONE, ended=ended)
+    told = [(await lane.dispatch(end)).told for _ in range(2)]
 
+    assert told == [[TWO], []]  # the first exit stays
     (reply,) = await process.storage.replies([item.request_id])
     assert reply.kind is ReplyKind.INTERRUPTED
     (row,) = await rows_of(lane, InboxKind.REPLY)

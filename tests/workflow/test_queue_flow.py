@@ -3,6 +3,7 @@ take their place. On the virtual clock, so that each comes at its very time."""
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from engine.cluster.dispatcher import Dispatcher
 from engine.cluster.lineup import Lineup
 from engine.storage.memory_database import MemoryDatabase
 from engine.storage.protocol import InboxKind, InboxRow
-from engine.storage.queues import Line, QueueItem, QueueWrite
+from engine.storage.queues import Dispatched, Line, QueueItem, QueueWrite
 from engine.testing import TestCluster, VirtualClock
 from tests.eventually import eventually
 
@@ -350,10 +351,11 @@ async def test_a_round_goes_over_its_items_as_often_however_many_keys_they_have(
     write = Dispatcher._write
     writes = 0
 
-    async def written(self: Dispatcher, what: QueueWrite) -> Chosen:
+    async def written(self: Dispatcher, what: QueueWrite) -> Dispatched:
         nonlocal writes
         writes += 1
-        return Chosen(await write(self, what))
+        dispatched = await write(self, what)
+        return replace(dispatched, chosen=Chosen(dispatched.chosen))
 
     monkeypatch.setattr(Dispatcher, "_write", written)
     queue = Keyed()

@@ -9,12 +9,14 @@ from datetime import timedelta
 import pytest
 
 from engine import (
+    Debounce,
     EntityDefect,
     Item,
     PayloadConflict,
     Queue,
     QueueInfo,
     RequestFailed,
+    StepFailed,
     Workflow,
 )
 from engine.cluster.queue import Terms, queue_of
@@ -274,6 +276,7 @@ async def test_what_was_not_submitted_to_a_queue_is_a_dead_letter(world: World) 
             payload=b"1",
             terms=Terms(key="", priority=0),
             id=None,
+            deliver_at=None,
         )
         await sharding.notify(replace(request, headers={}))
 
@@ -321,3 +324,32 @@ class Quick(Gate):
 class SubmitsMany(Workflow[str, list[str]]):
     async def execute(self, request: str) -> list[str]:
         return list(await asyncio.gather(*(self.submit(Quick, f"{request}{n}") for n in range(5))))
+
+
+HOUR = timedelta(hours=1)
+
+
+class Hopes(Workflow[str, str]):
+    """Waits for an item whose place another may take."""
+
+    async def execute(self, request: str) -> str:
+        try:
+            return str(await self.submit(Three, request, debounce=Debounce("page", HOUR)))
+        except StepFailed as error:
+            return error.error.message
+
+
+async def test_a_workflow_hears_without_a_poll_of_an_item_that_its_queue_has_ended(
+    world: World,
+) -> None:
+    soon = timedelta(milliseconds=50)
+    hopes = world.cluster(Three(), Hopes(), poll_interval=HOUR, suspend_after=soon)
+    async with hopes as cluster, asyncio.timeout(20):
+        first = await cluster.client.start(Hopes, "a")
+
+        async def waits() -> bool:
+            return "an item of queue Three" in (await first.describe()).why
+
+        await world.until(cluster, waits)
+        await cluster.client.start(Hopes, "b")
+        assert "has taken its place" in await first.join()

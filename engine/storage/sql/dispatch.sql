@@ -1,7 +1,8 @@
 -- name: dispatch
 -- Write what the owner of a queue decided: items that arrived, items that are admitted, and what is
 -- over. Of each line the oldest waiting items are admitted, to the shards of $15 in turn; rows that
--- arrive in this statement are not among them. Answers with those that it has chosen.
+-- arrive in this statement are not among them. Answers with those that it has chosen, and with the
+-- groups and shards in which executions are told of what is over.
 with arrived as (
     insert into engine.queue_items (
         queue, request_id, seq, priority, key, shard, due_at, debounce, since
@@ -95,6 +96,7 @@ returned as (
         select e.* from engine.envelopes e where e.request_id = d.request_id offset 0
     ) e
     where e.reply_execution is not null
+    returning group_id, shard
 ),
 noted as (
     insert into engine.queues as k (name, group_id, shard, settings, paused, next_at)
@@ -108,4 +110,6 @@ noted as (
         paused = excluded.paused,
         next_at = excluded.next_at
 )
-select a.request_id, a.seq, a.priority, a.key, a.shard from admitted a;
+select null::int as told, a.request_id, a.seq, a.priority, a.key, a.shard from admitted a
+union all
+select r.group_id, null, null, null, null, r.shard from returned r;
