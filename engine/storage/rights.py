@@ -40,7 +40,7 @@ _WORKER: Final = {
     "post": "insert, delete",
     "queue_items": "insert, update, delete",
     "queues": "insert, update",
-    "replies": "insert, delete",
+    "replies": "insert, update, delete",  # an update only to lock them
     "runner_heartbeats": "insert, update, delete",
     "runners": "insert, update",
     "schedule_fires": "insert, update",

@@ -66,6 +66,12 @@ def test_nothing_is_granted_that_no_query_does(kind: Kind) -> None:
         text = QUERIES[name]
         for verb, table in re.findall(r'(insert into|update|delete from) "engine"\.(\w+)', text):
             done[table].add(verb.split()[0])
+        for table, _ in re.findall(
+            r'from "engine"\.(\w+) \w+\s+where ((?:(?!from "engine").)*?)\bfor update',
+            text,
+            re.DOTALL,
+        ):
+            done[table].add("update")
         for table, tail in re.findall(
             r'insert into "engine"\.(\w+)((?:(?!insert).)*)', text, re.DOTALL
         ):
