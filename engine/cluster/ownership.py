@@ -103,6 +103,7 @@ class Ownership:
         self._ground: Ground | None = None
         self._settled = False
         self._moving: dict[ShardId, int] = {}
+        self._half_released: frozenset[ShardId] = frozenset()
         self._handovers = itertools.count()
 
     @property
@@ -176,7 +177,9 @@ class Ownership:
         regretted = wanted & self._moving.keys()
         for shard in regretted - self._host.keep(regretted):
             del self._moving[shard]
-        surplus = self._host.owned() - wanted - self._moving.keys()
+        owned = self._host.owned()
+        # One whose release has failed may serve nobody: it goes, also when it is wanted again.
+        surplus = (owned - wanted | owned & self._half_released) - self._moving.keys()
         if not surplus:
             return None
         if not self._settled:
@@ -238,9 +241,11 @@ class Ownership:
             await self._host.release(shards)
             logger.info("released shards", extra={"released": len(shards)})
             self._handing_over.reset()
+            self._half_released -= shards
         except Exception as error:
             logger.warning("shards could not be released", exc_info=error)
             self._handing_over.failed()
+            self._half_released |= shards
         finally:
             for shard in shards:
                 if self._moving.get(shard) == number:  # else it was kept, and may move again

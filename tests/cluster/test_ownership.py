@@ -413,6 +413,22 @@ async def test_a_release_that_failed_is_tried_again() -> None:
         await eventually(lambda: locks.held == my_share(ME, OTHER))
 
 
+async def test_a_release_that_failed_is_finished_although_the_shard_is_wanted_again() -> None:
+    locks, views = Locks(), Script()
+    views.publish(ME)
+    async with following(locks, views):
+        await eventually(lambda: locks.held == every_shard())
+        given = every_shard() - my_share(ME, OTHER)
+        locks.fail_releases = 1
+        views.publish(ME, OTHER)
+        views.publish(ME, OTHER)
+        await eventually(lambda: not locks.fail_releases)
+        views.publish(ME)
+        views.publish(ME)
+        await eventually(lambda: locks.released == [frozenset(given)])
+        await eventually(lambda: locks.held == every_shard())
+
+
 async def test_nothing_moves_while_the_runner_does_not_accept() -> None:
     locks, views = Locks(), Script()
     views.publish(ME)
