@@ -3,12 +3,12 @@
 Made by ``client``. What it is told goes through ``by_name`` into the execution's inbox.
 """
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import admin, by_name, repair
+from engine.cluster.replies import GONE
 from engine.core.clock import within
 from engine.core.envelope import dedup_key
 from engine.core.errors import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 V = TypeVar("V")
-_LOOK_AFTER = 2.0
 
 
 class ClientExecution(Execution[T]):
@@ -173,12 +172,9 @@ class ClientExecution(Execution[T]):
     async def _exit(self, request_id: Snowflake) -> Exit:
         """Its exit, when there is one; ``NotFound`` when it was pruned, for which it had to end."""
         try:
-            async with asyncio.timeout(_LOOK_AFTER):
-                return await self._node.replies.wait(request_id)
-        except TimeoutError:
-            if await self._node.storage.request(request_id) is None:
-                raise NotFound(f"{self._name} has ended and was pruned") from None
-        return await self._node.replies.wait(request_id)
+            return await self._node.replies.wait(request_id)
+        except NotFound:
+            raise NotFound(f"{self._name} is not stored: {GONE}") from None
 
     async def _find(self) -> Snowflake:
         if self._request_id is None:

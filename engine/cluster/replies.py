@@ -15,15 +15,17 @@ from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from engine.cluster.stream_reader import Acknowledge, StreamReader
-from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
+from engine.core.errors import ConfigurationError, InvalidPayload, NotFound, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
 from engine.core.retry import again_in
 from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
+GONE = "it has ended and was pruned, or the transaction that was to start it did not commit"
 _READ = 1000
 _LINGER = 1.0
+_LOOK_AFTER = 2.0
 _CLOSED = "this client is closed; open a new one"
 
 
@@ -56,6 +58,10 @@ class ReplyBoard:
         self._kept: WeakValueDictionary[Snowflake, KeptReplies] = WeakValueDictionary()
         self._unwatched: set[Snowflake] = set()
         self._unread: set[Snowflake] = set()
+        self._doubtful: set[Snowflake] = set()
+        self._doubted: set[Snowflake] = set()
+        self._looking: asyncio.TimerHandle | None = None
+        self._look_now = False
         self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
         self._registered: set[Snowflake] = set()
@@ -74,7 +80,7 @@ class ReplyBoard:
     async def __aexit__(self, *exc: object) -> None:
         self._closing = True
         self._wake.set()
-        for alarm in (self._alarm, self._leaving):
+        for alarm in (self._alarm, self._leaving, self._looking):
             if alarm is not None:
                 alarm.cancel()
         for waiters in self._waiting.values():
@@ -91,9 +97,11 @@ class ReplyBoard:
                     await self._storage.unwatch(sorted(left))
 
     async def wait(self, request_id: Snowflake) -> Exit:
-        """The exit of a request, stored or to come, whoever sent it."""
+        """The exit of a request, stored or to come, whoever sent it; ``NotFound`` when the request
+        itself is not stored: it was pruned, for which it had to end."""
         with self.expect(request_id) as answer:
             self.watch(request_id)
+            self._doubt(request_id)
             return await answer
 
     @contextmanager
@@ -160,6 +168,21 @@ class ReplyBoard:
         if request_id in self._waiting and request_id not in self._volatile:
             self._unwatched.add(request_id)
             self._wake.set()
+
+    def _doubt(self, request_id: Snowflake) -> None:
+        """Look in a while whether the request is stored, if there is no reply by then. All that are
+        doubted in that time are looked for together."""
+        if request_id not in self._volatile:
+            self._doubtful.add(request_id)
+            if self._looking is None:
+                self._looking = asyncio.get_running_loop().call_later(_LOOK_AFTER, self._look_soon)
+
+    def _look_soon(self) -> None:
+        self._looking = None
+        self._doubted |= self._doubtful & self._stored
+        self._doubtful = set()
+        self._look_now = bool(self._doubted)
+        self._wake.set()
 
     def read(self, request_id: Snowflake) -> None:
         """Read the request's replies: this process has been registered for more of them."""
@@ -268,7 +291,8 @@ class ReplyBoard:
     async def _run(self) -> None:
         failures = 0
         while not self._closing:
-            if not (self._unwatched or self._unread or self._rung or self._unwatch_now):
+            work = self._unwatched or self._unread or self._rung
+            if not (work or self._unwatch_now or self._look_now):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -285,6 +309,7 @@ class ReplyBoard:
                 for ids in _chunks(sorted(unread)):
                     await self._read(ids, before)
                 self._watch_again(rung - unwatched, before)
+                await self._look()
                 failures = 0
             except Exception as error:  # whatever it was, waiters go on waiting
                 failures += 1
@@ -304,6 +329,18 @@ class ReplyBoard:
             for ids in _chunks(sorted(self._left)):
                 await self._storage.unwatch(ids)
                 self._left.difference_update(ids)
+
+    async def _look(self) -> None:
+        """Tell those who wait for what was pruned."""
+        if self._look_now:
+            self._doubted &= self._stored
+            for ids in _chunks(sorted(self._doubted)):
+                stored = await self._storage.stored(ids)
+                for id in set(ids).difference(stored):
+                    for waiter in self._waiting.get(id, ()):
+                        waiter.fail(NotFound(f"request {id} is not stored: {GONE}"))
+                self._doubted.difference_update(ids)
+            self._look_now = False
 
     async def _read(self, ids: Sequence[Snowflake], after: Mapping[Snowflake, int]) -> None:
         behind = {id: after[id] for id in ids if id in after}

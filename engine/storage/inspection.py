@@ -127,6 +127,10 @@ class Inspection:
             for state, envelope in found
         ]
 
+    async def stored(self, requests: Collection[Snowflake]) -> Collection[Snowflake]:
+        rows = await self._pool.fetch("stored", list(requests))
+        return {Snowflake(row["request_id"]) for row in rows}
+
     async def known(self, keys: Collection[str]) -> Collection[str]:
         return {row["key"] for row in await self._pool.fetch("known", list(keys))}
 

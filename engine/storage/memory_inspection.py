@@ -75,6 +75,10 @@ class MemoryInspection:
                 )
         return loaded
 
+    async def stored(self, requests: Collection[Snowflake]) -> Collection[Snowflake]:
+        await self._travel()
+        return {each for each in requests if self._database.rows.envelope(each) is not None}
+
     async def known(self, keys: Collection[str]) -> Collection[str]:
         await self._travel()
         return self._database.rows.known(keys)

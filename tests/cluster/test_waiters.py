@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from engine import Client, Deferred, Workflow
+from engine import Client, Deferred, NotFound, Workflow
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -85,4 +85,18 @@ async def test_a_client_that_closes_takes_its_registrations_along(dsn: str) -> N
                 await execution.join(timedelta(milliseconds=200))
             assert await registered(sql) == 1
         assert await registered(sql) == 0
+    await sql.close()
+
+
+async def test_all_who_wait_for_what_is_not_stored_any_more_are_told(dsn: str) -> None:
+    sql = await asyncpg.connect(dsn)
+    async with TestCluster(Waits(), dsn=dsn) as cluster, Client(cluster.settings) as other:
+        executions = [await other.start(Waits, f"{number}") for number in range(30)]
+        await sql.execute("delete from engine.envelopes where entity_id <> '7'")
+        joins = [asyncio.create_task(each.join()) for each in executions]
+        gone = [join for number, join in enumerate(joins) if number != 7]
+        await asyncio.wait(gone, timeout=20)
+        assert all(isinstance(join.exception(), NotFound) for join in gone)
+        await executions[7].resolve(Waits.go, True)
+        assert await joins[7] == "7"
     await sql.close()

@@ -173,6 +173,15 @@ async def test_of_many_processes_that_save_one_key_one_creates_it(
     assert len((await sweep_of(lane)).rows) == 21
 
 
+async def test_requests_are_stored_until_they_are_pruned(process: Process) -> None:
+    one, two = start("a"), message()
+    await process.storage.save([one, two])
+    ids = [one.envelope.request_id, two.envelope.request_id]
+
+    assert set(await process.storage.stored([*ids, next_id()])) == set(ids)
+    assert not await process.storage.stored([])
+
+
 async def test_keys_that_were_stored_are_known(process: Process, lane: LaneSession) -> None:
     await process.storage.save([message(key="tell/a/1")])
     await lane.flush([Commit(shard=ONE, requests=[message(key="tell/b/1"), message()])])

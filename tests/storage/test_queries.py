@@ -36,6 +36,7 @@ HOT = {
         *(2, "signal/say", "message/Fulfil/o-1", None, b"", False, None, None),
     ),
     "flush": (*[[]] * 20, None, *[[]] * 42),
+    "stored": ([],),
     "flush_journal": [[]] * 14,
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),
