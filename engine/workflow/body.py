@@ -109,7 +109,6 @@ class Body:
         patches: Patches,
         observed: Callable[[], None],
     ) -> None:
-        seed = origin.seed
         self.origin: Origin = origin
         self.execution_id = execution_id
         self.suspending: bool = False
@@ -119,9 +118,9 @@ class Body:
         self.overdue: bool = False
         self.answers: deque[Answer] = deque()
         self.described: dict[str, object] = {}
-        self._random = random.Random(seed)
+        self._random: random.Random | None = None
         self.loop: DeterministicLoop = DeterministicLoop(
-            observed=observed, salt=digest(seed.encode())
+            observed=observed, salt=digest(origin.seed.encode())
         )
         self.steps: dict[StepKey, Step] = {}
         self.commands: deque[Step] = deque()
@@ -552,6 +551,8 @@ class Body:
     @property
     def random(self) -> random.Random:
         self.loop.refuse_looking()
+        if self._random is None:
+            self._random = random.Random(self.origin.seed)
         return self._random
 
     def uuid(self) -> UUID:
@@ -691,6 +692,8 @@ class Body:
     def _look(self) -> bool:
         """Look at what ``wait_until`` waits for; whether any of it has come."""
         met = False
+        if not self._conditions:
+            return met
         with self.loop.running():
             for future, (condition, _) in list(self._conditions.items()):
                 if future.done():

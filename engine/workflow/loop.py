@@ -14,7 +14,7 @@ import weakref
 from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from engine.workflow.refusals import Refusals
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+_Hook = Callable[[AsyncGenerator[Any, Any]], None]
 
 _DRAIN_BUDGET = 5000
 _CLOSE_TRIES = 50
@@ -41,6 +43,27 @@ class DurableTimer(asyncio.TimerHandle):
     @property
     def deadline(self) -> float:
         return self.when()
+
+
+class _Running:
+    """A class of its own, since it is entered for every event."""
+
+    __slots__ = ("_begun", "_ended", "_hooks", "_host", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, begun: _Hook, ended: _Hook) -> None:
+        self._loop = loop
+        self._begun = begun
+        self._ended = ended
+
+    def __enter__(self) -> None:
+        self._host = events._get_running_loop()
+        self._hooks = sys.get_asyncgen_hooks()
+        events._set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(firstiter=self._begun, finalizer=self._ended)
+
+    def __exit__(self, *_: object) -> None:
+        sys.set_asyncgen_hooks(*self._hooks)
+        events._set_running_loop(self._host)
 
 
 def _hash(self: "DurableTask | DurableFuture") -> int:
@@ -195,18 +218,9 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self.timers.clear()
         self._ready.clear()
 
-    @contextmanager
-    def running(self) -> Generator[None, None, None]:
+    def running(self) -> AbstractContextManager[None]:
         """Make this the running loop, as asyncio and the async generators of the body see it."""
-        host = events._get_running_loop()
-        hooks = sys.get_asyncgen_hooks()
-        events._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self._generators.add, finalizer=self._finalize)
-        try:
-            yield
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            events._set_running_loop(host)
+        return _Running(self, self._generators.add, self._finalize)
 
     @contextmanager
     def looking(self, who: str) -> Generator[None, None, None]:
