@@ -48,7 +48,7 @@ async def _end(session: Session, text: str, payload: bytes, *, failed: bool) -> 
 
     token = StepToken.parse(text)
     async with session.node() as node:
-        first = await by_name.tell(node, by_name.completion(token, payload, failed=failed))
+        first = await by_name.complete(node, token, payload, failed=failed)
     name, done = f"{token.workflow}/{token.id}", "failed" if failed else "completed"
     if not first:
         raise CommandError(

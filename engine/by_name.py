@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+from engine import admin
 from engine.cluster.call import current_trace
 from engine.cluster.served import served
 from engine.core.codec import same_json
@@ -202,16 +203,22 @@ def _opened(saved: Saved) -> Snowflake:
     return saved.opened.request_id
 
 
-def completion(token: StepToken, payload: bytes, *, failed: bool) -> Message:
-    """The message that ends a postponed attempt: a result, or an error (``encode_error``)."""
-    return Message(
+async def complete(node: "Node", token: StepToken, payload: bytes, *, failed: bool) -> bool:
+    """End a postponed attempt by a result, or an error (``encode_error``), as ``tell`` does.
+
+    A token comes from outside: which shard group the execution is in is read, since asking for one
+    that is not there would make it.
+    """
+    found = await admin.find(node.storage, token.workflow, token.id)
+    message = Message(
         workflow=token.workflow,
-        group=token.group,
+        group=found.shard.group,
         id=token.id,
         tag=token.tag(failed=failed),
         payload=payload,
         key=token.key,
     )
+    return await tell(node, message)
 
 
 async def tell(node: "Node", message: Message) -> bool:

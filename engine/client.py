@@ -203,16 +203,14 @@ class Client:
         such execution.
         """
         payload = ValueCodec[Any](Any, what="the value of complete()").encode(value)
-        message = by_name.completion(StepToken.parse(token), payload, failed=False)
-        return await by_name.tell(self._node, message)
+        return await by_name.complete(self._node, StepToken.parse(token), payload, failed=False)
 
     async def fail(self, token: str, error: str | Exception) -> bool:
         """As ``complete``, but the attempt fails; whether another follows is up to the step's
         ``RetryPolicy``, to which an error is what the workflow ``raises``, ``GiveUp``, or else a
         ``StepFailed``. An exception keeps its type, message, traceback, cause and details."""
         failure = encode_error(_failure(error))
-        message = by_name.completion(StepToken.parse(token), failure, failed=True)
-        return await by_name.tell(self._node, message)
+        return await by_name.complete(self._node, StepToken.parse(token), failure, failed=True)
 
     async def executions(
         self,

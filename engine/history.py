@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from engine import admin
 from engine.core.envelope import EnvelopeRequest
@@ -21,8 +21,11 @@ from engine.core.status import Status
 from engine.storage.protocol import LoadedExecution, Storage, StoredExecution
 from engine.workflow.tags import RUN
 
+T = TypeVar("T")
 Form = dict[str, object]
+_LAST: Final = (1 << 31) - 1
 _FORMAT: Final = 1
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class History(list[JournalEvent]):
@@ -51,7 +54,9 @@ class History(list[JournalEvent]):
             return []
         runs: list[LoadedExecution] = []
         version = state.version
-        for run in range(state.run, 0, -1):
+        # Each run but the first begins with a row: what says that there were more has lost them.
+        first = max(1, state.run - len(journal))
+        for run in range(state.run, first - 1, -1):
             rows = [row for row in journal if row.run == run]
             loaded = replace(
                 self.recorded, execution=replace(state, run=run, version=version), journal=rows
@@ -96,7 +101,7 @@ def read_histories(lines: Iterable[str]) -> Iterator[History]:
                 raise ValueError("it does not begin with the line of an execution")
             else:
                 rows.append(_read_line(form, head.execution.request_id))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*_MALFORMED, RecursionError, OverflowError) as error:
             raise InvalidPayload(
                 f"line {number} is not of an exported history ({error}); write it with"
                 " 'outlast history ID --export'"
@@ -127,25 +132,29 @@ def _head(recorded: LoadedExecution) -> Form:
 def _read_head(form: Mapping[str, Any]) -> LoadedExecution:
     if form["outlast"] != _FORMAT:
         raise ValueError(f"it is of format {form['outlast']}, and this version reads {_FORMAT}")
-    request_id, shard = Snowflake(int(form["request_id"])), ShardId(*form["shard"])
+    request_id = Snowflake(int(_typed(form, "request_id", str)))
+    group, number = form["shard"]
+    shard = ShardId(str(group), int(number))
+    headers = cast("dict[object, object]", _typed(form, "headers", dict))
+    workflow, id = _typed(form, "workflow", str), _typed(form, "id", str)
     execution = StoredExecution(
         request_id=request_id,
-        workflow=form["workflow"],
-        execution_id=form["id"],
+        workflow=workflow,
+        execution_id=id,
         shard=shard,
         status=Status[form["status"].upper()],
-        run=form["run"],
-        version=form["version"],
-        created_at=datetime.fromisoformat(form["created_at"]),
+        run=_count(form, "run"),
+        version=_count(form, "version"),
+        created_at=_when(form["created_at"]),
         started_at=_read_time(form["started_at"]),
         finished_at=_read_time(form["finished_at"]),
     )
     envelope = EnvelopeRequest(
         request_id=request_id,
-        address=EntityAddress(shard, EntityType(form["workflow"]), EntityId(form["id"])),
+        address=EntityAddress(shard, EntityType(workflow), EntityId(id)),
         tag=RUN,
         payload=_read_payload("request", form),
-        headers=form["headers"],
+        headers={str(name): str(value) for name, value in headers.items()},
     )
     return LoadedExecution(execution=execution, envelope=envelope, journal=())
 
@@ -171,20 +180,34 @@ def _line(row: JournalRow) -> Form:
 def _read_line(form: Mapping[str, Any], execution: Snowflake) -> JournalRow:
     return JournalRow(
         execution=execution,
-        run=form["run"],
-        position=form["position"],
+        run=_count(form, "run"),
+        position=_count(form, "position"),
         kind=JournalKind[form["kind"].upper()],
-        name=form["name"],
-        ordinal=form["ordinal"],
-        attempt=form["attempt"],
+        name=_typed(form, "name", str),
+        ordinal=_count(form, "ordinal"),
+        attempt=_count(form, "attempt"),
         outcome=Outcome[form["outcome"].upper()],
-        at=datetime.fromisoformat(form["at"]),
+        at=_when(form["at"]),
         started_at=_read_time(form["started_at"]),
         due_at=_read_time(form["due_at"]),
         source=None if form["source"] is None else Snowflake(int(form["source"])),
         digest=int(form["digest"]),
         payload=_read_payload("payload", form),
     )
+
+
+def _typed(form: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = form[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} is no {kind.__name__}")
+    return value
+
+
+def _count(form: Mapping[str, Any], name: str) -> int:
+    value = _typed(form, name, int)
+    if not 0 <= value <= _LAST:
+        raise ValueError(f"{name} is out of range")
+    return value
 
 
 def _payload(name: str, payload: bytes) -> Form:
@@ -208,7 +231,14 @@ def _time(when: datetime | None) -> str | None:
 
 
 def _read_time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    return None if text is None else _when(text)
+
+
+def _when(text: str) -> datetime:
+    when = datetime.fromisoformat(text)
+    if when.tzinfo is None:
+        raise ValueError(f"{text} is of no time zone")
+    return when
 
 
 def _json(value: object) -> str:

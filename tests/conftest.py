@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
@@ -24,6 +25,7 @@ from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
 PREFIX = "outlast_test"
+hypothesis.settings.register_profile("full", max_examples=20_000, deadline=None)
 CLONES = itertools.count(1)
 
 

@@ -15,7 +15,11 @@ from engine.core.errors import InvalidPayload
 
 _COMPLETE, _FAIL = "complete:", "fail:"
 _LONGEST = 200
-_OF = re.compile(r"(?P<run>\d+)\.(?P<ordinal>\d+)\.(?P<attempt>\d+)\.(?P<name>.+)", re.DOTALL)
+_LAST = (1 << 31) - 1
+_OF = re.compile(
+    r"(?P<run>[0-9]{1,10})\.(?P<ordinal>[0-9]{1,10})\.(?P<attempt>[0-9]{1,10})\.(?P<name>.+)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +70,11 @@ class StepToken:
         except (ValueError, TypeError, RecursionError) as error:
             raise _no_token(text) from error
         texts, numbers = (group, workflow, id, name), (run, ordinal, attempt)
-        if not all(isinstance(each, str) and each for each in texts):
+        # Whoever may complete a step may come with anything; what is not printable no text in the
+        # database is, and no count is beyond those of its columns.
+        if not all(isinstance(each, str) and each and each.isprintable() for each in texts):
             raise _no_token(text)
-        if not all(type(each) is int and each >= 0 for each in numbers):
+        if not all(type(each) is int and 0 <= each <= _LAST for each in numbers):
             raise _no_token(text)
         return cls(
             group=group,

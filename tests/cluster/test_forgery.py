@@ -9,8 +9,9 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from engine import Client, Runner, Settings, Workflow, activity
+from engine import Client, NotFound, Runner, Settings, Workflow, activity
 from engine.core.ids import shard_of
+from engine.workflow.token import StepToken
 from tests.cli.terminal import do
 from tests.eventually import eventually
 from tests.roles import role
@@ -172,3 +173,18 @@ async def test_somebody_who_holds_a_shards_lock_is_named_wherever_one_asks(
 async def queued(sql: asyncpg.Connection, pid: int) -> bool:
     waiting = "select count(*) from pg_locks where pid = $1 and not granted"
     return bool(await sql.fetchval(waiting, pid))
+
+
+async def test_a_forged_token_makes_no_shards(dsn: str, sql: asyncpg.Connection) -> None:
+    forged = StepToken(
+        group="forged", workflow="Pay", id="p-1", run=1, name="charge", ordinal=0, attempt=1
+    )
+    async with Client(settings(dsn)) as client:
+        with pytest.raises(NotFound, match="Pay/p-1"):
+            await client.complete(str(forged), 1)
+        with pytest.raises(NotFound, match="Pay/p-1"):
+            await client.fail(str(forged), "no")
+    ended = await do("complete", str(forged), "1", dsn=dsn)
+
+    assert ended.code == 3
+    assert await sql.fetchval("select count(*) from engine.shard_groups") == 0
