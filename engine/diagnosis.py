@@ -19,9 +19,11 @@ from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import RunnerRow, ShardRow
 from engine.storage.schema_version import HEAD
 from engine.storage.server import ServerFacts
+from engine.storage.upkeep import Upkeep
 from engine.versions import VersionInfo, troubles, versions
 
 _CLOCK_SLACK: Final = timedelta(seconds=2)
+_PATIENCE: Final = timedelta(minutes=5)
 _OLD_TRANSACTION: Final = timedelta(hours=1)
 _CROWDED: Final = 0.8
 
@@ -71,6 +73,7 @@ async def examine(storage: PostgresStorage, *, time_to_live: timedelta) -> list[
         found += ownership(shards, live)
         found += holders(await storage.lock_holders())
         found += code(await versions(storage))
+        found += upkeep(await storage.upkeep(now=facts.now, patience=_PATIENCE))
     return found
 
 
@@ -235,6 +238,44 @@ def holders(found: Sequence[LockHolder]) -> Iterator[Finding]:
             "locks",
             f"{holder} is no live runner and holds the lock of {holder.named}: nobody can own that",
             f"{holder.fix}; and let only your own logins connect to this database",
+        )
+
+
+def upkeep(seen: Upkeep) -> Iterator[Finding]:
+    """Dead rows that nobody removes, requests that nobody begins, runners that cannot end others'
+    sessions."""
+    for table in seen.bloat:
+        last = "never" if table.vacuumed_at is None else _at(table.vacuumed_at)
+        fix = (
+            "end what keeps old rows, see above; if there is nothing, vacuum it by hand"
+            if table.automatic
+            else "switch autovacuum on, for the server and for this table, and vacuum it by hand"
+        )
+        yield _wrong(
+            "bloat",
+            f"table {table.name} holds {table.dead} dead rows and {table.live} live ones; it was last"
+            f" vacuumed {last}",
+            fix,
+        )
+    if not seen.bloat:
+        yield _ok("bloat", "no table is full of dead rows")
+    for waiting in seen.stuck:
+        yield _note(
+            "inbox",
+            f"{waiting.count} requests to {waiting.name} are due and have not begun, the oldest of them"
+            f" since {_at(waiting.since)}",
+            "see 'outlast why' of one: no runner serves it, its entity is busy, or runners are"
+            " too few",
+        )
+    if not seen.stuck:
+        yield _ok("inbox", "nothing that is due waits to be begun for long")
+    for login in seen.strangers:
+        yield _wrong(
+            "logins",
+            f"runners that log in as {login.judge!r} may not end the sessions of those that do as"
+            f" {login.judged!r}: nobody takes over from one that hangs",
+            "let all runners use one login, or grant pg_signal_backend to each; a superuser's"
+            " sessions only a superuser can end",
         )
 
 

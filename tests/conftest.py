@@ -25,7 +25,7 @@ from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
 PREFIX = "outlast_test"
-hypothesis.settings.register_profile("full", max_examples=20_000, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=2_000, deadline=None)
 CLONES = itertools.count(1)
 
 

@@ -43,6 +43,7 @@ from engine.storage.schema_version import check_schema
 from engine.storage.server import ServerFacts, server_facts
 from engine.storage.stored_requests import StoredRequests
 from engine.storage.transaction import Transaction
+from engine.storage.upkeep import Upkeep, look_after
 from engine.storage.user_transaction import UserTransactions
 
 _LARGEST_GROUP = 32_767
@@ -288,10 +289,13 @@ class PostgresStorage(Inspection):
     async def sweep_post(self, older_than: timedelta) -> int:
         return await self._post.sweep(older_than)
 
-    # --- the server, for a diagnosis; neither needs the schema ------------------------------------
+    # --- for a diagnosis; only upkeep needs the schema --------------------------------------------
 
     async def server(self) -> ServerFacts:
         return await server_facts(self._pool)
+
+    async def upkeep(self, *, now: datetime, patience: timedelta) -> Upkeep:
+        return await look_after(self._pool, now=now, patience=patience)
 
     async def connect_directly(self) -> None:
         """Open a session as a lane does, and close it: raises what a runner would."""
