@@ -253,8 +253,8 @@ def upkeep(seen: Upkeep) -> Iterator[Finding]:
         )
         yield _wrong(
             "bloat",
-            f"table {table.name} holds {table.dead} dead rows and {table.live} live ones; it was last"
-            f" vacuumed {last}",
+            f"table {table.name} holds {table.dead} dead rows and {table.live} live ones; last"
+            f" vacuumed: {last}",
             fix,
         )
     if not seen.bloat:
@@ -262,8 +262,8 @@ def upkeep(seen: Upkeep) -> Iterator[Finding]:
     for waiting in seen.stuck:
         yield _note(
             "inbox",
-            f"{waiting.count} requests to {waiting.name} are due and have not begun, the oldest of them"
-            f" since {_at(waiting.since)}",
+            f"requests to {waiting.name} that are due and have not begun: {waiting.count}, the"
+            f" oldest since {_at(waiting.since)}",
             "see 'outlast why' of one: no runner serves it, its entity is busy, or runners are"
             " too few",
         )

@@ -82,7 +82,7 @@ async def test_requests_that_nobody_begins(dsn: str) -> None:
 
     ((severity, message, fix),) = await found(dsn, "inbox")
     assert severity == "note"
-    assert "1 requests to Stock are due" in message
+    assert "requests to Stock that are due and have not begun: 1," in message
     assert old.isoformat(timespec="minutes")[:16] in message
     assert "outlast why" in fix
 
