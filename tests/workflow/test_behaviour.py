@@ -39,6 +39,7 @@ from engine.workflow.outgoing import Outgoing
 from tests.workflow.conftest import World
 
 HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 
 
@@ -92,13 +93,13 @@ async def test_a_request_that_does_not_validate_is_refused_before_anything_is_st
             await cluster.client.execution(Echo, "k").poll()
 
 
-async def test_a_start_put_off_begins_when_it_is_due() -> None:
-    async with TestCluster(Echo()) as cluster:
+async def test_a_start_put_off_begins_when_it_is_due(slow_world: World) -> None:
+    async with slow_world.cluster(Echo()) as cluster:
         execution = await cluster.client.start(Echo, "hi", delay=HOUR)
-        await cluster.advance(HOUR - SECOND)
+        await slow_world.later(cluster, HOUR - MINUTE)
         assert await execution.poll() == Pending(Status.SCHEDULED)
-        await cluster.advance(SECOND * 2)
-        assert await execution.poll() == Succeeded("hi")
+        await slow_world.later(cluster, MINUTE)
+        assert await slow_world.result(cluster, execution) == "hi"
 
 
 async def test_an_unknown_execution_is_not_found(world: World) -> None:
@@ -157,18 +158,23 @@ class Flaky(Workflow[int, list[int]]):
         return self.attempts
 
 
-async def test_attempts_go_on_after_a_crash_with_the_same_idempotency_key() -> None:
+async def test_attempts_go_on_after_a_crash_with_the_same_idempotency_key(
+    slow_world: World,
+) -> None:
     flaky = Flaky(failures=4)
-    async with TestCluster(flaky) as cluster:
+    async with slow_world.cluster(flaky) as cluster:
         execution = await cluster.client.start(Flaky, 1)
-        await cluster.advance(timedelta(minutes=2, seconds=1))
+        for _ in range(2):
+            await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
+            await slow_world.later(cluster, MINUTE)
         assert flaky.attempts == [1, 2, 3]
         await cluster.crash()
         assert await execution.poll() == Pending(Status.SUSPENDED)
-        await cluster.advance(timedelta(seconds=30))
+        await slow_world.later(cluster, MINUTE / 2)
         assert flaky.attempts == [1, 2, 3]
-        await cluster.advance(timedelta(minutes=10))
-        assert await execution.poll() == Succeeded([1, 2, 3, 4, 5])
+        for _ in range(2):
+            await slow_world.later(cluster, MINUTE)
+        assert await slow_world.result(cluster, execution) == [1, 2, 3, 4, 5]
         assert len(flaky.keys) == 1
         attempts = [e for e in await execution.history() if e.kind is JournalKind.ATTEMPT]
         assert [e.attempt for e in attempts] == [1, 2, 3, 4]
@@ -266,7 +272,9 @@ async def test_steps_see_the_registered_object_and_not_the_bodys_state(world: Wo
         assert await cluster.client.execute(State, 1, timeout=SECOND) == [1, 5]
 
 
-async def test_time_random_numbers_and_uuids_are_the_same_after_a_crash() -> None:
+async def test_time_random_numbers_and_uuids_are_the_same_after_a_crash(
+    slow_world: World,
+) -> None:
     class Draws(Workflow[int, list[str]]):
         go = Deferred(bool)
 
@@ -284,13 +292,12 @@ async def test_time_random_numbers_and_uuids_are_the_same_after_a_crash() -> Non
         async def note(self, drawn: list[str]) -> None: ...
 
     draws = Draws()
-    async with TestCluster(draws) as cluster:
+    async with slow_world.cluster(draws) as cluster:
         execution = await cluster.client.start(Draws, 1)
-        await cluster.advance(timedelta(minutes=1))
+        await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
         await cluster.crash()
         await execution.resolve(Draws.go, True)
-        await cluster.advance(timedelta(minutes=1))
-        assert await execution.poll() == Succeeded(draws.seen[0])
+        assert await slow_world.result(cluster, execution) == draws.seen[0]
         assert len(draws.seen) == 2
         assert draws.seen[0] == draws.seen[1]
 
@@ -333,16 +340,19 @@ async def test_a_rejection_raises_in_the_body(world: World) -> None:
         assert await execution.join(10 * SECOND) == "rejected: no money"
 
 
-async def test_a_wait_times_out_on_the_minute_also_when_it_slept_meanwhile() -> None:
-    async with TestCluster(Approval()) as cluster:
+async def test_a_wait_times_out_on_the_minute_also_when_it_slept_meanwhile(
+    slow_world: World,
+) -> None:
+    async with slow_world.cluster(Approval()) as cluster:
         execution = await cluster.client.start(Approval, 1)
-        await cluster.advance(HOUR - SECOND)
+        await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
+        await slow_world.later(cluster, HOUR - MINUTE)
         assert await execution.poll() == Pending(Status.SUSPENDED)
         info = await execution.describe()
         assert "deferred answer" in info.why
         assert info.wake_at is not None
-        await cluster.advance(SECOND)
-        assert await execution.poll() == Succeeded("nobody")
+        await slow_world.later(cluster, MINUTE)
+        assert await slow_world.result(cluster, execution) == "nobody"
 
 
 async def test_a_value_of_the_wrong_type_does_not_reach_the_execution(world: World) -> None:
@@ -368,6 +378,30 @@ async def test_sleeping_until_a_time_ends_no_earlier() -> None:
         outcome = await execution.poll()
         assert isinstance(outcome, Succeeded)
         assert until <= outcome.value <= until + SECOND
+
+
+class Dozes(Workflow[int, int]):
+    """Sleeps for days, several times, and says how often."""
+
+    async def execute(self, request: int) -> int:
+        for _ in range(request):
+            await self.sleep(timedelta(days=1))
+        return request
+
+
+async def test_a_sleep_of_days_survives_crashes_and_ends_no_earlier(slow_world: World) -> None:
+    async with slow_world.cluster(Dozes()) as cluster:
+        execution = await cluster.client.start(Dozes, 2)
+        await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
+        for _ in range(2):
+            await slow_world.later(cluster, timedelta(hours=23))
+            await cluster.crash()
+            assert await execution.poll() == Pending(Status.SUSPENDED)
+            await slow_world.later(cluster, HOUR)
+        assert await slow_world.result(cluster, execution) == 2
+        timers = [each for each in await execution.history() if each.kind is JournalKind.TIMER]
+        assert len(timers) == 2
+        assert all(each.due_at is not None and each.at >= each.due_at for each in timers)
 
 
 class Counter(Entity):
@@ -400,16 +434,17 @@ class Calls(Workflow[int, list[str]]):
         return answers
 
 
-async def test_calls_of_entities_are_steps_that_a_crash_does_not_repeat() -> None:
+async def test_calls_of_entities_are_steps_that_a_crash_does_not_repeat(
+    slow_world: World,
+) -> None:
     counter = Counter()
-    async with TestCluster(Calls(), counter) as cluster:
+    async with slow_world.cluster(Calls(), counter) as cluster:
         execution = await cluster.client.start(Calls, 3)
-        await cluster.advance(timedelta(minutes=1))
+        await slow_world.until(cluster, lambda: _waits_for(execution, "deferred go"))
         await cluster.crash()
         await execution.resolve(Calls.go, True)
-        await cluster.advance(timedelta(minutes=1))
         expected = [f"c{i}:3" for i in range(5)]
-        assert await execution.poll() == Succeeded([*expected, "not today"])
+        assert await slow_world.result(cluster, execution) == [*expected, "not today"]
         assert sorted(counter.seen) == expected
 
 
@@ -422,7 +457,7 @@ class Cleanup(Workflow[int, str]):
             await self.sleep(HOUR)
         except asyncio.CancelledError:
             await self.undo("caught")
-            await self.sleep(SECOND)
+            await self.sleep(MINUTE)
             if request == 2:
                 return "finished anyway"
             raise
@@ -436,13 +471,18 @@ class Cleanup(Workflow[int, str]):
 
 
 @pytest.mark.parametrize("asleep", [False, True])
-async def test_an_interrupt_runs_the_cleanup_with_its_steps(asleep: bool) -> None:
+async def test_an_interrupt_runs_the_cleanup_with_its_steps(
+    slow_world: World, asleep: bool
+) -> None:
     cleanup = Cleanup()
-    async with TestCluster(cleanup) as cluster:
+    async with slow_world.cluster(cleanup) as cluster:
         execution = await cluster.client.start(Cleanup, 1)
-        await cluster.advance(timedelta(minutes=1) if asleep else timedelta(0))
+        if asleep:
+            await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
         await execution.interrupt("stop it")
-        await cluster.advance(timedelta(minutes=1))
+        await slow_world.until(cluster, lambda: _logged(cleanup, "caught"))
+        await slow_world.later(cluster, MINUTE)
+        await slow_world.until(cluster, lambda: _ended(execution))
         assert cleanup.log == ["caught", "finally"]
         assert await execution.poll() == Interrupted("stop it")
         with pytest.raises(ExecutionInterrupted, match="stop it"):
@@ -454,20 +494,23 @@ async def test_an_interrupt_that_is_caught_is_not_raised_again() -> None:
         execution = await cluster.client.start(Cleanup, 2)
         await cluster.advance(SECOND)
         await execution.interrupt()
-        await cluster.advance(timedelta(minutes=1))
+        await cluster.advance(2 * MINUTE)
         assert await execution.poll() == Succeeded("finished anyway")
 
 
-async def test_an_interrupt_survives_a_crash_in_the_middle_of_the_cleanup() -> None:
+async def test_an_interrupt_survives_a_crash_in_the_middle_of_the_cleanup(
+    slow_world: World,
+) -> None:
     cleanup = Cleanup()
-    async with TestCluster(cleanup) as cluster:
+    async with slow_world.cluster(cleanup) as cluster:
         execution = await cluster.client.start(Cleanup, 1)
-        await cluster.advance(timedelta(minutes=1))
+        await slow_world.until(cluster, lambda: _is(execution, Status.SUSPENDED))
         await execution.interrupt("stop it")
-        await cluster.settle()
+        await slow_world.until(cluster, lambda: _has_done_a_step(execution))
         assert cleanup.log == ["caught"]
         await cluster.crash()
-        await cluster.advance(timedelta(minutes=1))
+        await slow_world.later(cluster, MINUTE)
+        await slow_world.until(cluster, lambda: _ended(execution))
         assert cleanup.log == ["caught", "finally"]
         assert await execution.poll() == Interrupted("stop it")
 
@@ -635,7 +678,9 @@ async def test_what_an_error_carries_is_the_same_after_a_crash(world: World) -> 
         assert all(each == fails.seen[0] for each in fails.seen)
 
 
-async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell() -> None:
+async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell(
+    slow_world: World,
+) -> None:
     ran: list[bool] = []
 
     class Waits(Workflow[int, int]):
@@ -647,15 +692,16 @@ async def test_waiting_executions_leave_memory_and_plain_finally_code_can_tell()
             finally:
                 ran.append(self.suspending)
 
-    async with TestCluster(Waits()) as cluster:
+    async def gone() -> bool:
+        return len(ran) == 50 and cluster.runner.resident == 0
+
+    async with slow_world.cluster(Waits()) as cluster:
         executions = [await cluster.client.start(Waits, i) for i in range(50)]
-        await cluster.advance(timedelta(minutes=1))
-        assert cluster.runner.resident == 0
+        await slow_world.until(cluster, gone)
         assert ran == [True] * 50
         for number, execution in enumerate(executions):
             await execution.resolve(Waits.go, number)
-        await cluster.advance(timedelta(minutes=1))
-        assert [await e.poll() for e in executions] == [Succeeded(i) for i in range(50)]
+        assert [await slow_world.result(cluster, each) for each in executions] == [*range(50)]
         assert ran == [True] * 50 + [False] * 50
 
 
@@ -804,3 +850,23 @@ async def test_steps_in_threads_leave_the_loops_own_threads_alone(world: World) 
             await asyncio.get_running_loop().run_in_executor(None, int)
         free.set()
         assert await execution.join(timedelta(seconds=20)) == sum(range(30))
+
+
+async def _is(execution: Any, status: Status) -> bool:
+    return await execution.poll() == Pending(status)
+
+
+async def _waits_for(execution: Any, what: str) -> bool:
+    return what in (await execution.describe()).why
+
+
+async def _ended(execution: Any) -> bool:
+    return bool((await execution.describe()).status.finished)
+
+
+async def _has_done_a_step(execution: Any) -> bool:
+    return any(each.kind is JournalKind.STEP for each in await execution.history())
+
+
+async def _logged(cleanup: Cleanup, what: str) -> bool:
+    return what in cleanup.log
