@@ -48,7 +48,8 @@ class Session(asyncpg.Connection):
 
     @contextmanager
     def deadline(self, within: timedelta | None) -> Generator[None]:
-        """End the session when the block takes longer, or is cancelled while a statement runs.
+        """End the session when the block, statements of ours, takes longer, or is cancelled while
+        one runs.
 
         Nothing else stops a statement: a cancelled one was seen to commit all the same.
         """
@@ -59,6 +60,10 @@ class Session(asyncpg.Connection):
         except asyncio.CancelledError:
             self.terminate()
             raise
+        except AttributeError as error:  # asyncpg's, which has let go of what it goes on to use
+            if not self.is_closed():
+                raise
+            raise asyncpg.InterfaceError("the connection was closed meanwhile") from error
         finally:
             if alarm is not None:
                 alarm.cancel()

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 from asyncpg.transaction import Transaction as AsyncpgTransaction
 
-from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
+from engine.core.errors import (
+    ConfigurationError,
+    EngineError,
+    OwnershipLost,
+    StorageUnavailable,
+)
 from engine.core.journal import JournalRow
 from engine.storage.columns import journal_columns
 from engine.storage.groups import Groups
@@ -52,12 +57,7 @@ class UserTransactions:
         """See ``Storage.transact``. A cancellation that comes while the commit is under way waits
         for it, and is dropped when the transaction has committed."""
         async with self._pool.session() as session:
-            try:
-                row, outer = await self._run(session, fence, work)
-            except LOST as error:
-                if session.is_closed():
-                    raise unavailable(error, self._pool.connector.address) from error
-                raise
+            row, outer = await self._run(session, fence, work)
             committed = await _to_the_end(self._conclude(session, outer, row))
             if committed:
                 await self._clean(session)
@@ -72,8 +72,11 @@ class UserTransactions:
         """Begin, check the fence, do the work; whatever goes wrong has been rolled back."""
         within = self._pool.connector.statement_timeout
         outer = session.transaction(isolation="read_committed")
-        with session.deadline(within):
-            await outer.start()
+        try:
+            with session.deadline(within):
+                await outer.start()
+        except LOST as error:
+            raise unavailable(error, self._pool.connector.address) from error
         transaction = PostgresTransaction(session, self._engine)
         try:
             await self._pool.settle_locally(session)
@@ -95,8 +98,11 @@ class UserTransactions:
                 raise ConfigurationError(
                     "the step ended its transaction itself: leave commit and rollback to the engine"
                 )
-        except BaseException:
+        except BaseException as error:
+            ended = session.is_closed()  # which a step may see as an error of any type
             await self._roll_back(session, outer)
+            if ended and isinstance(error, Exception) and not isinstance(error, EngineError):
+                raise unavailable(error, self._pool.connector.address) from error
             raise
         finally:
             transaction.end()

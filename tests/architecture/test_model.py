@@ -9,6 +9,8 @@ import pytest
 
 MODEL = Path(__file__).parents[2] / "docs" / "model"
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def ownership() -> ModuleType:

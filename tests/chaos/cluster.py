@@ -167,16 +167,16 @@ class Cluster:
         return runners
 
     async def shared(self, runners: Iterable[Process], *, within: float = 40) -> None:
-        """All serve, between them they own every shard, and each has some if there are enough."""
+        """All serve, and between them they own every shard, in even shares."""
         runners = list(runners)
-        least = min(len(runners), self.shards)
 
         def owned() -> bool:
             if crashes := self.crashes():
                 raise RuntimeError("\n".join(crashes))
-            owned = [runner.owned for runner in runners if runner.owned]
+            owned = [runner.owned for runner in runners]
             serving = all(runner.runner for runner in runners)
-            return serving and len(owned) >= least and sum(owned) == self.shards
+            even = max(owned) - min(owned) <= 1
+            return serving and even and sum(owned) == self.shards
 
         await eventually(owned, timeout=within)
 

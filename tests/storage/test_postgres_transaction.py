@@ -189,6 +189,35 @@ async def test_a_connection_lost_in_the_work_is_known_not_to_have_committed(
     assert await sql.fetchval(COUNT) == 0
 
 
+async def test_a_connection_lost_in_a_sqlalchemy_session_is_no_error_of_the_step(
+    owner: Owner, sql: asyncpg.Connection
+) -> None:
+    process, _, fence = owner
+
+    async def work(tx: Transaction) -> JournalRow:
+        async with tx.session() as session:
+            await sql.execute("select pg_terminate_backend($1)", await session.scalar(text(PID)))
+            await session.scalar(text(PID))
+        raise AssertionError("the connection should have been lost")
+
+    with pytest.raises(StorageUnavailable):
+        await process.storage.transact(fence, work)
+
+
+async def test_a_session_that_is_ended_between_two_messages_of_a_statement_is_lost(
+    owner: Owner,
+) -> None:
+    process, _, _ = owner
+
+    async with process.storage._pools.user.session() as session:  # type: ignore[attr-defined]
+        with (
+            pytest.raises(asyncpg.InterfaceError, match="closed meanwhile"),
+            session.deadline(None),
+        ):
+            session.terminate()
+            session._protocol.bind_execute  # noqa: B018 -- with which asyncpg goes on
+
+
 PID = "select pg_backend_pid()"
 
 
@@ -240,7 +269,7 @@ async def committing(sql: asyncpg.Connection) -> bool:
     return bool(
         await sql.fetchval(
             "select count(*) from pg_stat_activity where application_name like 'outlast:%:user'"
-            " and wait_event = 'PgSleep'"
+            " and datname = current_database() and wait_event = 'PgSleep'"
         )
     )
 
