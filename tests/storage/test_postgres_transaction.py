@@ -210,12 +210,14 @@ async def test_a_session_that_is_ended_between_two_messages_of_a_statement_is_lo
     process, _, _ = owner
 
     async with process.storage._pools.user.session() as session:  # type: ignore[attr-defined]
-        with (
-            pytest.raises(asyncpg.InterfaceError, match="closed meanwhile"),
-            session.deadline(None),
-        ):
-            session.terminate()
-            session._protocol.bind_execute  # noqa: B018 -- with which asyncpg goes on
+
+        def end() -> object:
+            with session.deadline(None):
+                session.terminate()
+                return session._protocol.bind_execute  # with which asyncpg goes on
+
+        with pytest.raises(asyncpg.InterfaceError, match="closed meanwhile"):
+            end()
 
 
 PID = "select pg_backend_pid()"
