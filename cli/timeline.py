@@ -78,13 +78,13 @@ class Timeline:
     def add(self, event: JournalEvent) -> None:
         """The next event of the journal."""
         match event.kind:
-            case JournalKind.CALL:
+            case JournalKind.CALL if event.outcome is Outcome.OK:
                 self._line(event, begin=event.at).note = "no reply yet"
             case JournalKind.ATTEMPT:
                 self._attempt(event)
             case JournalKind.POSTPONED:
                 self._postponed(event)
-            case JournalKind.STEP:
+            case JournalKind.STEP | JournalKind.CALL:
                 self._step(event)
             case JournalKind.TIMER:
                 self._instant(event, "timer", "fired")

@@ -23,7 +23,7 @@ class JournalKind(IntEnum):
     """A deferred was resolved or rejected from outside."""
     CALL = 5
     """A request to an entity, a child or another execution left; ``source`` is its request id. Its
-    reply is a STEP."""
+    reply is a STEP. One that failed did not leave, since its body ended in that turn."""
     INTERRUPT = 6
     """Somebody asked the execution to end early; the payload is the reason."""
     SIGNAL = 7

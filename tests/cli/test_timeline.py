@@ -120,6 +120,19 @@ def test_a_failed_step_shows_its_error() -> None:
     assert (line.mark, line.note) == (Mark.FAILED, "ConnectionError: no")
 
 
+def test_a_call_that_did_not_leave_shows_its_error() -> None:
+    failed = error("too large", kind="InvalidPayload")
+    journal = Journal().add(CALL, "Letter", 1, outcome=Outcome.FAILED, payload=failed)
+
+    (line,) = journal.lines()
+
+    assert (line.name, line.mark, line.note) == (
+        "call Letter",
+        Mark.FAILED,
+        "InvalidPayload: too large",
+    )
+
+
 def test_a_step_that_is_tried_again_is_pending_and_says_when() -> None:
     journal = Journal().add(
         ATTEMPT, "charge", 1, begin=0, due=61, outcome=Outcome.FAILED, payload=error("503")
