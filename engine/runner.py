@@ -695,7 +695,7 @@ class _Incarnation:
             shards=len(self.delivery.shards),
             entities=self.delivery.active - self.resident,
             executions=self.resident,
-            crowded=self._residency.crowded,
+            crowded=self._residency.crowded(),
         )
 
     def _node_tenant(self) -> MachineTenant:

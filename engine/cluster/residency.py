@@ -38,6 +38,7 @@ class Residency:
         self._limit = limit
         self._most_waiting = waiting or max(limit, _WAITING)
         self._reopening = False
+        self._came_free = False
         self._residents: dict[Resident, bool] = {}
         self._idle: OrderedDict[Resident, None] = OrderedDict()
         self._waiting: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
@@ -45,11 +46,12 @@ class Residency:
     def __len__(self) -> int:
         return len(self._residents)
 
-    @property
     def crowded(self) -> bool:
-        """Whether a newcomer would have to wait."""
+        """Whether a newcomer would have to wait, and no place has come free since this was asked
+        last: many that come and go soon are no crowd."""
+        stands, self._came_free = not self._came_free, False
         full = len(self._residents) >= self._limit and not self._idle
-        return bool(self._waiting) or full
+        return stands and (full or bool(self._waiting))
 
     def room(self) -> bool:
         """Whether a newcomer may enter now; an idle resident is evicted for it."""
@@ -75,6 +77,7 @@ class Residency:
         """It is out of memory, or wants to be counted no more."""
         self._idle.pop(resident, None)
         if self._residents.pop(resident, None) is not None:
+            self._came_free = True
             self._admit()
 
     def busy(self, resident: Resident) -> None:
@@ -82,6 +85,7 @@ class Residency:
 
     def idle(self, resident: Resident) -> bool:
         """It has nothing to do. False when it was evicted at once, since others wait."""
+        self._came_free = True
         if self._waiting or len(self._residents) > self._limit:
             resident.evict()
             return False

@@ -476,8 +476,8 @@ class RunnerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLoad:
-    """What a runner has in hand, as of its last heartbeat. ``crowded``: it has no place in memory
-    for another entity."""
+    """What a runner has in hand, as of its last heartbeat. ``crowded``: it had no place in memory
+    for another entity since the one before."""
 
     lanes: int = 0
     shards: int = 0

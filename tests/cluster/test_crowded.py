@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from engine import Entity, Queue, Runner, rpc
+from engine.cluster.residency import Residency
 from engine.core.ids import shard_of
 from engine.storage.memory_database import MemoryDatabase
 from engine.testing import TestCluster, VirtualClock
@@ -39,9 +40,11 @@ class Few(Jobs):
 
 
 @asynccontextmanager
-async def runner_of(database: MemoryDatabase, *prototypes: Guest | Jobs) -> AsyncGenerator[Runner]:
-    """One with a place in memory for one entity."""
-    made = TestCluster(database=database, max_resident=1, heartbeat_interval=OFTEN)
+async def runner_of(
+    database: MemoryDatabase, *prototypes: Guest | Jobs, places: int = 1
+) -> AsyncGenerator[Runner]:
+    """One with a place in memory for so many entities."""
+    made = TestCluster(database=database, max_resident=places, heartbeat_interval=OFTEN)
     async with made.runner.register(*prototypes) as runner:
         yield runner
 
@@ -63,7 +66,7 @@ async def test_items_go_to_runners_that_have_a_place_for_them() -> None:
     full, free = (Jobs(), Few()), (Jobs(), Few())
     async with (
         runner_of(database, guests[0], *full) as first,
-        runner_of(database, guests[1], *free) as second,
+        runner_of(database, guests[1], *free, places=100) as second,
     ):
         await eventually(lambda: spread(first, second))
         stay = first.client.entity(Guest, on(first, "Guest")).stay
@@ -102,3 +105,26 @@ def _crowded(full: Runner, knows: Runner) -> bool:
     loads = {} if view is None else {row.id: row.load for row in view.runners}
     load = loads.get(full.id) if full.id else None
     return load is not None and load.crowded
+
+
+class Visitor:
+    """A resident that stays as it is."""
+
+    def evict(self) -> None:
+        raise AssertionError
+
+    def give_way(self) -> None:
+        raise AssertionError
+
+
+def test_many_that_come_and_go_are_no_crowd() -> None:
+    residency, first, second = Residency(1), Visitor(), Visitor()
+    assert not residency.crowded()
+    residency.enter(first)
+    assert residency.crowded()
+    residency.leave(first)
+    residency.enter(second)
+    assert [residency.crowded(), residency.crowded()] == [False, True]
+    residency.idle(second)
+    residency.busy(second)
+    assert [residency.crowded(), residency.crowded()] == [False, True]
