@@ -136,7 +136,7 @@ with warnings.catch_warnings():
         health_port: int | None = Field(default=None, ge=0, le=65_535)
         """Where a runner says over HTTP how it fares, at ``/live`` and ``/ready``; 0: at any free
         port, which the log names."""
-        health_host: str = "127.0.0.1"
+        health_host: str = Field(default="127.0.0.1", min_length=1)
         """The address of that port: for probes from other machines ``0.0.0.0`` or ``::``."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))

@@ -93,7 +93,7 @@ class Ownership:
         self._holders = holders
         self._patience = poll.total_seconds()
         self._missing_since: float | None = None
-        self._blamed: set[int] = set()
+        self._blamed: set[int | None] = set()
         self._acquiring = Backoff(initial=retry, maximum=poll)
         self._handing_over = Backoff(initial=retry, maximum=poll)
         self._group = asyncio.TaskGroup()

@@ -14,16 +14,19 @@ _FROM_OUTSIDE = 63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockHolder:
-    """One such session. ``address`` is None for a local socket, or if this login may not see it."""
+    """One such session; without a ``pid`` a prepared transaction. ``address`` is None for a local
+    socket, or if this login may not see it."""
 
     shards: tuple[ShardId, ...]
-    pid: int
+    pid: int | None
     login: str | None = None
     application: str | None = None
     address: str | None = None
     since: datetime | None = None
 
     def __str__(self) -> str:
+        if self.pid is None:
+            return "a prepared transaction"
         login = repr((self.login or "unknown")[:_FROM_OUTSIDE])
         application = repr((self.application or "")[:_FROM_OUTSIDE])
         at = f" at {self.address}" if self.address else ""
@@ -40,4 +43,6 @@ class LockHolder:
     @property
     def fix(self) -> str:
         """How to get rid of it."""
+        if self.pid is None:
+            return "psql -c 'table pg_prepared_xacts' lists them, rollback prepared ends one"
         return f"psql -c 'select pg_terminate_backend({self.pid})'"

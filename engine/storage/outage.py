@@ -62,7 +62,7 @@ class Address:
             return cls("an unreadable address", "", "")
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}/{self.database}"
+        return f"{self.host}:{self.port}/{self.database}" if self.port else self.host
 
 
 def unconnected(error: Exception, dsn: str) -> EngineError:

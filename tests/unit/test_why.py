@@ -57,6 +57,14 @@ RETRIED = (
 )
 
 
+def test_a_lock_that_no_process_has_is_of_a_prepared_transaction() -> None:
+    holder = LockHolder(shards=(ShardId("default", 3),), pid=None)
+    told = why(Situation(execution=execution(Status.RUNNING), holder=holder))
+
+    assert "since a prepared transaction holds its lock" in told
+    assert "rollback prepared ends one" in told
+
+
 @pytest.mark.parametrize(
     ("situation", "sentence"),
     [
