@@ -137,6 +137,9 @@ class Lane:
 
         async def take(session: LaneSession) -> Mapping[ShardId, int]:
             gotten = await session.acquire([s for s in shards if s not in self.shards])
+            # INVARIANT pen-is-the-lock: its locks may have ended with it since it has answered.
+            if session.closed:
+                return {}
             self.shards.update(gotten)
             return gotten
 
@@ -152,7 +155,7 @@ class Lane:
             held = [s for s in shards if s in self.shards]
             await session.release(held)
             for shard in held:
-                del self.shards[shard]
+                self.shards.pop(shard, None)  # all have gone if the session has ended meanwhile
             self._rung.difference_update(held)
 
         await self._order(give, None)

@@ -171,7 +171,7 @@ class PostgresLaneSession:
                     raise StorageUnavailable(f"a shard could not be released: {error}") from error
         await self._ask("unlock_shards", *columns)
         for shard in shards:
-            del self._held[shard]
+            self._held.pop(shard, None)  # all have gone if the session has ended meanwhile
 
     async def _flush(self, commits: Sequence[Commit]) -> Flushed:
         batch = Batch(commits, self._groups)

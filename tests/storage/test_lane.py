@@ -125,6 +125,47 @@ async def lane_over(
         yield lane
 
 
+class Ending(Session):
+    """Ends once it has given an answer to an order, and before the lane has it."""
+
+    async def _end(self) -> None:
+        self.terminate()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+class EndsAcquiring(Ending):
+    async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
+        gotten = await super().acquire(shards)
+        await self._end()
+        return gotten
+
+
+class EndsReleasing(Ending):
+    async def release(self, shards: Sequence[ShardId]) -> None:
+        await super().release(shards)
+        await self._end()
+
+
+async def test_a_lane_does_not_own_what_a_session_has_locked_that_ended_since() -> None:
+    first, second = EndsAcquiring(), Session()
+    async with lane_over(first, second) as lane:
+        assert await lane.acquire([ONE, TWO]) == {}
+        assert not lane.shards
+        await eventually(lambda: lane.generation == 2 and lane.connected)
+        assert await lane.acquire([ONE]) == lane.shards == {ONE: 1}
+
+
+async def test_a_lane_goes_on_after_a_session_that_ended_as_it_gave_a_shard_away() -> None:
+    first, second = EndsReleasing(), Session()
+    async with lane_over(first, second) as lane:
+        await lane.acquire([ONE, TWO])
+        await lane.release([ONE])
+        assert not lane.shards
+        await eventually(lambda: lane.generation == 2 and lane.connected)
+        assert await lane.acquire([ONE]) == lane.shards == {ONE: 1}
+
+
 async def test_a_commit_that_met_a_lock_is_written_when_the_lock_is_gone() -> None:
     session = Session()
     async with lane_over(session) as lane:
