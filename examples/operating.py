@@ -38,6 +38,11 @@ class Invoice(Workflow[str, str]):
         self.bank.charged.append(customer)
 
 
+def app() -> list[Invoice]:
+    """What ``outlast dev examples.operating:app`` serves."""
+    return [Invoice(Bank())]
+
+
 async def hold(client: Client) -> None:
     """Nothing of any invoice begins, also not of those that are started meanwhile."""
     await client.pause(Invoice, "the bank is closed until six")

@@ -6,6 +6,7 @@ from engine import Status
 from engine.testing import TestCluster
 from examples import operating
 from examples.operating import Bank, Invoice
+from tests.eventually import eventually
 
 
 async def statuses(cluster: TestCluster) -> dict[str, Status]:
@@ -19,6 +20,11 @@ async def test_nothing_begins_while_the_workflow_is_paused() -> None:
         early = await client.start(Invoice, "ada", key="ada")
         await cluster.settle()
         await operating.hold(client)
+
+        async def heard() -> bool:
+            return (await early.describe()).status is Status.PAUSED
+
+        await eventually(heard)
         await client.start(Invoice, "bob", key="bob")
         await cluster.advance(timedelta(days=30))
         assert bank.charged == ["ada"]
@@ -30,7 +36,7 @@ async def test_nothing_begins_while_the_workflow_is_paused() -> None:
 
 
 async def test_one_execution_is_paused_alone() -> None:
-    async with TestCluster(Invoice(Bank())) as cluster:
+    async with TestCluster(*operating.app()) as cluster:
         for name in ("ada", "bob"):
             await cluster.client.start(Invoice, name, key=name)
         await cluster.settle()
