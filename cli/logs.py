@@ -1,5 +1,6 @@
 """The log of ``run`` and ``dev`` on standard error: a line a record, its fields at the end."""
 
+import copy
 import logging
 import sys
 
@@ -14,6 +15,17 @@ class FieldsFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A database that is away is said in a sentence; other errors keep their traceback."""
+        from engine.core.errors import StorageUnavailable
+
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, StorageUnavailable):
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
+            record.__dict__["error"] = error
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's own name
         fields = {name: value for name, value in vars(record).items() if name not in _OWN}

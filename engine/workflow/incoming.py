@@ -96,7 +96,9 @@ class Incoming:
                 self._over(step)
                 self._body.end_step(step, Outcome.OK, value)
             case Errored(error, details, outcome):
-                if step.retry.retries(error, step.attempt):
+                again = step.retry.retries(error, step.attempt)
+                self._log_failure(step, details, again=again)
+                if again:
                     self._retry(step, error, details, outcome, source)
                 else:
                     payload = encode_error(details)
@@ -112,6 +114,14 @@ class Incoming:
                     extra={"execution": self._name, "step": str(step), "error": str(error)},
                 )
                 self._outgoing.again_soon(step)
+
+    def _log_failure(self, step: Step, details: ErrorDetails, *, again: bool) -> None:
+        # The message is left out: it may quote what a user said.
+        what = {"execution": self._name, "step": step.name, "attempt": step.attempt}
+        log.info(
+            "a step failed, another attempt follows" if again else "a step failed",
+            extra=what | {"error": details.type},
+        )
 
     def lapsed(self, step: Step, attempt: int) -> None:
         """Nobody has completed a postponed attempt in time."""

@@ -770,6 +770,11 @@ class ResidentExecution:
         self._undelivered.clear()
         reply = exit_reply(self.id, exit, self._envelope.reply_to)
         error = exit.error.root.type if isinstance(exit, Failure | Defect) else None
+        if error is not None:
+            log.info(
+                "an execution fails: 'outlast show' says why",
+                extra={"execution": self.name, "error": error},
+            )
         self._ledger.end(_STATUS[type(exit)], reply, error=error)
         self._submit()
 
@@ -781,7 +786,7 @@ class ResidentExecution:
         self._answer_queries()
         # The reason is left out: it may quote what a user said.
         log.warning(
-            "an execution is blocked: see why with describe()", extra={"execution": self.name}
+            "an execution is blocked: 'outlast why' says what to do", extra={"execution": self.name}
         )
         for row in [*self._undelivered.values()]:
             if row.told == RETRY:  # it came while the journal was being replayed
