@@ -31,7 +31,7 @@ from engine.item import Item
 from engine.node import Node
 from engine.queues import QueueHandle, QueueInfo, queues
 from engine.schedule import Schedule, ScheduleInfo, schedules
-from engine.settings import Settings
+from engine.settings import Settings, given
 from engine.storage.entities import DeadFilter
 from engine.storage.protocol import ExecutionFilter, Saved, SaveOutcome
 from engine.versions import PatchInfo, VersionInfo, patches, versions
@@ -54,7 +54,7 @@ class Client:
     """
 
     def __init__(self, settings: Settings | None = None, *, node: Node | None = None) -> None:
-        self._place = node or Node(settings or Settings())
+        self._place = node or Node(given(settings))
         self._borrowed = node is not None
 
     async def __aenter__(self) -> Self:

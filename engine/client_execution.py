@@ -89,9 +89,17 @@ class ClientExecution(Execution[T]):
                 return ended
 
     async def join(self, timeout: timedelta | None = None) -> T:
-        async with within(timeout):
-            request_id = await self._find()
-            return self.result_of(await self._exit(request_id))
+        limit = within(timeout)
+        try:
+            async with limit:
+                request_id = await self._find()
+                return self.result_of(await self._exit(request_id))
+        except TimeoutError as error:
+            if limit.expired() and not error.args:
+                name = f"{self._definition.name}/{self.id}"
+                why = f"'outlast why {name}' says what it waits for"
+                error.args = (f"{name} goes on, but has not ended within {timeout}: {why}",)
+            raise
 
     async def interrupt(self, reason: str = "") -> None:
         await self._order(INTERRUPT, reason)

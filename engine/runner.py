@@ -59,7 +59,7 @@ from engine.core.retry import again_in
 from engine.health import HealthPort, RunnerHealth
 from engine.node import Node, OpenStorage, postgres
 from engine.running_tasks import RunningTasks
-from engine.settings import Settings
+from engine.settings import Settings, given
 from engine.storage.lane import Lane
 from engine.storage.protocol import RunnerLoad, RunnerRow, Storage
 from engine.storage.queues import queue_type
@@ -95,7 +95,7 @@ class Runner:
         clock: Clock | None = None,
         open_storage: OpenStorage | None = None,
     ) -> None:
-        self.settings: Settings = settings or Settings()
+        self.settings: Settings = given(settings)
         self._groups = tuple(groups or self.settings.groups)
         self._open_storage = open_storage or postgres(self.settings)
         self._node = Node(self.settings, clock=clock, open_storage=self._open_storage)

@@ -200,6 +200,19 @@ with warnings.catch_warnings():
         __str__ = __repr__
 
 
+def given(settings: Settings | None) -> Settings:
+    """Those given, or those of the environment. ``ConfigurationError`` for a DSN in their place,
+    which is not repeated: it may hold a password."""
+    if settings is None:
+        return Settings()
+    if not isinstance(settings, Settings):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(
+            f"settings are a Settings, not a {type(settings).__name__}: write Settings(dsn=...),"
+            " or set OUTLAST_DSN"
+        )
+    return settings
+
+
 def without_password(text: str) -> str:
     """A DSN, or a text with one in it, that may be shown. Of a password that was not quoted, up to
     the last "@" of the text."""

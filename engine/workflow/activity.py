@@ -70,8 +70,18 @@ class StepDefinition:
             raise ConfigurationError(f"{what} is a generator; return its results as one value")
         if kind is StepKind.TRANSACTION and self.sync:
             raise ConfigurationError(f"{what} must be 'async def': it awaits its transaction")
+        if not isinstance(retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"{what} has {retry!r} as its retry: write RetryPolicy(attempts=...)"
+            )
         for option, limit in (("timeout", timeout), ("heartbeat_timeout", heartbeat_timeout)):
-            if limit is not None and limit <= timedelta(0):
+            if limit is None:
+                continue
+            if not isinstance(limit, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigurationError(
+                    f"{what} has {limit!r} as its {option}: write timedelta(seconds=...)"
+                )
+            if limit <= timedelta(0):
                 raise ConfigurationError(f"{what} has a {option} that is not above zero")
 
     def done_by(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> "StepDefinition":

@@ -82,11 +82,11 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
     several: register an object of each class, of one ``name`` and different ``version``."""
     shard_group: ClassVar[str] = "default"
     raises: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors that come back as themselves: from a step to the body, from the execution to its
+    joiner. Each is a pydantic dataclass that is an ``Exception``."""
     retention: ClassVar[Mapping[Status, timedelta | None]] = {}
     """How long executions are kept after they have ended so; None: for ever. What is not named here
     is kept as the settings ``retention`` and ``retention_failed`` say."""
-    """Errors that come back as themselves: from a step to the body, from the execution to its
-    joiner. Each is a pydantic dataclass that is an ``Exception``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -384,6 +384,10 @@ class WorkflowDefinition:
             _ = handler.signature
         for deferred in self.deferreds.values():
             _ = deferred.codec
+        if self.cls.execute is Workflow.execute:  # pyright: ignore[reportUnknownMemberType]
+            raise ConfigurationError(
+                f"{self.cls.__qualname__} has no body: write 'async def execute(self, request)'"
+            )
 
 
 def _error_codec(cls: type[Workflow[Any, Any]], error: type[Exception]) -> ValueCodec[Exception]:

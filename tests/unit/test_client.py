@@ -1,5 +1,7 @@
 """What a client says before it is connected."""
 
+from typing import Any
+
 import pytest
 
 from engine import Client, Runner, Workflow
@@ -24,3 +26,11 @@ async def test_so_does_that_of_a_runner() -> None:
 
     with pytest.raises(ConfigurationError, match="while the runner is entered"):
         await runner.client.execution(Greet, "ada").join()
+
+
+@pytest.mark.parametrize("made", [Client, Runner])
+def test_a_dsn_in_the_place_of_settings_is_refused_and_not_repeated(made: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"not a str: write Settings\(dsn") as refused:
+        made("postgresql://me:secret@localhost/shop")
+
+    assert "secret" not in str(refused.value)

@@ -197,6 +197,15 @@ def test_a_step_without_time_to_run_is_refused(seconds: int) -> None:
         activity(timeout=timedelta(seconds=seconds))(charge)
 
 
+@pytest.mark.parametrize("options", [{"timeout": 3}, {"heartbeat_timeout": 3}, {"retry": 3}])
+def test_an_option_that_is_a_number_is_refused_with_the_type_to_write(options: Any) -> None:
+    async def charge(self: Any) -> None: ...
+
+    wanted = "RetryPolicy" if "retry" in options else "timedelta"
+    with pytest.raises(ConfigurationError, match=rf"charge has 3 as its \w+: write {wanted}\("):
+        activity(**options)(charge)
+
+
 def test_a_decorated_step_keeps_its_name_docstring_and_line() -> None:
     class Mine(Workflow[int, int]):
         @activity
@@ -416,6 +425,8 @@ async def test_a_workflow_without_a_body_fails_with_its_name() -> None:
 
     with pytest.raises(NotImplementedError, match=r"Mine does not define execute\(\)"):
         await Mine().execute("a")
+    with pytest.raises(ConfigurationError, match=r"Mine has no body: write 'async def execute"):
+        register(Mine())
 
 
 # --- the body's own methods -----------------------------------------------------------------------

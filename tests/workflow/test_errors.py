@@ -1,6 +1,7 @@
 """Errors of steps and executions: final ones, ones that say when, and ones that keep their type."""
 
 import asyncio
+import logging
 from datetime import timedelta
 
 import pydantic
@@ -109,3 +110,44 @@ async def test_an_error_says_when_the_next_attempt_may_come() -> None:
         await cluster.crash()
         await cluster.advance(timedelta(seconds=1))
         assert await execution.join(timedelta(seconds=1)) == 3
+
+
+class Flaky(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        return await self.call(request)
+
+    @activity(retry=RetryPolicy(attempts=2))
+    async def call(self, secret: str) -> str:
+        raise ValueError(secret)
+
+
+async def test_the_log_tells_of_failures_but_not_what_they_say(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "engine.workflow")
+    async with TestCluster(Flaky()) as cluster:
+        execution = await cluster.client.start(Flaky, "4111", key="f")
+        await cluster.advance(HOUR)
+        with pytest.raises(ExecutionFailed):
+            await execution.join()
+
+    told = [each for each in caplog.records if hasattr(each, "error")]
+    assert [each.getMessage() for each in told] == [
+        "a step failed, another attempt follows",
+        "a step failed",
+        "an execution fails: 'outlast show' says why",
+    ]
+    assert {each.__dict__["execution"] for each in told} == {"Flaky/f"}
+    assert [each.__dict__.get("attempt") for each in told] == [1, 2, None]
+    assert {each.__dict__["error"] for each in told} == {"ValueError"}
+    assert not any("4111" in str(vars(each)) for each in caplog.records)
+
+
+async def test_a_join_that_is_too_short_names_the_execution_and_goes_on() -> None:
+    async with TestCluster(Flaky()) as cluster:
+        execution = await cluster.client.start(Flaky, "x", key="f")
+        with pytest.raises(TimeoutError, match=r"Flaky/f goes on, .*'outlast why Flaky/f'"):
+            await execution.join(timeout=timedelta(milliseconds=1))
+        await cluster.advance(HOUR)
+        with pytest.raises(ExecutionFailed):
+            await execution.join()
