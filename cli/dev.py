@@ -38,6 +38,8 @@ async def dev(
 ) -> None:
     """Run an app with a database of its own, and again after each change of its code.
 
+    What 'outlast lint' finds in its workflows is told at each start.
+
     The database is an embedded PostgreSQL under .outlast/, or the one of --dsn or OUTLAST_DSN; its
     schema is migrated. Ctrl-C ends it all; the data stays.
     """
@@ -73,6 +75,7 @@ async def _database(session: Session) -> AsyncGenerator[tuple[str, bool]]:
         return
     from engine.embedded import EmbeddedPostgres
 
+    session.output.say("starting PostgreSQL")  # the first time takes seconds
     async with EmbeddedPostgres(Path.cwd()) as server:
         yield server.dsn, True
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from cli.exits import CommandError, ExitCode
 from cli.loading import load_runner
 from cli.logs import level_of, log_to_stderr
 from cli.session import Session
+
+if TYPE_CHECKING:
+    from engine.runner import Runner
 
 PANEL = "Develop and run"
 App = Annotated[
@@ -65,6 +68,7 @@ def run(
     runner = load_runner(app)
     log_to_stderr(level)
     if while_stdin_is_open:
+        _lint(runner)
         threading.Thread(target=_stop_after_stdin, name="lifeline", daemon=True).start()
     # What was imported stays. A full collection that looks at it too stops everything for 60 ms
     # of computing, which took up to 390 ms on a busy machine.
@@ -88,6 +92,14 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return factory
+
+
+def _lint(runner: "Runner") -> None:
+    """What a replay cannot repeat is told while it is being written."""
+    from engine.testing.linter import lint_workflows
+
+    for finding in sorted(set(lint_workflows(runner.registered))):
+        sys.stderr.write(f"outlast lint: {finding}\n")
 
 
 def _stop_after_stdin() -> None:

@@ -29,8 +29,9 @@ def add_to(app: typer.Typer) -> None:
 async def versions(session: Session, workflow: Workflow = None) -> None:
     """List the versions of workflows, with how many executions need each that have not ended.
 
-    A version may go from the runners when nothing is left of it. UNSERVED are those whose owner has
-    not its code, MISFITS those that are blocked because their journal does not fit it.
+    A status has a column when one of them has it. A version may go from the runners when nothing is
+    left of it. UNSERVED are those whose owner has not its code, MISFITS those that are blocked
+    because their journal does not fit it.
     """
     from cli import forms
     from engine.core.status import Status
@@ -39,7 +40,11 @@ async def versions(session: Session, workflow: Workflow = None) -> None:
 
     async with session.storage() as storage:
         found = await read(storage, workflow)
-    statuses = [status for status in Status if not status.finished]
+    statuses = [
+        status
+        for status in Status
+        if not status.finished and any(info.live.get(status) for info in found)
+    ]
     session.output.table(
         found,
         form=forms.version,

@@ -14,6 +14,15 @@ from tests.cli.terminal import do, ended, script
 from tests.cli.watched import running
 from tests.eventually import eventually
 
+CLOCK = """
+
+class Late(Workflow[str, float]):
+    async def execute(self, request: str) -> float:
+        import time
+
+        return time.time()
+"""
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -55,7 +64,8 @@ async def test_dev_runs_the_app_again_when_its_code_changes(project: Path, empty
         dev.says("SyntaxError: '(' was never closed")
         dev.says("it starts again when its code changes")
         dev.said = ""
-        code.write_text(whole)
+        code.write_text(whole + CLOCK)
+        dev.says("OUT101 time.time() reads the system's clock")
         dev.says("runner serves")
         end = dev.stopped(signal.SIGTERM)
 
