@@ -146,11 +146,11 @@ class Incoming:
         self._body.loop.fire(ordinal)
 
     def replied(self, row: InboxRow) -> None:
-        """The exit of a call has come."""
-        step = self._outgoing.calls.pop(row.envelope.request_id, None)
-        if step is not None and row.reply is not None:
-            exit = decode_exit(row.reply.kind, row.reply.payload)
-            self.answered(step, exit, row.envelope.request_id)
+        """The exit of a call has come; without one, whoever it was has been retried since, and
+        another will."""
+        request_id, reply = row.envelope.request_id, row.reply
+        if reply is not None and (step := self._outgoing.calls.pop(request_id, None)) is not None:
+            self.answered(step, decode_exit(reply.kind, reply.payload), request_id)
         self._ledger.settle(row.seq)
 
     def answered(self, step: Step, exit: Exit, source: Snowflake | None) -> None:

@@ -421,6 +421,10 @@ async def _is(execution: Any, *statuses: Status) -> bool:
     return isinstance(found, Pending) and found.status in statuses
 
 
+async def _stands(execution: Any, status: Status) -> bool:
+    return (await execution.describe()).status is status
+
+
 async def _all_waiting(*executions: Any) -> bool:
     return all([await _is(each, Status.SUSPENDED, Status.RUNNING) for each in executions])
 
@@ -466,3 +470,72 @@ async def test_a_child_is_interrupted_although_the_runner_dies_just_after_its_pa
             return isinstance(await left.poll(), Interrupted)
 
         await eventually(interrupted, timeout=2)
+
+
+class Mended(Workflow[None, str]):
+    """Fails once it is told to go on, until somebody has mended it; then it takes its time."""
+
+    go = Deferred(str)
+    mended = False
+    opened = asyncio.Event()
+
+    async def execute(self, request: None) -> str:
+        await self.go.wait()
+        return await self.work()
+
+    @activity(retry=RetryPolicy(attempts=1))
+    async def work(self) -> str:
+        if not self.mended:
+            raise LookupError("not mended yet")
+        await self.opened.wait()
+        return "mended"
+
+
+class Holds(Workflow[None, str]):
+    """Has a child, and a step that keeps it in memory meanwhile."""
+
+    go = Deferred(str)
+    holding = False
+    released = asyncio.Event()
+
+    async def execute(self, request: None) -> str:
+        async with asyncio.TaskGroup() as group:
+            child = group.create_task(self.run_child(Mended, None))
+            await self.go.wait()
+            await self.hold()
+        return child.result()
+
+    @activity
+    async def hold(self) -> None:
+        type(self).holding = True
+        await self.released.wait()
+
+
+async def test_a_child_that_is_retried_before_its_parent_hears_of_its_failure_answers_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mended, "mended", False)
+    monkeypatch.setattr(Mended, "opened", asyncio.Event())
+    monkeypatch.setattr(Holds, "holding", False)
+    monkeypatch.setattr(Holds, "released", asyncio.Event())
+    async with world.cluster(Holds(), Mended()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Holds, None, key="p")
+        child = cluster.client.execution(Mended, "Holds/p/1")
+        await world.until(cluster, lambda: _is(child, Status.SUSPENDED))
+        await parent.pause()
+        await world.until(cluster, lambda: _is(parent, Status.PAUSED))
+        await child.resolve(Mended.go, "")
+        await world.until(cluster, lambda: _stands(child, Status.FAILED))
+        monkeypatch.setattr(Mended, "mended", True)
+        await child.retry()
+        await parent.resume()
+        await parent.resolve(Holds.go, "")
+
+        async def holding() -> bool:
+            return Holds.holding
+
+        await world.until(cluster, holding)
+        Mended.opened.set()
+        await world.until(cluster, lambda: _stands(child, Status.SUCCEEDED))
+        Holds.released.set()
+        assert await world.result(cluster, parent) == "mended"
