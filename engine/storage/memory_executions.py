@@ -35,7 +35,7 @@ class MemoryExecutions:
         self._journal: dict[Snowflake, dict[tuple[int, int], JournalRow]] = {}
         self._failed_at: dict[Snowflake, int] = {}
         self._on_trial: set[Snowflake] = set()
-        self._followers: dict[Snowflake, list[Snowflake]] = {}
+        self._followers: dict[Snowflake, dict[Snowflake, ShardId]] = {}
 
     def __contains__(self, execution: Snowflake) -> bool:
         return execution in self._rows
@@ -80,18 +80,15 @@ class MemoryExecutions:
 
     def follow(self, execution: Snowflake, follower: Snowflake) -> bool:
         """Note who is to be told of an execution's end; False when that has come."""
-        row = self._rows.get(execution)
-        if row is None or row.status.finished:
+        row, by = self._rows.get(execution), self._rows.get(follower)
+        if row is None or by is None or row.status.finished:
             return False
-        followers = self._followers.setdefault(execution, [])
-        if follower not in followers:
-            followers.append(follower)
+        self._followers.setdefault(execution, {})[follower] = by.shard
         return True
 
-    def followers(self, execution: Snowflake) -> list[StoredExecution]:
-        """Those of its followers that go on."""
-        rows = (self._rows.get(each) for each in self._followers.get(execution, ()))
-        return [row for row in rows if row is not None and not row.status.finished]
+    def followers(self, execution: Snowflake) -> Mapping[Snowflake, ShardId]:
+        """Who follows an execution, and where."""
+        return self._followers.get(execution, {})
 
     def check_journal(self, rows: Sequence[JournalRow]) -> None:
         """``BadBatch`` when a key is taken or occurs twice."""

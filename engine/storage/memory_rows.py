@@ -103,10 +103,10 @@ class MemoryRows:
             self._note(commit)
         return Flushed(requests=requests, replies=replies, overtaken=overtaken, followed=followed)
 
-    def _tell(self, ended: Snowflake, followers: Sequence[StoredExecution]) -> list[ShardId]:
-        for each in followers:
-            self._deliver(each.shard, InboxKind.REPLY, self._envelopes[ended], each.request_id)
-        return [each.shard for each in followers]
+    def _tell(self, ended: Snowflake, followers: Mapping[Snowflake, ShardId]) -> list[ShardId]:
+        for follower, shard in followers.items():
+            self._deliver(shard, InboxKind.REPLY, self._envelopes[ended], follower)
+        return list(followers.values())
 
     def dispatch(self, write: QueueWrite) -> Dispatched:
         """Write what the owner of a queue decided."""

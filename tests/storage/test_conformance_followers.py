@@ -67,18 +67,18 @@ async def test_what_has_ended_has_no_followers_any_more(
     assert await told(lane) == []
 
 
-async def test_a_follower_that_has_ended_is_told_nothing(
+async def test_a_follower_that_has_ended_is_told_as_well_since_it_may_be_retried_meanwhile(
     process: Process, lane: LaneSession
 ) -> None:
     followed, follower = [await save_one(process, start(name)) for name in ("followed", "one")]
-    id = followed.envelope.request_id
-    assert await process.storage.follow(id, follower.envelope.request_id)
+    id, by = followed.envelope.request_id, follower.envelope.request_id
+    assert await process.storage.follow(id, by)
 
     await lane.flush([end_of(follower)])
     flushed = await lane.flush([end_of(followed)])
 
-    assert flushed.followed == {}
-    assert await told(lane) == []
+    assert flushed.followed == {id: [ONE]}
+    assert await told(lane) == [(by, id, b"42")]
 
 
 async def test_who_follows_while_the_end_is_written_is_told_or_sees_it(

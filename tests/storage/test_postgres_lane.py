@@ -11,6 +11,7 @@ import pytest
 from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, entity_key
 from engine.core.reply import ReplyKind
+from engine.core.status import Status
 from engine.storage.postgres import PostgresStorage
 from engine.storage.protocol import BadBatch, Commit, NewReply
 from engine.storage.schedules import ScheduleRow
@@ -25,12 +26,14 @@ from tests.storage.world import (
     ids_of,
     message,
     next_id,
+    save_one,
     seqs_of,
     start,
     step,
     success,
     sweep_of,
     take_over,
+    update,
 )
 
 BACKENDS = "select pid from pg_stat_activity where application_name like 'outlast:' || $1 || $2"
@@ -320,6 +323,30 @@ async def test_a_request_in_a_flush_finds_the_one_that_won_the_race(
     saved = (await flush).requests[mine.envelope.request_id]
     assert saved.request_id == theirs.envelope.request_id
     assert saved.payload == b"2"
+
+
+async def test_the_end_that_a_flush_writes_comes_to_a_follower_that_began_since_its_snapshot(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    await lane.acquire([ONE, TWO])
+    await lane._session.execute("set lock_timeout = '10s'")  # type: ignore[attr-defined]
+    followed = await save_one(process, start("followed"))
+    id = followed.envelope.request_id
+    transaction = sql.transaction()
+    await transaction.start()
+    await process.storage.save_on(sql, start("o-1"))
+
+    ended = update(id, Status.SUCCEEDED, finished_at=NOW).execution
+    flush = asyncio.ensure_future(
+        lane.flush([Commit(shard=ONE, requests=[start("o-1")], execution=ended)])
+    )
+    await eventually(lambda: waiting_for_a_lock(sql), every=0.001)
+    follower = await save_one(process, start("follower", shard=TWO))
+    assert await process.storage.follow(id, follower.envelope.request_id)
+    await transaction.commit()
+
+    assert (await flush).followed == {id: [TWO]}
 
 
 async def test_a_deep_backlog_of_one_shard_is_swept_in_parts_in_order(postgres: World) -> None:

@@ -193,14 +193,9 @@ moved as (
 ),
 followed as (
     insert into engine.inbox (group_id, shard, kind, request_id, execution)
-    select p.group_id, p.shard, 1, m.request_id, p.request_id
+    select m.followers[n + 1], m.followers[n + 2], 1, m.request_id, m.followers[n]
     from moved m
-    cross join lateral unnest(m.followers) f (execution)
-    cross join lateral (
-        select p.group_id, p.shard, p.request_id from engine.executions p
-        where p.request_id = f.execution and p.status < 5
-        offset 0
-    ) p
+    cross join lateral generate_series(1, cardinality(m.followers), 3) n
     where m.status >= 5
     returning request_id, group_id, shard
 ),

@@ -1,11 +1,13 @@
 -- name: follow
 -- Let the exit of an execution that goes on come to another's inbox too; no row if it has ended. The
 -- statement that ends it locks its row as this one does, and reads the followers as it changes that:
--- so one of the two sees the other.
-update engine.executions
+-- so one of the two sees the other. With each goes the group and shard that it is in, since that
+-- statement may have begun before its follower.
+update engine.executions x
 set followers = case
-    when $2::bigint = any(followers) then followers
-    else array_append(followers, $2::bigint)
+    when f.request_id = any(x.followers) then x.followers
+    else x.followers || array[f.request_id, f.group_id, f.shard]
 end
-where request_id = $1::bigint and status < 5
-returning request_id;
+from engine.executions f
+where x.request_id = $1::bigint and x.status < 5 and f.request_id = $2::bigint
+returning x.request_id;
