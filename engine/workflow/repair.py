@@ -20,7 +20,7 @@ ANY_DIGEST: Final = 0
 """The digest of a step's row that fits all arguments."""
 ABANDONED: Final = b'"abandon"'
 """The payload of the CALL row of a child that may outlive its parent."""
-_Key = tuple[str, int]
+_Call = tuple[str, int, int]
 _OF_ONE_RUN = frozenset(
     {JournalKind.REPAIRED, JournalKind.PAUSED, JournalKind.RESUMED, JournalKind.RETRIED}
 )
@@ -35,20 +35,20 @@ class Origin:
     """What a body must be given to run as the run did that its journal was copied from.
 
     ``seed`` is that of its random numbers and idempotency keys; ``children`` are the ids of the
-    children that the run before has started and that this one is to have, by the name and ordinal
-    of their steps, each with the digest of the call it answers. The last of the copied rows is at
+    children that the runs before have started and that this one is to have, by the name and ordinal
+    of their steps and the digest of the call that they answer. The last of the copied rows is at
     ``until`` (0: there is none); what follows it happens from ``at`` on.
     """
 
     seed: str
     until: int = 0
     at: datetime | None = None
-    children: Mapping[_Key, tuple[str, int]] = field(default_factory=dict[_Key, tuple[str, int]])
+    children: Mapping[_Call, str] = field(default_factory=dict[_Call, str])
 
     def child(self, name: str, ordinal: int, digest: int) -> str | None:
-        """The id of a call's child, if the run before has started it."""
-        id, of = self.children.get((name, ordinal), (None, ANY_DIGEST))
-        return id if of in (ANY_DIGEST, digest) else None
+        """The id of a call's child, if a run before has started it."""
+        found = (self.children.get((name, ordinal, each)) for each in (digest, ANY_DIGEST))
+        return next((id for id in found if id is not None), None)
 
     def later(self, row: JournalRow) -> datetime:
         """From when on happens what follows a row: from its own time on, unless it is the last of
@@ -61,7 +61,7 @@ class Origin:
         if first is None or first.kind is not JournalKind.REPAIRED:
             return cls(seed=f"{loaded.execution.request_id}:{loaded.execution.run}")
         stored = json.loads(first.payload)
-        children = {(name, ordinal): (id, of) for name, ordinal, id, of in stored["children"]}
+        children = {(name, ordinal, of): id for name, ordinal, id, of in stored["children"]}
         return cls(
             seed=stored["seed"],
             children=children,
@@ -187,15 +187,15 @@ def _copied(
         if row.kind not in (JournalKind.CALL, JournalKind.ATTEMPT, JournalKind.POSTPONED)
         or (row.name, row.ordinal) in ended
     ]
-    ids = dict(origin.children)
+    ids = {of: child for of, child in origin.children.items() if not as_ or of[:2] in ended}
     for row in kept if as_ else loaded.journal:
         child = None if row.source is None else children.get(row.source)
         if row.kind is JournalKind.CALL and child is not None:
             key = (row.name, row.ordinal)
             if key in ended:
-                ids.setdefault(key, (child, ANY_DIGEST))
+                ids[*key, ANY_DIGEST] = child
             elif row.payload == ABANDONED:
-                ids.setdefault(key, (child, row.digest))
+                ids[*key, row.digest] = child
     first = _note(
         loaded,
         Origin(seed=origin.seed, children=ids, until=kept[-1].position if kept else 0),
@@ -227,7 +227,7 @@ def _note(
         "from": after,
         "until": origin.until,
         "seed": origin.seed,
-        "children": [[*call, *child] for call, child in origin.children.items()],
+        "children": [[name, nth, id, of] for (name, nth, of), id in origin.children.items()],
     }
     return JournalRow(
         execution=loaded.execution.request_id,

@@ -264,6 +264,78 @@ async def test_a_retry_finds_the_child_that_the_failed_run_has_left(
         assert await parent.join() == "found"
 
 
+class Charged(Workflow[None, str]):
+    """Fails behind its child, until that is mended."""
+
+    def __init__(self) -> None:
+        self.broken = True
+
+    async def execute(self, request: None) -> str:
+        parcel = await self.run_child(Pack, 5)
+        if self.broken:
+            raise LookupError("broken")
+        return parcel
+
+
+async def test_a_fork_from_before_a_child_has_one_of_its_own_also_of_what_was_retried(
+    world: World,
+) -> None:
+    parents = Charged()
+    async with world.cluster(parents, Pack()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Charged, None, key="p")
+        with pytest.raises(ExecutionFailed):
+            await parent.join()
+        parents.broken = False
+        await parent.retry()
+        assert await parent.join() == "parcel 5"
+        assert await (await parent.fork("Pack", key="f")).join() == "parcel 5"
+        children = [info.id async for info in cluster.client.executions(workflow=Pack)]
+        assert sorted(children) == ["Charged/f/1", "Charged/p/1"]
+
+
+class Numbered(Workflow[int, str]):
+    go = Deferred(str)
+
+    async def execute(self, request: int) -> str:
+        return await self.go.wait()
+
+
+class Revised(Workflow[None, str]):
+    """Leaves a child behind when it fails, another one since its code was changed."""
+
+    def __init__(self) -> None:
+        self.broken = True
+        self.parcel = 0
+
+    async def execute(self, request: None) -> str:
+        child = await self.start_child(Numbered, self.parcel, on_parent_close="abandon")
+        if self.broken:
+            raise LookupError("broken")
+        return await child.join()
+
+
+async def test_a_retry_finds_the_child_that_the_last_run_has_left_and_not_that_of_one_before(
+    world: World,
+) -> None:
+    parents = Revised()
+    async with world.cluster(parents, Numbered()) as cluster, asyncio.timeout(40):
+        parent = await cluster.client.start(Revised, None, key="p")
+        with pytest.raises(ExecutionFailed):
+            await parent.join()
+        parents.parcel = 1
+        await parent.retry()
+        with pytest.raises(ExecutionFailed):
+            await parent.join()
+        parents.broken = False
+        await parent.retry()
+        await world.until(cluster, lambda: _is(parent, Status.SUSPENDED, Status.RUNNING))
+        await cluster.crash()
+        children = [info.id async for info in cluster.client.executions(workflow=Numbered)]
+        assert sorted(children) == ["Revised/p/1", "Revised/p/2.1"]
+        await cluster.client.execution(Numbered, "Revised/p/2.1").resolve(Numbered.go, "found")
+        assert await parent.join() == "found"
+
+
 async def test_a_child_that_is_abandoned_outlives_its_parent(world: World) -> None:
     async with world.cluster(Starts(), Pack()) as cluster, asyncio.timeout(40):
         parent = await cluster.client.start(Starts, "abandon", key="p")
