@@ -24,6 +24,7 @@ from engine.core.errors import (
     EngineError,
     ErrorDetails,
     InvalidPayload,
+    NotFound,
     OwnershipLost,
     PayloadConflict,
     StorageUnavailable,
@@ -281,7 +282,13 @@ class Outgoing:
                 await asyncio.sleep(PAUSE.total_seconds())
         if step.followed:
             self._look()
-        exit = await services.await_exit(request_id)
+        try:
+            exit = await services.await_exit(request_id)
+        except NotFound:  # it was pruned since: this request may be the first of its key now
+            step.task, step.followed = None, False
+            self.put(step)
+            self._look()
+            return
         step.task, step.followed = None, False
         self._answered(step, exit, request_id)
 

@@ -25,6 +25,9 @@ from engine import (
     Workflow,
     activity,
 )
+from engine.cluster import replies
+from engine.core.ids import Snowflake
+from engine.storage.memory import MemoryStorage
 from engine.testing import Fault, TestCluster, replay
 from tests.eventually import eventually
 from tests.workflow.conftest import World
@@ -382,6 +385,24 @@ async def test_a_child_that_exists_already_is_joined(world: World) -> None:
         await cluster.crash()
         await there.resolve(Keyed.go, "shared")
         assert {await one.join(), await two.join(), await there.join()} == {"shared"}
+
+
+async def test_a_child_that_is_pruned_before_its_exit_is_read_is_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replies, "_LOOK_AFTER", 0.01)
+    async with TestCluster(Shares(), Keyed()) as cluster, asyncio.timeout(40):
+        there = await cluster.client.start(Keyed, 7)
+        await there.join()
+
+        async def pruned(self: MemoryStorage, execution: Snowflake, follower: Snowflake) -> bool:
+            gone = [each async for each in cluster.client.prune(Keyed, older_than=timedelta(0))]
+            assert [each.done for each in gone] == [True]
+            return False
+
+        monkeypatch.setattr(MemoryStorage, "follow", pruned)
+        assert await cluster.client.execute(Shares, 7) == "parcel 7"
+        assert (await cluster.client.execution(Keyed, "k-7").describe()).parent is not None
 
 
 @pytest.mark.parametrize("crashes", [False, True])
