@@ -101,7 +101,7 @@ class Client:
         request, ``PayloadConflict``. ``at`` or ``delay`` put the start off. After ``timeout``, from
         when it is to begin, it is interrupted and then fails as timed out. ``connection``: your
         own asyncpg connection or SQLAlchemy ``AsyncSession``; the execution starts if and only if
-        your transaction commits.
+        your transaction commits, and until then whoever joins it finds nothing.
         """
         definition = definition_of(workflow)
         start = _start(

@@ -22,7 +22,7 @@ from engine.core.retry import again_in
 from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
-GONE = "it has ended and was pruned, or the transaction that was to start it did not commit"
+GONE = "it has ended and was pruned, or the transaction that starts it has not committed"
 _READ = 1000
 _LINGER = 1.0
 _LOOK_AFTER = 2.0

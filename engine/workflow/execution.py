@@ -61,8 +61,9 @@ class Execution(ABC, Generic[T]):
         """Its result, once it has one. Any number of callers, in any process, at any time.
 
         Raises ``ExecutionFailed`` or what the workflow says it ``raises``,
-        ``ExecutionInterrupted``, ``ExecutionTerminated``, ``NotFound``, and ``TimeoutError`` after
-        ``timeout`` (the execution goes on).
+        ``ExecutionInterrupted``, ``ExecutionTerminated``, ``TimeoutError`` after ``timeout`` (the
+        execution goes on), and ``NotFound``, within some seconds, of one that is not stored: it was
+        pruned, or the transaction that starts it has not committed.
         """
 
     @abstractmethod
