@@ -59,6 +59,8 @@ def run(
     ] = False,
 ) -> None:
     """Run an app: serve its workflows and entities until SIGTERM or Ctrl-C, then drain."""
+    from engine.core.errors import NotGranted
+
     level = level_of(log_level)
     session.export()
     if groups is not None:
@@ -77,6 +79,8 @@ def run(
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
             loop.run(runner.run())
+    except NotGranted as error:  # it names what the first statement needs, which may be less
+        raise NotGranted(f"{error}; a runner needs the grants of a worker") from error
     except asyncio.CancelledError:
         raise CommandError(
             "cut short by a second signal; what was running begins again elsewhere", ExitCode.CTRL_C

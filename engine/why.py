@@ -79,8 +79,8 @@ def why(situation: Situation) -> str:
     if not _served(situation):
         return (
             f"{_name(situation)} owns its shard {execution.shard} and does not serve"
-            f" {_code(situation)}: let all runners of group {execution.shard.group} register it;"
-            f" {_standing(situation)}"
+            f" {_code(situation)}: let all runners of group {execution.shard.group} register it, or"
+            f" give another app a schema of its own (OUTLAST_SCHEMA); {_standing(situation)}"
         )
     if (beat := _last_beat(situation)) is not None:
         return (

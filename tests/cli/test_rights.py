@@ -1,6 +1,7 @@
 """What a login may do: one that may only SELECT looks at everything, one with grants works."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from engine.storage.entities import StateWrite
 from engine.storage.protocol import Commit, Post, PostKind
 from engine.storage.rights import Kind, grants
 from tests.cli.orders import Broken, Slow
-from tests.cli.terminal import do, outlast, served, settings
+from tests.cli.terminal import do, ended, outlast, script, served, settings
 from tests.cli.test_entities import shopping
 from tests.eventually import eventually
 from tests.roles import role
@@ -116,6 +117,17 @@ async def test_an_inspector_cannot_act_and_is_told_what_is_missing(dsn: str) -> 
                 act,
                 ended,
             )
+
+
+async def test_a_runner_is_told_that_it_needs_the_grants_of_a_worker(
+    dsn: str, project: Path
+) -> None:
+    with role(dsn, Kind.INSPECTOR) as reader_dsn:
+        run = ended(script("run", "orders:app", dsn=reader_dsn, cwd=project))
+
+    assert (run.code, run.out) == (7, "")
+    assert run.err.strip().endswith("a runner needs the grants of a worker")
+    assert len(run.err.splitlines()) == 1
 
 
 async def test_a_role_with_the_printed_grants_can_do_all_but_migrate(dsn: str) -> None:

@@ -163,7 +163,8 @@ def test_an_owner_that_does_not_serve_it_comes_first() -> None:
 
     assert why(Situation(execution=execution(Status.SCHEDULED), owner=other)) == (
         "runner web:7 owns its shard default:3 and does not serve Fulfil: let all runners of group"
-        " default register it; no step of it has ended yet"
+        " default register it, or give another app a schema of its own (OUTLAST_SCHEMA); no step of"
+        " it has ended yet"
     )
 
 
