@@ -17,7 +17,7 @@ MARK = "# expect-error"
 
 Found = dict[Path, dict[int, str]]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("typing")]
 
 
 def pyright() -> Found:
