@@ -4,6 +4,7 @@ From the roots (client, runner, admin, testing). A process that only reads opens
 the pool and needs SELECT only; everything else is opened when it is first asked for.
 """
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
@@ -93,6 +94,7 @@ class PostgresStorage(Inspection):
             pooled = replace(self._direct, dsn=pool_dsn, pooled=True)
         self._pools = Pools(connector=pooled, identity=self.identity, size=pool_size)
         super().__init__(pool=self._pools.own, groups=Groups())
+        self._ensuring = asyncio.Lock()
         self._channel = channel_of(self.identity) if notifications else None
         self._doorbell = (
             PostgresDoorbell(connector=self._direct, identity=self.identity, groups=self._groups)
@@ -168,13 +170,20 @@ class PostgresStorage(Inspection):
         return self._groups.size(group)
 
     async def ensure_groups(self, groups: Sequence[str]) -> None:
-        await self._learn_groups()
-        while missing := [name for name in dict.fromkeys(groups) if name not in self._groups]:
-            # Random, so that the advisory locks of two schemas do not meet; a draw that is taken
-            # inserts nothing and is drawn again.
-            drawn = [secrets.randbelow(1 << 32) - (1 << 31) for _ in missing]
-            await self._pool.fetch("create_groups", missing, drawn, self._shards_per_group)
-            await self._learn_groups()
+        if not self._missing(groups):
+            return
+        async with self._ensuring:  # many who want a new group at once ask once
+            if self._missing(groups):
+                await self._learn_groups()
+            while missing := self._missing(groups):
+                # Random, so that the advisory locks of two schemas do not meet; a draw that is
+                # taken inserts nothing and is drawn again.
+                drawn = [secrets.randbelow(1 << 32) - (1 << 31) for _ in missing]
+                await self._pool.fetch("create_groups", missing, drawn, self._shards_per_group)
+                await self._learn_groups()
+
+    def _missing(self, groups: Sequence[str]) -> list[str]:
+        return [name for name in dict.fromkeys(groups) if name not in self._groups]
 
     async def lease_machine(self, lease: MachineLease | None) -> MachineLease:
         return await self._machines.lease(lease)

@@ -1,0 +1,221 @@
+"""What a workflow costs in statements, commits, rows, bytes of WAL and Python calls.
+
+None of it depends on how fast the machine is, so each has a ceiling here: some tenths above what it
+was when it was last looked at. Who goes beyond one has made the write path dearer; say why, or find
+out where.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import asyncpg
+import pytest
+
+from engine import Client, Deferred, Execution, Runner, Settings, Workflow, activity
+from engine.embedded import EmbeddedPostgres
+from engine.storage.connect import Connector
+from engine.storage.migrate import migrate
+from engine.storage.session import Session
+from tests.eventually import eventually
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("costs")]
+
+COUNTED = """
+    select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as commits,
+        pg_current_wal_insert_lsn() - '0/0' as wal,
+        (select sum(n_tup_ins + n_tup_upd + n_tup_del) from pg_stat_user_tables) as rows
+"""
+
+
+class Steps(Workflow[int, int]):
+    """So many steps, one after the other."""
+
+    async def execute(self, request: int) -> int:
+        return sum([await self.step(number) for number in range(request)])
+
+    @activity
+    async def step(self, number: int) -> int:
+        return number
+
+
+class Waits(Workflow[int, int]):
+    go = Deferred(int)
+
+    async def execute(self, request: int) -> int:
+        return request + await self.go.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """``calls``: of Python functions, resumed coroutines among them, on the loop's thread."""
+
+    statements: float
+    commits: float
+    rows: float
+    wal: float
+    calls: float
+
+    def per(self, number: int, *, above: "Costs") -> "Costs":
+        pairs = zip(astuple(self), astuple(above), strict=True)
+        return Costs(*((mine - base) / number for mine, base in pairs))
+
+
+class Counter:
+    """Statements that the engine sends, and Python functions that are called."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+        self.calls = 0
+
+    def sent(self, _: object) -> None:
+        self.statements += 1
+
+    def called(self, _: FrameType, event: str, __: object) -> None:
+        self.calls += event == "call"
+
+
+Work = Callable[[Client], Awaitable[object]]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[str]:
+    """A server on which nobody else writes WAL."""
+    prefix = "outlast-project-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o755)
+        with EmbeddedPostgres(Path(path)) as server:
+            yield server.dsn
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def costs(server: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> Costs:
+    """What a runner and a client spend on some work, from their start to their end, on a database
+    of its own."""
+    name = f"costs_{id(work)}"
+    async with connected(server) as admin:
+        await admin.execute(f"create database {name}")
+        try:
+            return await _costs(server.rsplit("/", 1)[0] + f"/{name}", work, monkeypatch)
+        finally:
+            await admin.execute(f"drop database {name} with (force)")
+
+
+async def _costs(dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> Costs:
+    await migrate(dsn)
+    counter, opened = Counter(), Connector.open
+
+    async def counted(connector: Connector, *args: Any) -> Session:
+        session = await opened(connector, *args)
+        session.add_query_logger(counter.sent)
+        return session
+
+    settings = Settings(dsn=dsn)
+    async with connected(dsn) as sql:
+        await sql.execute("checkpoint")
+        before = await sql.fetchrow(COUNTED)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connector, "open", counted)
+            runner = Runner(settings).register(Steps(), Waits())
+            async with runner, Client(settings) as client:
+                await eventually(lambda: len(runner.epochs) == settings.shards_per_group)
+                sys.setprofile(counter.called)
+                await work(client)
+                sys.setprofile(None)
+        after = await sql.fetchrow(COUNTED)
+    assert before is not None
+    assert after is not None
+    return Costs(
+        statements=counter.statements,
+        commits=after["commits"] - before["commits"],
+        rows=float(after["rows"] - before["rows"]),
+        wal=float(after["wal"] - before["wal"]),
+        calls=counter.calls,
+    )
+
+
+async def nothing(client: Client) -> None:
+    """What is spent by runner and client themselves."""
+
+
+async def started(client: Client, steps: int, *, number: int) -> list[Execution[int]]:
+    starts = [client.start(Steps, steps, key=f"{n}") for n in range(number)]
+    return await asyncio.gather(*starts)
+
+
+def many(number: int, *, steps: int) -> Work:
+    """So many at once, all of whose results are awaited."""
+
+    async def work(client: Client) -> None:
+        executions = await started(client, steps, number=number)
+        await asyncio.gather(*(each.join() for each in executions))
+
+    return work
+
+
+async def one_after_the_other(client: Client) -> None:
+    for number in range(40):
+        await client.execute(Steps, 1, key=f"{number}")
+
+
+async def one_long(client: Client) -> None:
+    await client.execute(Steps, 200, key="long")
+
+
+async def resolved(client: Client) -> None:
+    """Forty that wait for a deferred, resolved one after the other until each has ended."""
+    waiting = [await client.start(Waits, 1, key=f"{number}") for number in range(40)]
+    for each in waiting:
+        await each.resolve(Waits.go, 1)
+        await each.join()
+
+
+WORK: dict[str, tuple[Work, int]] = {
+    "a one-step workflow of many": (many(400, steps=1), 400),
+    "a step of many workflows": (many(100, steps=10), 1000),
+    "a one-step workflow alone": (one_after_the_other, 40),
+    "a step of one long workflow": (one_long, 200),
+    "a workflow that is resolved alone": (resolved, 40),
+}
+MOST = {
+    "a one-step workflow of many": Costs(
+        statements=0.5, commits=0.2, rows=10.2, wal=2500, calls=1100
+    ),
+    "a step of many workflows": Costs(statements=0.1, commits=0.05, rows=2.1, wal=600, calls=330),
+    "a one-step workflow alone": Costs(statements=7, commits=4.5, rows=10.5, wal=3500, calls=2450),
+    "a step of one long workflow": Costs(statements=1.2, commits=1.1, rows=1.1, wal=500, calls=550),
+    "a workflow that is resolved alone": Costs(
+        statements=13.5, commits=8, rows=15, wal=4600, calls=4000
+    ),
+}
+
+
+async def test_nothing_costs_more_than_it_did(
+    own_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = await costs(own_server, nothing, monkeypatch)
+    spent = {
+        name: (await costs(own_server, work, monkeypatch)).per(number, above=base)
+        for name, (work, number) in WORK.items()
+    }
+    dearer = {
+        f"{field} of {name}": (most, getattr(spent[name], field))
+        for name, limits in MOST.items()
+        for field, most in asdict(limits).items()
+        if getattr(spent[name], field) > most
+    }
+    assert not dearer, (dearer, spent)
