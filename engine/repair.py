@@ -97,10 +97,8 @@ async def fork(
 
 
 async def _load(node: "Node", request_id: Snowflake) -> LoadedExecution:
-    loaded = await node.storage.load([request_id])
-    if not loaded:
-        raise NotFound("it has ended and was pruned meanwhile")
-    return loaded[0]
+    (loaded,) = await node.storage.load([request_id])
+    return loaded
 
 
 async def _children(node: "Node", loaded: LoadedExecution) -> dict[Snowflake, str]:

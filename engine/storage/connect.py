@@ -106,6 +106,8 @@ class Connector:
 
     async def _set(self, session: Session, settings: Mapping[str, str], pid: int | None) -> bool:
         values = _settings(self.statement_timeout) | dict(settings)
+        if session.get_server_version().major >= 17:
+            values["transaction_timeout"] = "0"
         query = self.queries["settle_session"]
         try:
             made = await session.fetch(query, list(values), list(values.values()), False, pid)
@@ -160,6 +162,7 @@ def _settings(statement_timeout: timedelta) -> dict[str, str]:
     values = {
         "statement_timeout": milliseconds(statement_timeout),
         "idle_in_transaction_session_timeout": milliseconds(max(statement_timeout * 6, _MINUTE)),
+        "idle_session_timeout": "0",
         "default_transaction_isolation": "read committed",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",

@@ -174,6 +174,7 @@ class PostgresDoorbell:
                 everybody,
                 *self._groups.columns(shard for shard, _ in taken),
                 [request_id for _, request_id in taken],
+                False,
                 within=self._connector.statement_timeout,
             )
         except BaseException:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
 from engine.core.retry import again_in
@@ -27,6 +28,8 @@ BATCH = 1000
 BATCH_BYTES = 16 << 20
 _SWEEP_LIMIT = 1000
 _ASIDE = (0.1, 5.0)
+_SHORT_LIFE = 0.2
+"""Seconds: a session that was lost so soon says that the next will be as well."""
 
 
 class CommitSource(Protocol):
@@ -197,7 +200,7 @@ class Lane:
     # --- the loop -----------------------------------------------------------------------------
 
     async def _serve_sessions(self) -> None:
-        failures = 0
+        failures = short_lives = 0
         while not self._closing:
             try:
                 session = await self._open()
@@ -211,7 +214,7 @@ class Lane:
                 self._refuse_orders()
                 await self._pause(again_in(failures, first=0.1))
                 continue
-            failures = 0
+            failures, since = 0, monotonic()
             self.generation += 1
             self._session = session
             session.on_close(self._closed)
@@ -225,7 +228,8 @@ class Lane:
                 )
                 session.terminate()
                 self._closed()
-                await self._pause(0.02 * random.uniform(0.5, 1))
+                short_lives = short_lives + 1 if monotonic() - since < _SHORT_LIFE else 1
+                await self._pause(again_in(short_lives, first=0.02, longest=1))
             except BaseException:
                 session.terminate()
                 self._closed()

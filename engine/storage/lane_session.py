@@ -136,7 +136,11 @@ class PostgresLaneSession:
             return {}
         # INVARIANT lock-then-epoch: a statement of its own, so that it sees all that the former
         # owner committed before its lock was free.
-        claimed = await self._ask("claim_shards", *self._groups.columns(shards), self._runner)
+        claimed: Sequence[asyncpg.Record] = ()
+        try:
+            claimed = await self._write("claim_shards", *self._groups.columns(shards), self._runner)
+        except BadBatch as error:  # somebody has locked the table; what is held stays
+            log.warning("shards could not be claimed", extra={"error": str(error)})
         epochs = {
             self._groups.shard(row["group_id"], row["shard"]): int(row["epoch"]) for row in claimed
         }

@@ -88,7 +88,8 @@ class Saving:
                 if saved.outcome is SaveOutcome.CREATED and self._channel is not None:
                     # The server keeps this back until the caller commits.
                     shard = self._groups.columns([request.envelope.address.shard])
-                    await driver.fetch(self._pool.queries["ring"], *shard, [], [], [], [], [])
+                    ring = self._pool.queries["ring"]
+                    await driver.fetch(ring, *shard, [], [], [], [], [], True)
                 return saved
         raise _lost_every_race()
 

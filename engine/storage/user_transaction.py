@@ -24,7 +24,7 @@ from engine.core.errors import (
 from engine.core.journal import JournalRow
 from engine.storage.columns import journal_columns
 from engine.storage.groups import Groups
-from engine.storage.outage import LOST, unavailable
+from engine.storage.outage import LOST, refused, transient, unavailable
 from engine.storage.pool import Pool
 from engine.storage.protocol import Fence
 from engine.storage.records import journal_from
@@ -39,6 +39,8 @@ log: logging.Logger = logging.getLogger(__name__)
 Outer = AsyncpgTransaction
 Work = Callable[[Transaction], Awaitable[JournalRow]]
 
+_NO_DISK = (asyncpg.DiskFullError, asyncpg.PostgresIOError)
+"""No step can help that: it is an outage."""
 _ROLLBACK = timedelta(seconds=5)
 _QUESTION = timedelta(minutes=1)
 _BACKOFF = 0.05
@@ -83,15 +85,8 @@ class UserTransactions:
             # INVARIANT fence-first: a statement of its own at READ COMMITTED, so that it waits for
             # a takeover that is under way and then sees its epoch; the row stays locked to the end.
             group_id, number = self._groups.id(fence.shard.group), fence.shard.number
-            held = await session.ask(
-                self._pool.queries["check_fence"],
-                group_id,
-                number,
-                fence.epoch,
-                fence.runner,
-                within=within,
-            )
-            if not held:
+            arguments = group_id, number, fence.epoch, fence.runner
+            if not await self._ours(session, "check_fence", *arguments):
                 raise OwnershipLost(f"shard {fence.shard} has another owner or epoch by now")
             row = await work(transaction)
             if not session.is_in_transaction():
@@ -99,9 +94,10 @@ class UserTransactions:
                     "the step ended its transaction itself: leave commit and rollback to the engine"
                 )
         except BaseException as error:
-            ended = session.is_closed()  # which a step may see as an error of any type
+            # A step may see the end of its session as an error of any type.
+            outage = session.is_closed() or isinstance(error, _NO_DISK)
             await self._roll_back(session, outer)
-            if ended and isinstance(error, Exception) and not isinstance(error, EngineError):
+            if outage and isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise unavailable(error, self._pool.connector.address) from error
             raise
         finally:
@@ -112,11 +108,7 @@ class UserTransactions:
         """Insert the journal row and commit. False when nobody knows whether it committed."""
         within = self._pool.connector.statement_timeout
         try:
-            insert = self._pool.queries["flush_journal"]
-            await session.ask(insert, *journal_columns([row]), within=within)
-        except LOST as error:
-            session.terminate()
-            raise unavailable(error, self._pool.connector.address) from error
+            await self._ours(session, "flush_journal", *journal_columns([row]))
         except asyncpg.UniqueViolationError as error:
             await self._roll_back(session, outer)
             raise OwnershipLost(f"position {row.position} of the journal is taken") from error
@@ -130,6 +122,19 @@ class UserTransactions:
             session.terminate()
             return False
         return True
+
+    async def _ours(self, session: Session, name: str, *args: object) -> Sequence[asyncpg.Record]:
+        """A statement of the engine's own. What it meets (a lock, a full disk, a server that has
+        become a standby) is not the step's failure, unless it is refused for its rows."""
+        within = self._pool.connector.statement_timeout
+        try:
+            return await session.ask(self._pool.queries[name], *args, within=within)
+        except (asyncpg.PostgresError, *LOST) as error:
+            if refused(error):
+                raise
+            if not transient(error):
+                session.terminate()
+            raise unavailable(error, self._pool.connector.address) from error
 
     async def _ask_whether_committed(self, row: JournalRow) -> None:
         """Try to insert the same row: that waits for the old backend, which a select would not.

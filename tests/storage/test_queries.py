@@ -42,7 +42,7 @@ HOT = {
     "mark_tried": ([], [], []),
     "count_lost": ([], [], 3, 200),
     "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), [], [], None),
-    "ring": (*[[]] * 7,),
+    "ring": (*[[]] * 7, False),
     "watch": ([], "outlast_1"),
     "unwatch": ([], "outlast_1"),
     "replies": ([], [], []),

@@ -1,6 +1,7 @@
 -- name: post
 -- Send volatile messages, in order, to channels or to the owners that shards have now, and notify
--- them. One without a receiver is not sent.
+-- them; not once the queue of notifications is half full, since a full one would keep them from being
+-- sent at all, and heartbeats tell of them too. One without a receiver is not sent.
 with given as (
     select * from unnest(
         $1::uuid[], $2::int[], $3::smallint[], $4::smallint[], $5::bigint[], $6::bytea[]
@@ -25,6 +26,7 @@ sent as (
 rung as (
     select count(pg_notify('outlast_' || replace(r.receiver::text, '-', ''), 'v')) as bells
     from (select distinct a.receiver from addressed a where a.receiver is not null) r
+    where pg_notification_queue_usage() < 0.5
 )
 select a.receiver, a.epoch
 from addressed a

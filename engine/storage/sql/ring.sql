@@ -1,7 +1,8 @@
 -- name: ring
 -- Notify the owners that shards have now of what is there to deliver and of chunks of streams that
 -- were taken, the processes that wait for replies, and everybody.
--- Payloads are cut to stay below the server's 8000 bytes.
+-- Payloads are cut to stay below the server's 8000 bytes. In somebody else's transaction ($8), which
+-- a full queue of notifications would keep from committing, nothing is said once it is half full.
 with owners as (
     select
         'outlast_' || replace(s.runner_id::text, '-', '') as channel,
@@ -48,4 +49,5 @@ bells as (
     union all
     select c.channel, 't' from unnest($4::text[]) as c (channel)
 )
-select count(pg_notify(b.channel, b.payload)) from bells b;
+select count(pg_notify(b.channel, b.payload)) from bells b
+where not $8::bool or pg_notification_queue_usage() < 0.5;
