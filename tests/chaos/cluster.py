@@ -48,6 +48,8 @@ class Process:
     name: str
     process: asyncio.subprocess.Process
     log: Path
+    variables: Mapping[str, str]
+    """Those of its application."""
     lines: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     answers: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     _ids: "count[int]" = field(default_factory=count)
@@ -123,7 +125,7 @@ class Process:
 
 class Cluster:
     """The processes of one test. ``settings`` are the ``OUTLAST_…`` variables they get,
-    ``variables`` those that their application reads itself."""
+    ``variables`` those that their application reads itself; those may change for the next."""
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class Cluster:
         self._group = group
         self._settings = settings
         self._app = app
-        self._variables = variables
+        self.variables = dict(variables)
         self._names = count(1)
 
     @property
@@ -185,7 +187,7 @@ class Cluster:
         name = f"{kind}-{next(self._names)}"
         chosen = {"dsn": self.dsn, **self._settings, **settings}
         named = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
-        variables = {"PYTHONPATH": str(ROOT), **self._variables, **named}
+        variables = {"PYTHONPATH": str(ROOT), **self.variables, **named}
         log = self._logs / f"{name}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
@@ -200,7 +202,7 @@ class Cluster:
                 limit=1 << 24,
                 env=os.environ | variables,
             )
-        started = Process(name, process, log)
+        started = Process(name, process, log, dict(self.variables))
         self.processes.append(started)
         self._group.create_task(started.listen())
         return started

@@ -15,8 +15,10 @@ from contextlib import suppress
 import asyncpg
 
 from engine.storage.outage import LOST
+from tests.chaos import strangers
 from tests.chaos.cluster import Cluster, Process
 from tests.chaos.proxy import COMMIT, STATEMENT, Link, Proxy
+from tests.chaos.server import Server
 from tests.chaos.test_backends import TERMINATE
 from tests.eventually import eventually
 
@@ -30,11 +32,12 @@ BACKENDS = """
     select pid from pg_stat_activity
     where application_name like 'outlast:%' and datname = current_database()
 """
+DEPLOYED = "CHAOS_DEPLOYED"
 ROLES = ["lane-0", "lane-1", "lane%", "listener", "user", "pool", "post", "registry", "%"]
 
 
 class Faults:
-    """``server`` gives the postmaster's id; ``restart`` starts the server after its end."""
+    """``dsn`` leads to the run's database on the server itself."""
 
     def __init__(
         self,
@@ -43,8 +46,8 @@ class Faults:
         *,
         seed: int,
         time_to_live: float,
-        server: Callable[[], int],
-        restart: Callable[[], Awaitable[object]],
+        dsn: str,
+        server: Server,
         replace: Callable[[Process], Awaitable[object]],
     ) -> None:
         self.done: Counter[str] = Counter()
@@ -54,11 +57,12 @@ class Faults:
         self._network = network
         self._chance = random.Random(seed)
         self._time_to_live = time_to_live
+        self._dsn = dsn
         self._server = server
-        self._restart = restart
         self._replace = replace
         self._suffering: set[Process] = set()
         self._server_lock = asyncio.Lock()
+        self._deploying = asyncio.Lock()
         self._faults: dict[str, tuple[Callable[[], Awaitable[None]], int]] = {
             "kill": (self._kill, 3),
             "leave": (self._leave, 2),
@@ -71,7 +75,18 @@ class Faults:
             "hold links": (self._hold, 3),
             "slow links": (self._slow, 2),
             "lose answers": (self._lose_answers, 5),
+            "take all connections": (self._take_connections, 1),
+            "hold locks": (self._hold_locks, 4),
+            "let statements fail": (self._fail_statements, 4),
+            "change a setting": (self._change_setting, 2),
+            "stop notifications": (self._stop_notifications, 2),
+            "step a clock": (self._step_clock, 3),
+            "deploy": (self._deploy, 1),
         }
+        if why_not := server.disk.why_not:
+            log.warning("the disk will never be full: %s", why_not)
+        else:
+            self._faults["fill the disk"] = self._fill_disk, 1
 
     async def go_on(self, until: asyncio.Event) -> None:
         """One fault after the other until then; returns when all have healed."""
@@ -85,6 +100,8 @@ class Faults:
                 group.create_task(self._do(self._faults[name][0]))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(until.wait(), self._chance.uniform(0.1, PAUSE))
+        if self.done["deploy"] and self._chaos.variables[DEPLOYED] == "old":
+            await self._deploy()  # what the new version has begun is for nobody else
 
     async def _do(self, fault: Callable[[], Awaitable[None]]) -> None:
         with suppress(asyncpg.PostgresError, *LOST):  # it met another fault
@@ -114,12 +131,31 @@ class Faults:
         if (victim := self._victim()) is None:
             return
         if victim.name.startswith("runner"):
-            self.ended.add(victim)
-            victim.send(signal.SIGTERM)
-            await self._replace(victim)
-            await eventually(lambda: not victim.running, timeout=LEAVES_WITHIN)
+            await self._exchange(victim)
         else:
             self._suffering.discard(victim)
+
+    async def _exchange(self, victim: Process) -> None:
+        self.ended.add(victim)
+        victim.send(signal.SIGTERM)
+        await self._replace(victim)
+        await eventually(lambda: not victim.running, timeout=LEAVES_WITHIN)
+
+    async def _deploy(self) -> None:
+        """Runners are exchanged one after the other: now the other version of a workflow is what
+        they have. Whoever starts meanwhile has it as well."""
+        async with self._deploying:
+            variables = self._chaos.variables
+            variables[DEPLOYED] = "old" if variables[DEPLOYED] == "new" else "new"
+            while stale := [
+                each
+                for each in self._chaos.runners
+                if each.variables != variables and each not in self.ended
+            ]:
+                if free := [each for each in stale if each not in self._suffering]:
+                    self._suffering.add(free[0])
+                    await self._exchange(free[0])
+                await asyncio.sleep(0.05)
 
     async def _freeze(self) -> None:
         times = self._chance.choice([0.5, 1, 3])
@@ -128,6 +164,18 @@ class Faults:
             await asyncio.sleep(times * self._time_to_live)
             victim.thaw()
             self._suffering.discard(victim)
+
+    async def _step_clock(self) -> None:
+        """Of one process, by hours; and back again."""
+        seconds = self._chance.choice([-26, -1, 1, 26]) * 3600
+        if (victim := self._victim()) is None:
+            return
+        for step in (seconds, -seconds):
+            # One that has not begun to serve answers later, or ends.
+            with suppress(AssertionError, ConnectionError):
+                await victim.ask("step", seconds=step, within=10)
+            await asyncio.sleep(self._chance.choice([0.5, 1]) * self._time_to_live)
+        self._suffering.discard(victim)
 
     # --- sessions and server ----------------------------------------------------------------------
 
@@ -154,9 +202,51 @@ class Faults:
 
     async def _end_server(self, number: signal.Signals) -> None:
         async with self._server_lock:
-            os.kill(self._server(), number)
+            self._server.kill(number)
             await asyncio.sleep(self._chance.choice([0, 1, 2 * self._time_to_live]))
-            await self._restart()
+            await asyncio.to_thread(self._server.start)
+
+    async def _fill_disk(self) -> None:
+        """The server may end for it, and cannot be started before there is room."""
+        async with self._server_lock:
+            self._server.disk.fill()
+            try:
+                await self._a_while()
+            finally:
+                self._server.disk.free()
+            await asyncio.to_thread(self._server.start)
+
+    # --- what others do on the server -------------------------------------------------------------
+
+    async def _a_while(self) -> None:
+        await asyncio.sleep(self._chance.choice([0.2, 0.5, 1.5]) * self._time_to_live)
+
+    async def _take_connections(self) -> None:
+        """Those of some sessions too, which are ended."""
+        async with strangers.connections_taken(self._dsn):
+            await self._end_sessions()
+            await self._a_while()
+
+    async def _hold_locks(self) -> None:
+        """Of the engine, or of what transactions write: then these use up their pool."""
+        tables = ["effects", *(f"engine.{name}" for name in strangers.TABLES)]
+        table, lock = self._chance.choice(tables), self._chance.choice(strangers.LOCKS)
+        async with strangers.locked(self._dsn, table, lock):
+            await self._a_while()
+
+    async def _fail_statements(self) -> None:
+        code, share = self._chance.choice(strangers.MISHAPS), self._chance.choice([0.1, 0.5, 1])
+        async with strangers.mishaps(self._dsn, code, share):
+            await self._a_while()
+
+    async def _change_setting(self) -> None:
+        name, value = self._chance.choice(list(strangers.SETTINGS.items()))
+        async with strangers.setting(self._dsn, name, value):
+            await self._a_while()
+
+    async def _stop_notifications(self) -> None:
+        async with strangers.notifications_stuck(self._dsn):
+            await self._a_while()
 
     # --- network ----------------------------------------------------------------------------------
 

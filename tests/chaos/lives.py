@@ -128,3 +128,30 @@ class Life(Workflow[Plan, Told]):
     @transaction
     async def record(self, tx: Transaction, step: str) -> None:
         await tx.execute("insert into effects values ($1, $2)", self.execution_id, step)
+
+
+class LifeV2(Life):
+    """What a later deploy runs: the same life in another order, with a step more. Neither version
+    can go on with the journal of the other."""
+
+    name = "Life"
+    version = 2
+
+    async def execute(self, request: Plan) -> Told:
+        self.heard, self.added = list[int](), list[int]()
+        drawn = f"{self.random().random()} {self.uuid()}"
+        self.compensate(self.record, "undo")
+        booked = await self.entity(Account, f"of {request.id}").add("life")
+        await self.record("first")
+        due = self.now() + timedelta(seconds=request.pause)
+        await self.sleep(timedelta(seconds=request.pause))
+        await self.wake(due.isoformat())
+        await self.look_back()
+        value = await self.go.wait()
+        await self.touch(drawn)
+        await self.record("last")
+        return Told(heard=self.heard, added=self.added, value=value, drawn=drawn, booked=booked)
+
+    @activity
+    async def look_back(self) -> int:
+        return self.version

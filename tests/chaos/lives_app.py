@@ -1,11 +1,13 @@
 """The processes of a chaos run: ``lives_app runner`` and ``lives_app client``.
 
-A client is told to begin, with a seed and a file, and makes calls until it is told to stop. See
-``tests.chaos.app`` for what a runner says.
+A client is told to begin, with a seed and a file, and makes calls until it is told to stop. Either
+steps its wall clock when it is told to. A runner has the new version of ``Life`` beside the old one
+if ``CHAOS_DEPLOYED`` is ``new``. See ``tests.chaos.app`` for what it says.
 """
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,28 @@ from typing import Any
 from engine import Client, Runner, Settings
 from tests.chaos.app import Outside, Statements, answer_commands, say, tell
 from tests.chaos.caller import Caller
-from tests.chaos.lives import Account, Life, Lots
+from tests.chaos.lives import Account, Life, LifeV2, Lots
+from tests.chaos.wall_clock import step_wall_clock
 
 
 async def run() -> None:
     outside = Outside()
-    runner = Runner(Settings()).register(Account(), Lots(outside), Life(outside))
+    lives = [Life, LifeV2] if os.environ["CHAOS_DEPLOYED"] == "new" else [Life]
+    served = [Account(), Lots(outside), *(life(outside) for life in lives)]
+    runner = Runner(Settings()).register(*served)
+
+    async def obey(command: dict[str, Any]) -> bool:
+        step_wall_clock(command["seconds"])
+        return True
+
     async with asyncio.TaskGroup() as group:
-        telling = group.create_task(tell(runner, Statements()))
+        beside = [
+            group.create_task(tell(runner, Statements())),
+            group.create_task(answer_commands(obey)),
+        ]
         await runner.run()
-        telling.cancel()
+        for task in beside:
+            task.cancel()
 
 
 async def serve_client() -> None:
@@ -30,9 +44,11 @@ async def serve_client() -> None:
     stopped = False
 
     async def obey(command: dict[str, Any]) -> bool:
-        """``begin``, which is answered at the end, or ``stop``, which may come first."""
+        """``begin``, which is answered at the end, ``stop``, which may come first, or ``step``."""
         nonlocal stopped
-        if command["do"] == "stop":
+        if command["do"] == "step":
+            step_wall_clock(command["seconds"])
+        elif command["do"] == "stop":
             stopped = True
             for caller in callers:
                 caller.stopped = True

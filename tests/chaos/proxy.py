@@ -62,15 +62,16 @@ class Link:
 
 
 class Proxy:
-    """In front of a server at a port of this machine."""
+    """In front of a server at a port of this machine; another one for the links to come, if
+    ``server_port`` is changed."""
 
     def __init__(self, server_port: int) -> None:
         self.links: set[Link] = set()
-        self._server_port = server_port
+        self.server_port = server_port
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            answers, server = await asyncio.open_connection("127.0.0.1", self._server_port)
+            answers, server = await asyncio.open_connection("127.0.0.1", self.server_port)
         except OSError:
             writer.transport.abort()
             return
