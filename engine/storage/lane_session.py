@@ -6,9 +6,8 @@ takes too long, the connection ends, and the locks with it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
 
 import asyncpg
 
@@ -35,7 +34,6 @@ from engine.storage.session import Session
 from engine.storage.sweeping import sweep_from
 
 log: logging.Logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _BLAMED = 200
 _PER_SHARD = 64
@@ -44,7 +42,8 @@ _FOLLOWED = 4
 
 
 class PostgresLaneSession:
-    """A ``LaneSession`` on a direct connection."""
+    """A ``LaneSession`` on a direct connection. A call that is cancelled ends the session: whether
+    its statement has committed is not known."""
 
     def __init__(
         self,
@@ -85,18 +84,22 @@ class PostgresLaneSession:
     async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
         # INVARIANT lock-once: advisory locks stack, so one that is held is never asked for again.
         wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._held]
-        return await self._alone(self._acquire(wanted)) if wanted else {}
+        async with self._turn:
+            return await self._acquire(wanted) if wanted else {}
 
     async def release(self, shards: Sequence[ShardId]) -> None:
         held = [shard for shard in dict.fromkeys(shards) if shard in self._held]
         if held:
-            await self._alone(self._release(held))
+            async with self._turn:
+                await self._release(held)
 
     async def flush(self, commits: Sequence[Commit]) -> Flushed:
-        return await self._alone(self._flush(commits))
+        async with self._turn:
+            return await self._flush(commits)
 
     async def dispatch(self, write: QueueWrite) -> Dispatched:
-        return await self._alone(self._dispatch(write))
+        async with self._turn:
+            return await self._dispatch(write)
 
     async def sweep(
         self,
@@ -113,7 +116,8 @@ class PostgresLaneSession:
         # A shard with a deep backlog must not make every sweep read all of it.
         per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
         arguments = in_flight, resident, limit, per_shard, horizon, held, floors, admitted
-        return await self._alone(self._sweep(shards, arguments))
+        async with self._turn:
+            return await self._sweep(shards, arguments)
 
     def terminate(self) -> None:
         self._session.terminate()
@@ -280,15 +284,6 @@ class PostgresLaneSession:
         # INVARIANT pen-ends: whatever is not known to be harmless ends the session and its locks.
         self.terminate()
         return unavailable(error, self._address)
-
-    async def _alone(self, statements: Coroutine[object, object, T]) -> T:
-        """Run to the end whatever becomes of the caller, one call after the other."""
-
-        async def run() -> T:
-            async with self._turn:
-                return await statements
-
-        return await asyncio.shield(run())
 
     def _end(self) -> None:
         if self._ended:
