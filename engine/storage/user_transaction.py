@@ -86,7 +86,8 @@ class UserTransactions:
             # a takeover that is under way and then sees its epoch; the row stays locked to the end.
             group_id, number = self._groups.id(fence.shard.group), fence.shard.number
             arguments = group_id, number, fence.epoch, fence.runner
-            if not await self._ours(session, "check_fence", *arguments):
+            held = await self._ours(session, "check_fence", *arguments)
+            if not held:
                 raise OwnershipLost(f"shard {fence.shard} has another owner or epoch by now")
             row = await work(transaction)
             if not session.is_in_transaction():
