@@ -68,6 +68,12 @@ LEFT = """
     select workflow || '/' || execution_id || ' has status ' || status || ' and waits for '
         || coalesce(waiting, 'nothing')
     from engine.executions where status < 5
+    union all
+    select 'item of ' || queue || ' that ' || case
+            when shard is not null then 'is admitted to ' || shard
+            when due_at is not null then 'is due at ' || due_at
+            else 'waits' end
+    from engine.queue_items
 """
 
 
