@@ -5,6 +5,7 @@ which does not.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -100,14 +101,17 @@ async def start(
             " transaction: leave `connection` or `on_conflict` out"
         )
     save = await start.request(node, expected)
-    if connection is None:
-        saved = await node.outbox.save(save)
-    else:
-        saved = await node.storage.save_on(connection, save)
-    _check(start, saved, on_conflict)
-    if restarts and saved.outcome is SaveOutcome.EXISTS:
-        await _restart(node, saved.request_id, start)
-    return saved
+    while True:
+        if connection is None:
+            saved = await node.outbox.save(save)
+        else:
+            saved = await node.storage.save_on(connection, save)
+        _check(start, saved, on_conflict)
+        if not restarts or saved.outcome is SaveOutcome.CREATED:
+            return saved
+        with suppress(NotFound):  # it was pruned since: its key is free, and nothing is started yet
+            await _restart(node, saved.request_id, start)
+            return saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,12 +338,19 @@ async def locate(storage: Storage, workflow: str) -> Located:
 async def _restart(node: "Node", request_id: Snowflake, start: Start) -> None:
     """Have an execution that has ended, but not well, begin again, on the version that a new one
     would get. Whoever does it first does it for all who ask."""
-    (loaded,) = await node.storage.load([request_id])
+    loaded = await load(node, request_id)
     if not loaded.execution.status.finished or loaded.execution.status is Status.SUCCEEDED:
         return
     order = order_of(node)
     envelope = replace(loaded.envelope, headers=start.headers(order.at), trace=current_trace())
     await reopen(node, envelope, loaded, restarted(loaded, order=order), version=UNDECIDED)
+
+
+async def load(node: "Node", request_id: Snowflake) -> LoadedExecution:
+    """An execution that is known to have been there: ``NotFound`` when it was pruned since."""
+    for loaded in await node.storage.load([request_id]):
+        return loaded
+    raise NotFound(f"execution {request_id} is not stored any more: it has ended and was pruned")
 
 
 def order_of(node: "Node") -> Order:
@@ -356,10 +367,12 @@ async def reopen(
     version: int | None = None,
 ) -> None:
     """Let an execution that has ended, but not well, go on as its next run; no-op when somebody
-    else has done so since it was loaded."""
+    else has done so since it was loaded, ``NotFound`` when somebody has pruned it."""
     run = loaded.execution.run
     shard = await node.storage.reopen(envelope, run=run, journal=journal, version=version)
-    if shard is not None:
+    if shard is None:
+        await load(node, loaded.execution.request_id)
+    else:
         node.ring_shards([shard])
 
 

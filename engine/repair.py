@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from engine.by_name import Message, address_of, order_of, reopen, tell
+from engine.by_name import Message, address_of, load, order_of, reopen, tell
 from engine.core.envelope import EnvelopeRequest, dedup_key
 from engine.core.errors import AlreadyStarted, NotFound
 from engine.core.ids import Snowflake
@@ -45,7 +45,7 @@ async def retry(node: "Node", execution: StoredExecution) -> None:
             ),
         )
         return
-    loaded = await _load(node, execution.request_id)
+    loaded = await load(node, execution.request_id)
     rows = retried(loaded, await _children(node, loaded), order=order_of(node))
     envelope = loaded.envelope
     headers = begun_anew(envelope.headers, node.clock.now())
@@ -66,7 +66,7 @@ async def fork(
     ``NotFound`` for an unknown step, ``AlreadyStarted`` when the key is taken.
     """
     key = entity_id(key, what="the key")
-    loaded = await _load(node, execution.request_id)
+    loaded = await load(node, execution.request_id)
     request_id = await node.outbox.next_id()
     payload = loaded.envelope.payload if request is None else request
     rows = forked(
@@ -94,11 +94,6 @@ async def fork(
         raise AlreadyStarted(f"{workflow}/{key} was started before; fork under another key")
     node.ring_shards([envelope.address.shard])
     return request_id
-
-
-async def _load(node: "Node", request_id: Snowflake) -> LoadedExecution:
-    (loaded,) = await node.storage.load([request_id])
-    return loaded
 
 
 async def _children(node: "Node", loaded: LoadedExecution) -> dict[Snowflake, str]:
