@@ -5,9 +5,10 @@ One listener on loopback; each connection through it is a link. Faults act on th
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from re import Pattern
+from typing import TypeVar
 
 CHUNK = 1 << 16
 COMMIT = re.compile(rb"Q....COMMIT", re.DOTALL)
@@ -93,10 +94,15 @@ class Proxy:
             link.cut()
 
 
+Made = TypeVar("Made", bound=Proxy)
+
+
 @asynccontextmanager
-async def proxy(server_port: int) -> AsyncIterator[tuple[Proxy, int]]:
+async def proxy(
+    server_port: int, make: Callable[[int], Made] = Proxy
+) -> AsyncIterator[tuple[Made, int]]:
     """A proxy and its port."""
-    made = Proxy(server_port)
+    made = make(server_port)
     listener = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     try:
         yield made, listener.sockets[0].getsockname()[1]
