@@ -178,6 +178,7 @@ class Ownership:
         for shard in regretted - self._host.keep(regretted):
             del self._moving[shard]
         owned = self._host.owned()
+        self._half_released &= owned  # what was lost meanwhile is begun anew, if it is wanted
         # One whose release has failed may serve nobody: it goes, also when it is wanted again.
         surplus = (owned - wanted | owned & self._half_released) - self._moving.keys()
         if not surplus:

@@ -429,6 +429,26 @@ async def test_a_release_that_failed_is_finished_although_the_shard_is_wanted_ag
         await eventually(lambda: locks.held == every_shard())
 
 
+async def test_a_release_that_failed_is_not_finished_once_the_shard_was_lost_and_taken_anew() -> None:
+    locks, views = Locks(), Script()
+    views.publish(ME)
+    async with following(locks, views) as ownership:
+        await eventually(lambda: locks.held == every_shard())
+        given = every_shard() - my_share(ME, OTHER)
+        locks.fail_releases = 1
+        views.publish(ME, OTHER)
+        views.publish(ME, OTHER)
+        await eventually(lambda: not locks.fail_releases)
+        locks.held -= given
+        views.publish(ME)
+        views.publish(ME)
+        await eventually(lambda: locks.held == every_shard())
+        for _ in range(5):
+            await asyncio.sleep(0.05)
+            ownership.poke()
+        assert locks.released == []
+
+
 async def test_nothing_moves_while_the_runner_does_not_accept() -> None:
     locks, views = Locks(), Script()
     views.publish(ME)
