@@ -340,7 +340,7 @@ class ReplyBoard:
                     for waiter in self._waiting.get(id, ()):
                         waiter.fail(NotFound(f"request {id} is not stored: {GONE}"))
                 self._doubted.difference_update(ids)
-            self._look_now = False
+            self._look_now = bool(self._doubted)  # those that came meanwhile
 
     async def _read(self, ids: Sequence[Snowflake], after: Mapping[Snowflake, int]) -> None:
         behind = {id: after[id] for id in ids if id in after}

@@ -1,12 +1,20 @@
 """Who waits for replies is registered, and not for longer than that."""
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import timedelta
 
 import asyncpg
+import pytest
 
 from engine import Client, Deferred, NotFound, Workflow
+from engine.cluster import replies
+from engine.cluster.replies import ReplyBoard
+from engine.core.clock import SystemClock
+from engine.core.ids import Snowflake
+from engine.storage.memory import MemoryStorage
+from engine.storage.memory_database import MemoryDatabase
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -100,3 +108,30 @@ async def test_all_who_wait_for_what_is_not_stored_any_more_are_told(dsn: str) -
         await executions[7].resolve(Waits.go, True)
         assert await joins[7] == "7"
     await sql.close()
+
+
+async def test_who_waits_for_nothing_is_told_although_others_are_looked_for_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replies, "_LOOK_AFTER", 0.01)
+    looked, answered = list[set[Snowflake]](), asyncio.Event()
+    stored = MemoryStorage.stored
+
+    async def slow(self: MemoryStorage, requests: Collection[Snowflake]) -> Collection[Snowflake]:
+        looked.append(set(requests))
+        await answered.wait()
+        return await stored(self, requests)
+
+    monkeypatch.setattr(MemoryStorage, "stored", slow)
+    poll = timedelta(minutes=5)
+    one, two = Snowflake(1), Snowflake(2)
+    async with asyncio.timeout(10), MemoryStorage(MemoryDatabase(SystemClock())) as storage:
+        async with ReplyBoard(storage=storage, poll=lambda: poll) as board:
+            first = asyncio.create_task(board.wait(one))
+            await eventually(lambda: looked == [{one}])
+            second = asyncio.create_task(board.wait(two))
+            await eventually(lambda: board._doubted == {one, two})  # pyright: ignore[reportPrivateUsage]
+            answered.set()
+            for each in (first, second):
+                with pytest.raises(NotFound):
+                    await each
