@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -587,7 +588,7 @@ class _Incarnation:
 
     def health(self) -> RunnerHealth:
         """Of one that is not told to stop."""
-        load, membership = self._load(), self._membership
+        load, membership = self._in_hand(), self._membership
         if membership is None or not membership.healthy:
             why = "its heartbeats do not get through: its peers may take it for dead"
         elif load.lanes == 0:
@@ -690,12 +691,15 @@ class _Incarnation:
         return {each.name: _described(each, versions[each.name]) for each in self._registered}
 
     def _load(self) -> RunnerLoad:
+        """For the heartbeat alone, since whether it is crowded is told of the time since the last."""
+        return replace(self._in_hand(), crowded=self._residency.crowded())
+
+    def _in_hand(self) -> RunnerLoad:
         return RunnerLoad(
             lanes=sum(lane.connected for lane in self.delivery.lanes),
             shards=len(self.delivery.shards),
             entities=self.delivery.active - self.resident,
             executions=self.resident,
-            crowded=self._residency.crowded(),
         )
 
     def _node_tenant(self) -> MachineTenant:

@@ -128,3 +128,16 @@ def test_many_that_come_and_go_are_no_crowd() -> None:
     residency.idle(second)
     residency.busy(second)
     assert [residency.crowded(), residency.crowded()] == [False, True]
+
+
+async def test_who_asks_for_the_health_of_a_runner_makes_it_no_crowd() -> None:
+    async with runner_of(MemoryDatabase(VirtualClock()), Jobs()) as runner:
+        incarnation = runner._incarnation
+        assert incarnation is not None
+        residency, first, second = incarnation._residency, Visitor(), Visitor()
+        residency.enter(first)
+        residency.leave(first)
+        residency.enter(second)
+        runner.health()
+        assert not residency.crowded()
+        residency.leave(second)
