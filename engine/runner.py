@@ -691,7 +691,7 @@ class _Incarnation:
         return {each.name: _described(each, versions[each.name]) for each in self._registered}
 
     def _load(self) -> RunnerLoad:
-        """For the heartbeat alone, since whether it is crowded is told of the time since the last."""
+        """For heartbeats alone: whether it is crowded is told of the time since the last."""
         return replace(self._in_hand(), crowded=self._residency.crowded())
 
     def _in_hand(self) -> RunnerLoad:

@@ -429,7 +429,7 @@ async def test_a_release_that_failed_is_finished_although_the_shard_is_wanted_ag
         await eventually(lambda: locks.held == every_shard())
 
 
-async def test_a_release_that_failed_is_not_finished_once_the_shard_was_lost_and_taken_anew() -> None:
+async def test_a_release_that_failed_is_not_finished_once_the_shard_was_taken_anew() -> None:
     locks, views = Locks(), Script()
     views.publish(ME)
     async with following(locks, views) as ownership:

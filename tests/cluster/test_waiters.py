@@ -125,13 +125,16 @@ async def test_who_waits_for_nothing_is_told_although_others_are_looked_for_mean
     monkeypatch.setattr(MemoryStorage, "stored", slow)
     poll = timedelta(minutes=5)
     one, two = Snowflake(1), Snowflake(2)
-    async with asyncio.timeout(10), MemoryStorage(MemoryDatabase(SystemClock())) as storage:
-        async with ReplyBoard(storage=storage, poll=lambda: poll) as board:
-            first = asyncio.create_task(board.wait(one))
-            await eventually(lambda: looked == [{one}])
-            second = asyncio.create_task(board.wait(two))
-            await eventually(lambda: board._doubted == {one, two})  # pyright: ignore[reportPrivateUsage]
-            answered.set()
-            for each in (first, second):
-                with pytest.raises(NotFound):
-                    await each
+    async with (
+        asyncio.timeout(10),
+        MemoryStorage(MemoryDatabase(SystemClock())) as storage,
+        ReplyBoard(storage=storage, poll=lambda: poll) as board,
+    ):
+        first = asyncio.create_task(board.wait(one))
+        await eventually(lambda: looked == [{one}])
+        second = asyncio.create_task(board.wait(two))
+        await eventually(lambda: board._doubted == {one, two})
+        answered.set()
+        for each in (first, second):
+            with pytest.raises(NotFound):
+                await each
