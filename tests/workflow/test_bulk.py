@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from engine import ConfigurationError, Deferred, RetryPolicy, Status, Workflow, activity
+from engine import (
+    ConfigurationError,
+    Deferred,
+    NotFound,
+    RetryPolicy,
+    Status,
+    Workflow,
+    activity,
+    repair,
+)
 from engine.bulk import pause_after
 from tests.workflow.conftest import World
 
@@ -107,6 +116,17 @@ async def test_failed_ones_are_retried_by_their_error(
         again = await told(cluster, "retry")
     assert (none, again) == ([], [])
     assert both == [("b", True, ""), ("a", True, "")]
+
+
+async def test_one_that_is_pruned_as_it_is_retried_is_not_found(world: World) -> None:
+    async with world.cluster(Errand()) as cluster, asyncio.timeout(40):
+        await errands(world, cluster, "fails", "a")
+        node = cluster.client._node
+        found = await node.storage.find("Errand", "a")
+        pruned = cluster.client.prune(Errand, older_than=timedelta(0))
+        assert [each.done async for each in pruned] == [True]
+        with pytest.raises(NotFound, match="pruned"):
+            await repair.retry(node, found)
 
 
 async def test_matching_ones_are_paused_and_resumed(world: World) -> None:
