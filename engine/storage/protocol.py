@@ -373,8 +373,8 @@ class LaneSession(Protocol):
     """One session: the locks it holds and the writes it makes live and die together.
 
     One call at a time; the caller queues. A call that raises ``StorageUnavailable``, or a time-out,
-    or is cancelled, leaves the session unusable: its outcome is unknown, the session is ended. ``BadBatch`` means
-    that nothing was written and the session is fine.
+    or is cancelled, leaves the session unusable: its outcome is unknown, the session is ended.
+    ``BadBatch`` means that nothing was written and the session is fine.
     """
 
     @property
