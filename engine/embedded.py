@@ -22,6 +22,7 @@ from engine.core.errors import StorageUnavailable
 from engine.server_home import OWN_SERVER, ServerHome
 
 SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300"
+_SERVES = ("ready", "standby")
 INITDB = ["-D", "draft", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]
 # INVARIANT last-user: newcomers share `users` before they look for a server, so whoever has it
 # exclusively knows that there are none, and keeps them waiting until the server is gone.
@@ -113,7 +114,7 @@ class EmbeddedPostgres:
         """The port of the server that was ready last, which may have been killed since, or 0."""
         with suppress(FileNotFoundError):
             status = (self.home / "data/postmaster.pid").read_text().splitlines()
-            return int(status[3]) if len(status) > 7 and status[7].startswith("ready") else 0
+            return int(status[3]) if len(status) > 7 and status[7].startswith(_SERVES) else 0
         return 0
 
     def _earlier_port(self) -> int:

@@ -119,6 +119,7 @@ class Node:
         return self.settings.poll_interval if healthy else self.settings.poll_interval_degraded
 
     def _ring(self, request: SaveRequest) -> None:
+        self.replies.sent(request.envelope.request_id)
         if not self.waits(request):
             self.ring_shards((request.envelope.address.shard,))
 

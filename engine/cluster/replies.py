@@ -15,6 +15,7 @@ from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from engine.cluster.stream_reader import Acknowledge, StreamReader
+from engine.core.clock import monotonic
 from engine.core.errors import ConfigurationError, InvalidPayload, NotFound, StorageUnavailable
 from engine.core.ids import Snowflake
 from engine.core.reply import Exit, ReplyKind, decode_exit
@@ -22,10 +23,14 @@ from engine.core.retry import again_in
 from engine.storage.protocol import NewReply, Storage, StoredReply
 
 log: logging.Logger = logging.getLogger(__name__)
-GONE = "it has ended and was pruned, or the transaction that starts it has not committed"
+GONE = (
+    "it has ended and was pruned, the transaction that starts it has not committed, or a fail-over"
+    " has lost it"
+)
 _READ = 1000
 _LINGER = 1.0
 _LOOK_AFTER = 2.0
+_LOOK_EVERY = 60.0
 _CLOSED = "this client is closed; open a new one"
 
 
@@ -58,10 +63,12 @@ class ReplyBoard:
         self._kept: WeakValueDictionary[Snowflake, KeptReplies] = WeakValueDictionary()
         self._unwatched: set[Snowflake] = set()
         self._unread: set[Snowflake] = set()
+        self._unsent: set[Snowflake] = set()
         self._doubtful: set[Snowflake] = set()
         self._doubted: set[Snowflake] = set()
         self._looking: asyncio.TimerHandle | None = None
         self._look_now = False
+        self._looked = monotonic()
         self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
         self._registered: set[Snowflake] = set()
@@ -100,6 +107,7 @@ class ReplyBoard:
         """The exit of a request, stored or to come, whoever sent it; ``NotFound`` when the request
         itself is not stored: it was pruned, for which it had to end."""
         with self.expect(request_id) as answer:
+            self.sent(request_id)
             self.watch(request_id)
             self._doubt(request_id)
             return await answer
@@ -109,6 +117,7 @@ class ReplyBoard:
         """The exit of a request that is about to be saved with ``wait``, so that nothing needs to
         be registered or read."""
         waiter = _ExitWaiter()
+        self._unsent.add(request_id)
         with self._awaited(request_id, waiter):
             yield waiter.exit
 
@@ -130,8 +139,14 @@ class ReplyBoard:
             acknowledge=acknowledge,
             registered=registered,
         )
+        if registered:
+            self._unsent.add(request_id)
         with self._awaited(request_id, reader):
             yield reader
+
+    def sent(self, request_id: Snowflake) -> None:
+        """The request is stored: when it is not any more, it is waited for in vain."""
+        self._unsent.discard(request_id)
 
     @contextmanager
     def _awaited(self, request_id: Snowflake, waiter: Waiter) -> Generator[None, None, None]:
@@ -150,6 +165,7 @@ class ReplyBoard:
 
     def _forget(self, request_id: Snowflake) -> None:
         del self._waiting[request_id]
+        self._unsent.discard(request_id)
         self._volatile.discard(request_id)
         if request_id in self._registered:
             self._registered.discard(request_id)
@@ -176,6 +192,11 @@ class ReplyBoard:
             self._doubtful.add(request_id)
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().call_later(_LOOK_AFTER, self._look_soon)
+
+    def _doubt_all(self) -> None:
+        self._looked = monotonic()
+        for request_id in self._waiting.keys() - self._unsent:
+            self._doubt(request_id)
 
     def _look_soon(self) -> None:
         self._looking = None
@@ -264,8 +285,10 @@ class ReplyBoard:
             self._wake.set()
 
     def restored(self) -> None:
-        """The doorbell was out: register and read everything again."""
+        """The doorbell was out: register and read everything again. It may be another server's,
+        which took over and does not have all that the last one had."""
         self._unwatched.update(self._stored)
+        self._doubt_all()
         self._wake.set()
 
     def read_again(self) -> None:
@@ -285,6 +308,8 @@ class ReplyBoard:
 
     def _poll_now(self) -> None:
         self._alarm = None
+        if monotonic() - self._looked > _LOOK_EVERY:
+            self._doubt_all()
         self.read_again()
         self._arm()
 
@@ -331,7 +356,7 @@ class ReplyBoard:
                 self._left.difference_update(ids)
 
     async def _look(self) -> None:
-        """Tell those who wait for what was pruned."""
+        """Tell those who wait for what is gone."""
         if self._look_now:
             self._doubted &= self._stored
             for ids in _chunks(sorted(self._doubted)):

@@ -56,6 +56,7 @@ class PostgresLaneSession:
         statement_timeout: timedelta,
         address: Address,
         clock: SystemClock,
+        had: dict[ShardId, int],
     ) -> None:
         self._session = session
         self._runner = runner
@@ -65,6 +66,7 @@ class PostgresLaneSession:
         self._timeout = statement_timeout
         self._address = address
         self._clock = clock
+        self._had = had
         self._turn = asyncio.Lock()
         self._held: dict[ShardId, int] = {}
         self._on_close: list[Callable[[], None]] = []
@@ -140,9 +142,10 @@ class PostgresLaneSession:
             return {}
         # INVARIANT lock-then-epoch: a statement of its own, so that it sees all that the former
         # owner committed before its lock was free.
+        columns, had = self._groups.columns(shards), [self._had.get(each, 0) for each in shards]
         claimed: Sequence[asyncpg.Record] = ()
         try:
-            claimed = await self._write("claim_shards", *self._groups.columns(shards), self._runner)
+            claimed = await self._write("claim_shards", *columns, self._runner, had)
         except BadBatch as error:  # somebody has locked the table; what is held stays
             log.warning("shards could not be claimed", extra={"error": str(error)})
         epochs = {
@@ -152,6 +155,7 @@ class PostgresLaneSession:
         if skipped:
             await self._ask("unlock_shards", *self._groups.columns(skipped))
         self._held.update(epochs)
+        self._had.update(epochs)
         lost = [self._groups.shard(row["group_id"], row["shard"]) for row in claimed if row["lost"]]
         if lost:
             await self._count_lost(lost)

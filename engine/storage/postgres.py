@@ -83,6 +83,7 @@ class PostgresStorage(Inspection):
         self.clock = clock or SystemClock()
         self._dsn = dsn
         self._shards_per_group = shards_per_group
+        self._had: dict[ShardId, int] = {}
         self._direct = Connector(
             dsn=dsn,
             queries=Queries(schema),
@@ -329,6 +330,7 @@ class PostgresStorage(Inspection):
             statement_timeout=self._direct.statement_timeout,
             address=self._direct.address,
             clock=self.clock,
+            had=self._had,
         )
 
     async def _listening(self) -> None:

@@ -1,6 +1,6 @@
 """One round of chaos: a database, processes over it, and clients that call while harm is done.
 
-From ``tests.chaos.test_chaos``, which brings the harm.
+From ``tests.chaos.test_chaos`` and ``tests.chaos.test_failover``, which bring the harm.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from engine import Client, Settings
 from engine.core.clock import monotonic
 from engine.storage.migrate import migrate
 from tests.chaos import audit, tables
-from tests.chaos.caller import Caller
+from tests.chaos.caller import LIMIT, Caller
 from tests.chaos.checker import check, of_key
 from tests.chaos.cluster import Cluster, Process, cluster
 from tests.chaos.faults import DEPLOYED
@@ -56,7 +56,7 @@ class Harm(Protocol):
 @dataclass(slots=True, kw_only=True)
 class Run:
     """One round: a database, a cluster, what is done to it and what was said. ``dsn`` is how the
-    test itself reaches the database."""
+    test itself reaches the database, ``limit`` how many seconds clients wait for an answer."""
 
     chaos: Cluster
     network: Proxy
@@ -65,6 +65,7 @@ class Run:
     group: asyncio.TaskGroup
     files: Path
     seed: int
+    limit: float = LIMIT.total_seconds()
     faults: Harm = field(init=False)
     calls: list[Call] = field(default_factory=list[Call])
     _callers: dict[Process, "asyncio.Task[Any]"] = field(
@@ -109,6 +110,7 @@ class Run:
             name=name,
             seed=self.seed * 1000 + number,
             file=str(self.files / f"{name}.jsonl"),
+            limit=self.limit,
             within=1e9,
         )
 

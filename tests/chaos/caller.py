@@ -11,7 +11,7 @@ from tests.chaos.history import Noted, Recorder
 from tests.chaos.lives import Account, Life, Lots, Plan
 
 LIMIT = timedelta(seconds=20)
-"""How long a client waits for an answer."""
+"""How long a client waits for an answer, unless it is told otherwise."""
 BRANCHES = 6
 """So many lives go on in a client at once."""
 ACCOUNTS = 40
@@ -20,9 +20,12 @@ ACCOUNTS = 40
 class Caller:
     """One process's calls, each of which is noted."""
 
-    def __init__(self, client: Client, *, name: str, seed: int, file: Path) -> None:
+    def __init__(
+        self, client: Client, *, name: str, seed: int, file: Path, limit: timedelta = LIMIT
+    ) -> None:
         self.client = client
         self.name = name
+        self.limit = limit
         self.chance = random.Random(seed)
         self.notes = Recorder(file, name)
         self.stopped = False
@@ -74,38 +77,38 @@ class Caller:
 
     async def start(self, plan: Plan, op: str = "start") -> Noted:
         with self.notes.call(f"Life/{plan.id}", op) as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 noted.value = int((await self.client.start(Life, plan)).request_id)
         return noted
 
     async def hear(self, id: str, number: int) -> Noted:
         with self.notes.call(f"Life/{id}", "signal", number) as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 await self.client.execution(Life, id).signal(Life.hear, number)
         return noted
 
     async def add(self, id: str, number: int) -> Noted:
         with self.notes.call(f"Life/{id}", "update", number) as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 noted.value = await self.client.execution(Life, id).update(Life.add, number)
         return noted
 
     async def resolve(self, id: str, value: int) -> Noted:
         with self.notes.call(f"Life/{id}", "resolve", value) as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 noted.value = await self.client.execution(Life, id).resolve(Life.go, value)
         return noted
 
     async def interrupt(self, id: str) -> Noted:
         with self.notes.call(f"Life/{id}", "interrupt") as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 await self.client.execution(Life, id).interrupt("chaos")
         return noted
 
     async def join(self, id: str) -> Noted:
         with self.notes.call(f"Life/{id}", "join") as noted:
             try:
-                told = await self.client.execution(Life, id).join(LIMIT)
+                told = await self.client.execution(Life, id).join(self.limit)
                 noted.value = told.model_dump()
             except ExecutionInterrupted:
                 noted.value = "interrupted"
@@ -125,7 +128,7 @@ class Caller:
             if op != "peek":
                 name = f"{self.name}-{self.number()}"
             with self.notes.call(key, op, name) as noted:
-                async with asyncio.timeout(LIMIT.total_seconds()):
+                async with asyncio.timeout(self.limit.total_seconds()):
                     match op:
                         case "add":
                             noted.value = await account.add(name)
@@ -154,10 +157,10 @@ class Caller:
     async def submit(self, id: str) -> Noted:
         """Once with the request's id, once with the result."""
         with self.notes.call(f"Lots/{id}", "submit") as noted:
-            async with asyncio.timeout(LIMIT.total_seconds()):
+            async with asyncio.timeout(self.limit.total_seconds()):
                 item = await self.client.submit(Lots, id, id=id)
                 noted.value = int(item.request_id)
         if noted.ok:
             with self.notes.call(f"Lots/{id}", "result") as result:
-                result.value = await item.join(LIMIT)
+                result.value = await item.join(self.limit)
         return noted

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,15 @@ async def serve_client() -> None:
             for caller in callers:
                 caller.stopped = True
         elif not stopped:
-            file, name = Path(command["file"]), command["name"]
-            callers.append(Caller(client, name=name, seed=command["seed"], file=file))
-            await callers[-1].live()
+            caller = Caller(
+                client,
+                name=command["name"],
+                seed=command["seed"],
+                file=Path(command["file"]),
+                limit=timedelta(seconds=command["limit"]),
+            )
+            callers.append(caller)
+            await caller.live()
         return True
 
     async with Client(Settings()) as client:

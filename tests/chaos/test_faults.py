@@ -15,6 +15,7 @@ from engine import (
     Client,
     Deferred,
     Entity,
+    NotFound,
     RetryPolicy,
     Settings,
     StorageUnavailable,
@@ -104,6 +105,16 @@ class Echo(Entity):
     @rpc(persisted=False)
     async def say(self, what: str) -> str:
         return what
+
+    @rpc
+    async def never(self) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    @rpc
+    async def drip(self) -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
 
 
 @pytest.fixture
@@ -268,6 +279,32 @@ async def test_a_wall_clock_that_is_stepped_moves_no_timer(dsn: str, hours: int)
         step_wall_clock(-hours * 3600)
     assert all(had >= asked for had, asked in zip(slept, [1, 1, 2, 1], strict=True))
     assert max(slept) < 10
+
+
+async def test_whoever_waits_for_what_a_fail_over_has_lost_is_told(
+    dsn: str, sql: "Sql[Any]"
+) -> None:
+    async with (
+        TestCluster(Talks(), Echo(), dsn=dsn, **QUICK),
+        Client(Settings(dsn=dsn, shards_per_group=8, **QUICK)) as client,
+    ):
+        talks = await client.start(Talks, "lost")
+        stream = client.entity(Echo, "a").drip()
+        assert await anext(stream) == 1
+        waits = [
+            asyncio.ensure_future(each)
+            for each in (talks.join(LIMIT), client.entity(Echo, "b").never(), anext(stream))
+        ]
+
+        async def stored() -> bool:
+            return await sql.fetchval("select count(*) from engine.envelopes") == len(waits)
+
+        await eventually(stored)
+        await sql.execute("truncate engine.envelopes, engine.inbox, engine.executions")
+        await sql.execute(*END_SESSIONS)
+        for wait in waits:
+            with pytest.raises(NotFound):
+                await asyncio.wait_for(wait, 10)
 
 
 async def test_a_full_disk_loses_nothing(fresh: str, own: Server) -> None:

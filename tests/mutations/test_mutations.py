@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation(
         breaks="G1: every owner begins an epoch",
         file=f"{SQL}/claim_shards.sql",
-        old="set epoch = s.epoch + 1,",
+        old="set epoch = greatest(s.epoch, f.had) + 1,",
         new="set epoch = s.epoch,",
         test="storage/test_conformance.py::test_each_acquisition_begins_a_new_epoch",
     ),

@@ -305,6 +305,20 @@ async def test_two_lanes_of_two_runners_never_hold_one_shard(postgres: World) ->
         )
 
 
+async def test_an_epoch_that_a_fail_over_has_lost_is_not_given_again(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    process, lane = await postgres.runner_with_lane()
+    assert await lane.acquire([ONE, TWO]) == {ONE: 1, TWO: 1}
+    await lane.close()
+    await sql.execute("update engine.shards set epoch = 0, runner_id = null where shard = 1")
+
+    again = await process.lane()
+    postgres.stack.push_async_callback(again.close)
+
+    assert await again.acquire([ONE, TWO]) == {ONE: 2, TWO: 2}
+
+
 async def test_a_request_in_a_flush_finds_the_one_that_won_the_race(
     postgres: World, sql: asyncpg.Connection
 ) -> None:
