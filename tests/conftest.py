@@ -25,7 +25,9 @@ from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
 PREFIX = "outlast_test"
+hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.register_profile("full", max_examples=2_000, deadline=None)
+hypothesis.settings.load_profile("suite")  # the option --hypothesis-profile goes before
 CLONES = itertools.count(1)
 
 

@@ -164,10 +164,10 @@ async def test_calls_at_once_are_all_answered_and_nothing_is_left_of_them(
     handle = sender.client.entity(Wide, "w")
     await handle.echo(-1)
     before = futures()
-    for start in range(0, 10_000, 500):
+    for start in range(0, 3_000, 500):
         await echo_all(handle, range(start, start + 500))
     assert left_of(sender, cluster) == [0] * 6
-    assert futures() <= before + 50
+    await eventually(lambda: futures() <= before + 50, every=0.2)
 
 
 async def echo_all(handle: Relay, numbers: range) -> None:
