@@ -118,14 +118,6 @@ class ServerGates(Gates):
 
         await eventually(gone, every=0.002)
 
-    async def gone(self, of: str) -> None:
-        """Wait until there is no such session any more."""
-
-        async def none() -> bool:
-            return await self.sql.fetchval(_COUNT, of) == 0
-
-        await eventually(none, every=0.002)
-
 
 @asynccontextmanager
 async def server_gates(dsn: str) -> AsyncIterator[ServerGates]:
@@ -263,8 +255,7 @@ where a.datname = current_database() and a.wait_event_type = 'Lock'
         or exists (select from pg_locks l where l.pid = b.pid and {_OURS})
     )
 """
-_SESSIONS = """
-from pg_stat_activity where application_name like $1 and datname = current_database()
+_END = """
+select count(*), count(pg_terminate_backend(pid)) from pg_stat_activity
+where application_name like $1 and datname = current_database()
 """
-_COUNT = f"select count(*) {_SESSIONS}"
-_END = f"select count(*), count(pg_terminate_backend(pid)) {_SESSIONS}"

@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from engine import Client, Settings
+from engine.storage.protocol import LaneSession
 from tests.gates import ServerGates, server_gates
 from tests.races.starts import NAMES
-from tests.storage.world import World, postgres_world
+from tests.storage.world import Process, World, postgres_world
 
 
 @pytest.fixture
@@ -35,3 +36,13 @@ async def clients(dsn: str, gates: ServerGates) -> AsyncIterator[list[Client]]:
             await gates.hold(f"{name} commits", "dedup", of=sessions, commit=True)
             found.append(client)
         yield found
+
+
+@pytest.fixture
+async def owner(postgres: World) -> Process:
+    return await postgres.process()
+
+
+@pytest.fixture
+async def next_owner(postgres: World) -> tuple[Process, LaneSession]:
+    return await postgres.runner_with_lane()
