@@ -1,9 +1,9 @@
-"""Every order in which two sides of a race can meet, each brought about once; no time decides.
+"""Every order in which the sides of a race can meet, each brought about once; no time decides.
 
 A side passes named points. At each it is held by a gate until its turn comes: in Python it awaits
 ``gates(point)``, and in PostgreSQL a trigger waits for an advisory lock, within a statement. The
-driver opens one gate at a time, when both sides are at rest: held at a gate, over, or waiting for
-what the other one holds.
+driver opens one gate at a time, when all sides are at rest: held at a gate, over, or waiting for
+what another holds.
 """
 
 import asyncio
