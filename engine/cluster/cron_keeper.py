@@ -23,7 +23,7 @@ from engine.cluster.stream import Moved
 from engine.cluster.timetable import Overlap, Rules
 from engine.cluster.write import Write
 from engine.core.clock import Alarm, Clock
-from engine.core.errors import ConfigurationError, OwnershipLost, StorageUnavailable
+from engine.core.errors import ConfigurationError, NotFound, OwnershipLost, StorageUnavailable
 from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.storage.protocol import BadBatch, Commit, Flushed, SaveOutcome, SaveRequest
 from engine.storage.schedules import Fire, FireOutcome, ScheduleRow
@@ -327,6 +327,8 @@ class CronKeeper:
                 await exit
         except StorageUnavailable:  # this process is leaving
             return
+        except NotFound:
+            pass  # a fail-over has lost it, or it was pruned: it runs no more
         del self._runs[request]
         self._interrupted.discard(request)
         self._wake.set()

@@ -28,7 +28,7 @@ class Disk:
                 return
 
     def free(self) -> None:
-        self._resize(SIZE)
+        assert self._resize(SIZE)
 
     def _resize(self, size: int) -> bool:
         command = ["mount", "-o", f"remount,size={size}", str(self.path)]

@@ -19,6 +19,7 @@ class _Datetime(datetime):
 def step_wall_clock(seconds: float) -> None:
     """Put the clock forwards, or back. The monotonic clock goes on as before, and so do others'."""
     _stepped[0] += seconds
-    time.time = lambda: _TOLD() + _stepped[0]
-    time.time_ns = lambda: _TOLD_NS() + round(_stepped[0] * 1e9)
-    clock.datetime = _Datetime  # type: ignore[misc] # where the engine reads it
+    right = not _stepped[0]
+    time.time = _TOLD if right else lambda: _TOLD() + _stepped[0]
+    time.time_ns = _TOLD_NS if right else lambda: _TOLD_NS() + round(_stepped[0] * 1e9)
+    clock.datetime = datetime if right else _Datetime  # type: ignore[misc] # where the engine reads it
