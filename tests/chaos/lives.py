@@ -13,6 +13,7 @@ from engine import (
     Deferred,
     Entity,
     Queue,
+    RetryPolicy,
     State,
     Transaction,
     Workflow,
@@ -125,7 +126,8 @@ class Life(Workflow[Plan, Told]):
         insert = "insert into woken (execution, due) values ($1, $2::text::timestamptz)"
         await self.outside.write(insert, self.execution_id, due)
 
-    @transaction
+    # Without end: locks and settings of a database are the step's own affair, and a fault of the run.
+    @transaction(retry=RetryPolicy(attempts=0, maximum=timedelta(seconds=2)))
     async def record(self, tx: Transaction, step: str) -> None:
         await tx.execute("insert into effects values ($1, $2)", self.execution_id, step)
 
