@@ -126,7 +126,7 @@ class Life(Workflow[Plan, Told]):
         insert = "insert into woken (execution, due) values ($1, $2::text::timestamptz)"
         await self.outside.write(insert, self.execution_id, due)
 
-    # Without end: locks and settings of a database are the step's own affair, and a fault of the run.
+    # Without end: what the database refuses to a step is the step's own affair, and a fault here.
     @transaction(retry=RetryPolicy(attempts=0, maximum=timedelta(seconds=2)))
     async def record(self, tx: Transaction, step: str) -> None:
         await tx.execute("insert into effects values ($1, $2)", self.execution_id, step)
