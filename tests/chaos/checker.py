@@ -90,7 +90,7 @@ def _by_key(calls: Sequence[Call], tables: Tables) -> Iterator[tuple[str, Found]
         "Stream": _stream,
     }
     for key in sorted(grouped.keys() | requests.keys() | tables.books.keys()):
-        of, found = grouped[key], requests[key]
+        of, found = grouped[key], requests.get(key, [])
         yield key, _exits(found)
         kind = key.partition("/")[0]
         if kind == "Account":

@@ -50,6 +50,7 @@ CALLS = [
     ok("Stream/s", "stream", 1, 3, [0, 1, 2]),
     ok("Lots/i", "submit", 1, value=30),
     ok("Lots/i", "result", 2, value="I"),
+    Call(key="Lots/k", op="submit", argument=None, invoked=3),  # which was never stored
 ]
 ROWS = [
     Row(what="shard", shard=1, owner="r1", epoch=1),
