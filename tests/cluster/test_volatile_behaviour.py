@@ -29,7 +29,8 @@ WATCH_TABLE = """
     create trigger watched after insert or update or delete on engine.{table}
     for each row execute function public.note_written();
 """
-FORGET = "drop function public.note_written() cascade; drop table public.written"
+FORGET_TABLE = "drop trigger watched on engine.{table}"
+FORGET = "drop function public.note_written(); drop table public.written"
 
 
 @asynccontextmanager
@@ -37,14 +38,17 @@ async def written(live: Live) -> AsyncIterator[set[str]]:
     """The durable tables to whose rows something was done meanwhile, and the post, when it ends."""
     found: set[str] = set()
     await live.database.execute(WATCH)
+    durable = await live.database.fetch(TABLES, KEPT_BY_RUNNERS)
+    tables = ["post", *(row["relname"] for row in durable)]
     try:
-        durable = await live.database.fetch(TABLES, KEPT_BY_RUNNERS)
-        for table in ("post", *(row["relname"] for row in durable)):
+        for table in tables:
             await live.database.execute(WATCH_TABLE.format(table=table))
         yield found
         rows = await live.database.fetch("select distinct name from public.written")
         found.update(row["name"] for row in rows)
     finally:
+        for table in tables:  # one after the other: who holds several locks may meet others who do
+            await live.database.execute(FORGET_TABLE.format(table=table))
         await live.database.execute(FORGET)
 
 
