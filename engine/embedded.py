@@ -21,7 +21,7 @@ from typing import Self
 from engine.core.errors import StorageUnavailable
 from engine.server_home import OWN_SERVER, ServerHome
 
-SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300"
+SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=600"
 _SERVES = ("ready", "standby")
 INITDB = ["-D", "draft", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]
 # INVARIANT last-user: newcomers share `users` before they look for a server, so whoever has it
