@@ -3,16 +3,29 @@
 Filled by ``postgres`` from ``shard_groups``; used wherever a row names a shard.
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 import asyncpg
 
 from engine.core.errors import ConfigurationError
 from engine.core.ids import ShardId
 
+T = TypeVar("T")
+
 
 class UnknownGroup(Exception):
     """A group this process has not heard of: read ``shard_groups`` again."""
+
+
+async def once_known(read: Callable[[], T], learn: Callable[[], Awaitable[None]]) -> T:
+    """What ``read`` makes of rows that may speak of a group made by another process since: then
+    ``learn`` comes first."""
+    try:
+        return read()
+    except UnknownGroup:
+        await learn()
+        return read()
 
 
 class Groups:

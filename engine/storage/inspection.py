@@ -18,7 +18,7 @@ from engine.storage.entities import (
     EntityRow,
     StoredState,
 )
-from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.groups import Groups, once_known
 from engine.storage.heartbeats import StepHeartbeat
 from engine.storage.lock_holder import LockHolder
 from engine.storage.pauses import Pause
@@ -264,12 +264,7 @@ class Inspection:
         )
 
     async def _read(self, read: Callable[[], T]) -> T:
-        """Read records that may speak of a group made by another process since."""
-        try:
-            return read()
-        except UnknownGroup:
-            await self._learn_groups()
-            return read()
+        return await once_known(read, self._learn_groups)
 
     async def _learn_groups(self) -> None:
         self._groups.learn(await self._pool.fetch("groups"))

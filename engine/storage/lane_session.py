@@ -16,7 +16,7 @@ from engine.core.errors import StorageUnavailable
 from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.storage.batch import Batch
 from engine.storage.columns import dispatch_arguments, request_columns
-from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.groups import Groups, UnknownGroup, once_known
 from engine.storage.outage import Address, refused, transient, unavailable
 from engine.storage.protocol import (
     SUSPECT,
@@ -252,22 +252,21 @@ class PostgresLaneSession:
         )
 
     async def _shards_of(self, pairs: Sequence[tuple[int, int]]) -> list[ShardId]:
-        """By ids of groups and numbers. Others may have made groups that are unknown here."""
-        try:
-            return [self._groups.shard(*pair) for pair in pairs]
-        except UnknownGroup:
-            self._groups.learn(await self._ask("groups"))
-            return [self._groups.shard(*pair) for pair in pairs]
+        """By ids of groups and numbers."""
+        return await once_known(
+            lambda: [self._groups.shard(*pair) for pair in pairs], self._learn_groups
+        )
+
+    async def _learn_groups(self) -> None:
+        self._groups.learn(await self._ask("groups"))
 
     async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
         sent = monotonic()
         rows = await self._write("sweep", *self._groups.columns(shards), *arguments)
         self._clock.align(database=rows[0]["now"], sent=sent, received=monotonic())
-        try:
-            return sweep_from(rows, self._groups, self._runner)
-        except UnknownGroup:
-            self._groups.learn(await self._ask("groups"))
-            return sweep_from(rows, self._groups, self._runner)
+        return await once_known(
+            lambda: sweep_from(rows, self._groups, self._runner), self._learn_groups
+        )
 
     async def _write(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
         """As ``_ask``, but ``BadBatch`` when nothing was written and the session is fine."""

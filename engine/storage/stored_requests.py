@@ -13,7 +13,7 @@ from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt
 from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
 from engine.storage.columns import headers_bytes, journal_columns
-from engine.storage.groups import Groups, UnknownGroup
+from engine.storage.groups import Groups, once_known
 from engine.storage.pool import Pool
 from engine.storage.protocol import SaveRequest
 from engine.storage.storable import check_storable
@@ -80,11 +80,7 @@ class StoredRequests:
         numbers = [entity_key(row["entity_type"], row["entity_id"]) for row in dead]
         # The shards of all that were dead: a first run may have done it and lost its answer.
         await self._pool.fetch("revive", ids, numbers)
-        try:
-            return self._shards(dead)
-        except UnknownGroup:
-            await self._learn_groups()
-            return self._shards(dead)
+        return await once_known(lambda: self._shards(dead), self._learn_groups)
 
     async def reopen(
         self,
