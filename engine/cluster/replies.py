@@ -67,7 +67,6 @@ class ReplyBoard:
         self._doubtful: set[Snowflake] = set()
         self._doubted: set[Snowflake] = set()
         self._looking: asyncio.TimerHandle | None = None
-        self._look_now = False
         self._looked = monotonic()
         self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
@@ -202,7 +201,6 @@ class ReplyBoard:
         self._looking = None
         self._doubted |= self._doubtful & self._stored
         self._doubtful = set()
-        self._look_now = bool(self._doubted)
         self._wake.set()
 
     def read(self, request_id: Snowflake) -> None:
@@ -317,7 +315,7 @@ class ReplyBoard:
         failures = 0
         while not self._closing:
             work = self._unwatched or self._unread or self._rung
-            if not (work or self._unwatch_now or self._look_now):
+            if not (work or self._unwatch_now or self._doubted):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -357,15 +355,13 @@ class ReplyBoard:
 
     async def _look(self) -> None:
         """Tell those who wait for what is gone."""
-        if self._look_now:
-            self._doubted &= self._stored
-            for ids in _chunks(sorted(self._doubted)):
-                stored = await self._storage.stored(ids)
-                for id in set(ids).difference(stored):
-                    for waiter in self._waiting.get(id, ()):
-                        waiter.fail(NotFound(f"request {id} is not stored: {GONE}"))
-                self._doubted.difference_update(ids)
-            self._look_now = bool(self._doubted)  # those that came meanwhile
+        self._doubted &= self._stored
+        for ids in _chunks(sorted(self._doubted)):
+            stored = await self._storage.stored(ids)
+            for id in set(ids).difference(stored):
+                for waiter in self._waiting.get(id, ()):
+                    waiter.fail(NotFound(f"request {id} is not stored: {GONE}"))
+            self._doubted.difference_update(ids)
 
     async def _read(self, ids: Sequence[Snowflake], after: Mapping[Snowflake, int]) -> None:
         behind = {id: after[id] for id in ids if id in after}
