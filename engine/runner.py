@@ -590,14 +590,14 @@ class _Incarnation:
         """Of one that is not told to stop."""
         load, membership = self._in_hand(), self._membership
         if membership is None or not membership.healthy:
-            why = "its heartbeats do not get through: its peers may take it for dead"
+            trouble = "its heartbeats do not get through: its peers may take it for dead"
         elif load.lanes == 0:
-            why = "no lane is open: it can own no shard"
+            trouble = "no lane is open: it can own no shard"
         else:
-            why = "it serves"
+            trouble = None
         return RunnerHealth(
-            ready=why == "it serves",
-            why=why,
+            ready=trouble is None,
+            why=trouble or "it serves",
             runner=self.id,
             lanes=load.lanes,
             shards=load.shards,
