@@ -7,7 +7,6 @@ Everything here may be lost: the poll finds what no doorbell told.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import TypeVar
@@ -18,6 +17,7 @@ import asyncpg
 from engine.core.clock import monotonic
 from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.core.ids import ShardId, Snowflake
+from engine.core.retry import again_in
 from engine.storage.bell import ALL, Bell, parse_bell
 from engine.storage.connect import OUR_PLANS, Connector
 from engine.storage.groups import Groups, UnknownGroup
@@ -118,7 +118,7 @@ class PostgresDoorbell:
 
     async def _keep(self, serve: Callable[[], Coroutine[None, None, None]], role: str) -> None:
         """Serve one connection after the other, with back-off between them."""
-        delay = _BACKOFF
+        failures = 0
         while True:
             since = monotonic()
             try:
@@ -129,10 +129,10 @@ class PostgresDoorbell:
                 return
             except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
                 if monotonic() - since > _SERVED:
-                    delay = _BACKOFF
+                    failures = 0
                 # An outage is told of once, however long it is.
                 log.log(
-                    logging.WARNING if delay == _BACKOFF else logging.DEBUG,
+                    logging.WARNING if failures == 0 else logging.DEBUG,
                     "notifications are cut off; polling until they are back",
                     extra={"role": role, "error": str(error)},
                 )
@@ -141,8 +141,8 @@ class PostgresDoorbell:
                     self._tried.set()
             if self._closed:
                 return
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, _BACKOFF_LIMIT)
+            await asyncio.sleep(again_in(failures, first=_BACKOFF, longest=_BACKOFF_LIMIT))
+            failures += 1
 
     async def _ring(self) -> None:
         session = await self._connector.open(self._identity, "ringer", _RINGER)

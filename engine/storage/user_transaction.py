@@ -6,7 +6,6 @@ runner's name, so that a takeover ends it like the rest.
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -22,6 +21,7 @@ from engine.core.errors import (
     StorageUnavailable,
 )
 from engine.core.journal import JournalRow
+from engine.core.retry import again_in
 from engine.storage.columns import journal_columns
 from engine.storage.groups import Groups
 from engine.storage.outage import LOST, refused, transient, unavailable
@@ -43,7 +43,6 @@ _NO_DISK = (asyncpg.DiskFullError, asyncpg.PostgresIOError)
 """No step can help that: it is an outage."""
 _ROLLBACK = timedelta(seconds=5)
 _QUESTION = timedelta(minutes=1)
-_BACKOFF = 0.05
 _BACKOFF_LIMIT = 2.0
 
 
@@ -142,7 +141,7 @@ class UserTransactions:
 
         Asks until there is an answer; only a cancellation ends it without one.
         """
-        delay = _BACKOFF
+        failures = 0
         while True:
             try:
                 async with self._pool.session() as session:
@@ -153,8 +152,8 @@ class UserTransactions:
                     "the outcome of a transaction is not known yet",
                     extra={"execution": row.execution, "error": str(error)},
                 )
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, _BACKOFF_LIMIT)
+            await asyncio.sleep(again_in(failures, longest=_BACKOFF_LIMIT))
+            failures += 1
         if stored is None:
             raise StorageUnavailable("the connection was lost before the transaction committed")
         if stored != row:
