@@ -77,9 +77,7 @@ class Connector:
                 session.terminate()
             if isinstance(error, ConfigurationError) or not isinstance(error, Exception):
                 raise
-            told = unconnected(error, self.dsn)
-            # What the driver says of a DSN may quote the password.
-            raise told from None if isinstance(told, ConfigurationError) else error
+            unconnected(error, self.dsn)
         return session
 
     async def settle(self, session: Session, settings: Mapping[str, str]) -> None:

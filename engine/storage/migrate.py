@@ -124,5 +124,4 @@ async def _connect(dsn: str) -> asyncpg.Connection:
     try:
         return await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        told = unconnected(error, dsn)
-        raise told from None if isinstance(told, ConfigurationError) else error
+        unconnected(error, dsn)

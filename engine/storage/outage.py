@@ -7,7 +7,7 @@ DSN: it ends up in messages and logs.
 import os
 import ssl
 from dataclasses import dataclass
-from typing import Self
+from typing import NoReturn, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
@@ -65,9 +65,14 @@ class Address:
         return f"{self.host}:{self.port}/{self.database}" if self.port else self.host
 
 
-def unconnected(error: Exception, dsn: str) -> EngineError:
-    """The error to raise for one that kept a DSN from being connected to. Never in the words of the
-    driver where it reads the DSN: those may quote the password."""
+def unconnected(error: Exception, dsn: str) -> NoReturn:
+    """Raise what to say of an error that kept a DSN from being connected to. Never in the words of
+    the driver where it reads the DSN: those may quote the password."""
+    told = _of_connecting(error, dsn)
+    raise told from None if isinstance(told, ConfigurationError) else error
+
+
+def _of_connecting(error: Exception, dsn: str) -> EngineError:
     if isinstance(error, EngineError):
         return error
     if isinstance(error, asyncpg.ClientConfigurationError) and str(error).startswith(_TLS_TOLD):
