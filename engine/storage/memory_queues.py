@@ -99,13 +99,13 @@ class MemoryQueues:
             if envelopes[each.request_id].address.entity_type == queue_type(row.name)
             and envelopes[each.request_id].tag == PROCESS
         ]
-        later = [each for each in arriving if each.due_at is not None and each.due_at > now]
+        due = [each for each in arriving if each.due_at is None or each.due_at <= now]
         waiting = [item.request_id for item in items if _waits(item)]
-        waiting.extend(each.request_id for each in arriving if each not in later)
+        waiting.extend(each.request_id for each in due)
         return QueueCounts(
             row=row,
             waiting=len(waiting),
-            delayed=sum(item.due_at is not None for item in items) + len(later),
+            delayed=sum(item.due_at is not None for item in items) + len(arriving) - len(due),
             running=sum(item.shard is not None for item in items),
             oldest=min(waiting, default=None),
         )
