@@ -1,4 +1,4 @@
-"""Measured figures: one JSON object a line in a file, and a table for people."""
+"""Measured figures: one JSON object a line in a file, and a line for whoever watches."""
 
 import json
 import os
@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +34,16 @@ def _checked_out() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def _processor() -> str:
+    """What it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 @dataclass(slots=True, kw_only=True)
 class Results:
     """Figures of one run of the benchmark, written as they come.
@@ -48,7 +55,7 @@ class Results:
     path: Path
     postgres: str
     commit: str = field(default_factory=_checked_out)
-    rows: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    processor: str = field(default_factory=_processor)
 
     def add(
         self, workload: str, variant: str, metric: str, value: float, unit: str, **more: object
@@ -63,25 +70,23 @@ class Results:
             **more,
             "load": round(os.getloadavg()[0], 1),
             "cpus": os.cpu_count(),
+            "processor": self.processor,
             "python": platform.python_version(),
             "postgres": self.postgres,
             "commit": self.commit,
         }
-        self.rows.append(row)
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        shown = ", ".join(f"{name} {value}" for name, value in more.items())
+        print(f"{workload} {variant}: {metric} {value:.2f} {unit} ({shown})", flush=True)
 
-    def show(self) -> None:
-        table = Table(title=f"outlast, PostgreSQL {self.postgres}, {os.cpu_count()} CPUs, durable")
-        for column in ("workload", "runner", "what"):
-            table.add_column(column)
-        table.add_column("value", justify="right")
-        for column in ("unit", "more", "load"):
-            table.add_column(column)
-        shown = ("workload", "variant", "metric", "value", "unit")
-        hidden = {*shown, "at", "cpus", "python", "postgres", "commit", "load"}
-        for row in self.rows:
-            more = ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden)
-            table.add_row(*(str(row[name]) for name in shown), more, str(row["load"]))
-        Console(width=None if Console().is_terminal else 120).print(table)
+    def add_durations(
+        self, workload: str, variant: str, metric: str, seconds: Sequence[float], **more: object
+    ) -> None:
+        """The median of some durations, with their other percentiles."""
+        figures = milliseconds(seconds)
+        median = figures.pop("p50")
+        self.add(
+            workload, variant, f"{metric}, p50", median, "ms", n=len(seconds), **figures, **more
+        )

@@ -1,12 +1,15 @@
-"""The database that is measured on, and how many transactions it has seen."""
+"""The PostgreSQL that is measured on: a durable one that runs for this alone, and its databases."""
 
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -14,73 +17,163 @@ import asyncpg
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 
-# A session publishes its counters at the end of a transaction, at most once a second, and when it
-# has been idle for ten.
-PUBLISHED = 11.0
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+SETTINGS = {"shared_buffers": "512MB", "shared_preload_libraries": "pg_stat_statements"}
+"""What the server has that initdb does not give it; ``docs/performance.md`` names them."""
+DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+COUNTED = """
+    select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as commits,
+        (pg_current_wal_insert_lsn() - '0/0')::bigint as wal
+"""
+STATEMENTS = """
+    select coalesce(sum(calls), 0)::bigint from pg_stat_statements
+    where dbid = (select oid from pg_database where datname = $1)
+"""
 
 
-class Server:
-    """One database of our own on a durable server."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Since the server started: its transactions that wrote, its bytes of WAL, and the statements
+    of one database, BEGIN and COMMIT among them."""
 
-    def __init__(self, admin: asyncpg.Connection, *, dsn: str, name: str) -> None:
+    commits: int
+    wal: int
+    statements: int
+
+
+class Database:
+    """One of our own, migrated."""
+
+    def __init__(self, server: "Server", *, dsn: str, name: str) -> None:
+        self.server = server
         self.dsn = dsn
-        self._admin = admin
-        self._name = name
+        self.name = name
 
-    async def version(self) -> str:
-        return str(await self._admin.fetchval("show server_version")).split(" ")[0]
+    @asynccontextmanager
+    async def connected(self) -> AsyncGenerator[Connection]:
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
-    async def transactions(self) -> int:
-        """How many transactions there were. Each of the engine's hot statements is one; waits
-        until idle sessions have published theirs."""
-        await asyncio.sleep(PUBLISHED)
-        return await self.published()
-
-    async def published(self) -> int:
-        counted = "select xact_commit + xact_rollback from pg_stat_database where datname = $1"
-        return int(await self._admin.fetchval(counted, self._name))
+    async def counted(self) -> Counted:
+        """Asked through another database, so that asking is not counted."""
+        admin = self.server.admin
+        statements = await admin.fetchval(STATEMENTS, self.name)
+        row = await admin.fetchrow(COUNTED)
+        assert row is not None
+        return Counted(commits=row["commits"], wal=row["wal"], statements=statements)
 
     async def commit_seconds(self, count: int = 500) -> list[float]:
         """How long inserts of one row take, each with its commit: a measure of the machine."""
-        connection = await asyncpg.connect(self.dsn)
-        try:
-            await connection.execute("create table if not exists calibration (value int)")
-            taken: list[float] = []
+        taken: list[float] = []
+        async with self.connected() as connection:
+            await connection.execute("create table calibration (value int)")
             for value in range(count):
                 began = perf_counter()
                 await connection.execute("insert into calibration values ($1)", value)
                 taken.append(perf_counter() - began)
-            return taken
+        return taken
+
+
+class Server:
+    """A durable server; ``postmaster`` is its pid, or None where it runs on another machine."""
+
+    def __init__(self, admin: Connection, *, dsn: str, postmaster: int | None) -> None:
+        self.admin = admin
+        self.dsn = dsn
+        self.postmaster = postmaster
+
+    async def version(self) -> str:
+        return str(await self.admin.fetchval("show server_version")).split(" ")[0]
+
+    @asynccontextmanager
+    async def database(self) -> AsyncGenerator[Database]:
+        """A new, migrated one, which is dropped in the end."""
+        name = f"outlast_bench_{secrets.token_hex(3)}"
+        await self.admin.execute(f"create database {name}")
+        try:
+            own = urlunsplit(urlsplit(self.dsn)._replace(path=f"/{name}"))
+            await migrate(own)
+            yield Database(self, dsn=own, name=name)
         finally:
-            await connection.close()
+            await self.admin.execute(f"drop database {name} with (force)")
 
 
 @asynccontextmanager
 async def open_server() -> AsyncGenerator[Server]:
-    """A new, migrated database on the server of ``OUTLAST_DSN``, else on an embedded one."""
+    """That of ``OUTLAST_DSN``, which has to have pg_stat_statements, else a new one."""
     if dsn := os.environ.get("OUTLAST_DSN"):
-        async with _database(dsn) as server:
+        async with _checked(dsn) as server:
             yield server
-    else:
-        with EmbeddedPostgres(Path(__file__).parents[1]) as embedded:
-            async with _database(embedded.dsn) as server:
-                yield server
+        return
+    with _new_home() as home:
+        with EmbeddedPostgres(home) as embedded:
+            await _configure(embedded.dsn)
+            dsn = embedded.dsn
+        await _ended(dsn)
+        try:
+            with EmbeddedPostgres(home) as embedded:
+                dsn = embedded.dsn
+                async with _checked(dsn) as server:
+                    yield server
+        finally:
+            await _ended(dsn)
+
+
+@contextmanager
+def _new_home() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix="outlast-project-", ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o755)  # as root, the server has another account
+        yield Path(path)
+
+
+async def _configure(dsn: str) -> None:
+    admin = await asyncpg.connect(dsn)
+    try:
+        for name, value in SETTINGS.items():
+            await admin.execute(f"alter system set {name} = '{value}'")
+    finally:
+        await admin.close()
+
+
+async def _ended(dsn: str) -> None:
+    """Wait until the server has stopped, which it does when nobody uses it."""
+    address = urlsplit(dsn)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(address.hostname, address.port)
+            except OSError:
+                return
+            writer.close()
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
-async def _database(dsn: str) -> AsyncGenerator[Server]:
-    name = f"outlast_bench_{secrets.token_hex(3)}"
+async def _checked(dsn: str) -> AsyncGenerator[Server]:
     admin = await asyncpg.connect(dsn)
     try:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        for setting in DURABLE:
             if await admin.fetchval(f"show {setting}") != "on":
                 raise SystemExit(f"{setting} is off on this server: only durable ones are measured")
-        await admin.execute(f"create database {name}")
-        try:
-            own = urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
-            await migrate(own)
-            yield Server(admin, dsn=own, name=name)
-        finally:
-            await admin.execute(f"drop database {name} with (force)")
+        if "pg_stat_statements" not in await admin.fetchval("show shared_preload_libraries"):
+            raise SystemExit(
+                "this server does not count statements: set shared_preload_libraries to"
+                " 'pg_stat_statements' and restart it, or unset OUTLAST_DSN"
+            )
+        await admin.execute("create extension if not exists pg_stat_statements")
+        backend = await admin.fetchval("select pg_backend_pid()")
+        yield Server(admin, dsn=dsn, postmaster=_postmaster(backend))
     finally:
         await admin.close()
+
+
+def _postmaster(backend: int) -> int | None:
+    """The parent of a backend, if it runs here."""
+    try:
+        name, rest = Path(f"/proc/{backend}/stat").read_text().rsplit(")", 1)
+    except OSError:
+        return None
+    return int(rest.split()[1]) if "(postgres" in name else None

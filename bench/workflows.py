@@ -1,8 +1,10 @@
-"""What is measured: steps, streams, calls and items that do nothing but make the engine work."""
+"""What is measured: steps, timers, streams and calls that do nothing but make the engine work."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
-from engine import Entity, Queue, State, Workflow, activity, rpc
+from engine import Deferred, Entity, Queue, State, Workflow, activity, rpc
 
 
 class Steps(Workflow[int, int]):
@@ -19,6 +21,43 @@ class Steps(Workflow[int, int]):
         return number
 
 
+class Parent(Workflow[int, int]):
+    """That many children of one step, all at once."""
+
+    async def execute(self, request: int) -> int:
+        key = self.execution_id
+        children = (self.run_child(Steps, 1, key=f"{key}-{n}") for n in range(request))
+        return len(await asyncio.gather(*children))
+
+
+class Waits(Workflow[int, int]):
+    """Until it is told a number."""
+
+    go = Deferred(int)
+
+    async def execute(self, request: int) -> int:
+        return request + await self.go.wait()
+
+
+class Sleeps(Workflow[float, None]):
+    """For that many seconds."""
+
+    async def execute(self, request: float) -> None:
+        await self.sleep(timedelta(seconds=request))
+
+
+class Beats(Workflow[int, None]):
+    """A step after the other, each of so many milliseconds, until it is terminated."""
+
+    async def execute(self, request: int) -> None:
+        while True:
+            await self.beat(request)
+
+    @activity
+    async def beat(self, milliseconds: int) -> None:
+        await asyncio.sleep(milliseconds / 1000)
+
+
 class Feed(Entity):
     """Streams of numbers."""
 
@@ -27,9 +66,14 @@ class Feed(Entity):
         for number in range(count):
             yield number
 
+    @rpc(persisted=False)
+    async def passing(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
 
 class Counter(Entity):
-    """Counts its calls, durably."""
+    """Counts its calls, durably; says what it is told."""
 
     state = State(int)
 
@@ -37,6 +81,14 @@ class Counter(Entity):
     async def add(self) -> int:
         self.state += 1
         return self.state
+
+    @rpc
+    async def say(self, number: int) -> int:
+        return number
+
+    @rpc(persisted=False)
+    async def whisper(self, number: int) -> int:
+        return number
 
 
 class Free(Queue[int, int]):
@@ -55,3 +107,12 @@ class Limited(Free):
     @classmethod
     def key(cls, item: int) -> str:
         return str(item % 20)
+
+
+def served() -> list[
+    Workflow[int, int] | Workflow[int, None] | Workflow[float, None] | Entity | Free
+]:
+    """All of it, for a runner."""
+    return [
+        Steps(), Parent(), Waits(), Sleeps(), Beats(), Feed(), Counter(), Free(), Limited()
+    ]  # fmt: skip

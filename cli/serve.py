@@ -77,7 +77,7 @@ def run(
     gc.collect()
     gc.freeze()
     try:
-        with asyncio.Runner(loop_factory=_fastest_loop()) as loop:
+        with asyncio.Runner(loop_factory=fastest_loop()) as loop:
             loop.run(runner.run())
     except NotGranted as error:  # it names what the first statement needs, which may be less
         raise NotGranted(f"{error}; a runner needs the grants of a worker") from error
@@ -87,7 +87,7 @@ def run(
         ) from None
 
 
-def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where it is installed, else asyncio's own."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(

@@ -1,0 +1,141 @@
+"""What work costs: statements, commits, WAL, and processor time of each process that has part."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Self
+
+from bench.server import Counted, Database
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Processor seconds so far."""
+
+    driver: float
+    runner: float
+    postgres: float
+    idle: float
+    """Of all processors together, without work."""
+
+
+class Meter:
+    """Use it as ``async with``; afterwards it knows what was spent inside.
+
+    ``drivers`` and ``runners`` are pids. Processor times are 0 where there is no /proc.
+    """
+
+    def __init__(
+        self, database: Database, *, drivers: Sequence[int] = (), runners: Sequence[int] = ()
+    ) -> None:
+        self._database = database
+        self._drivers = drivers or [os.getpid()]
+        self._runners = runners
+        self.seconds = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._before, self._spent = await self._database.counted(), self._spent_now()
+        self._began = perf_counter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.seconds = perf_counter() - self._began
+        self._until = self._spent_now()
+        self._after = await self._database.counted()
+
+    def per(self, number: int, unit: str = "workflow") -> dict[str, object]:
+        """What one of so many took, for ``Results.add``: processor times in milliseconds."""
+        counted, cores = self._counted(), self.cores()
+        each = {name: seconds * self.seconds / number * 1000 for name, seconds in cores.items()}
+        return {
+            "per": unit,
+            "statements": round(counted.statements / number, 3),
+            "commits": round(counted.commits / number, 3),
+            "wal_bytes": round(counted.wal / number),
+            **{f"{name}_ms": round(value, 3) for name, value in each.items()},
+        }
+
+    def cores(self) -> dict[str, float]:
+        """How many processors driver, runners and PostgreSQL used."""
+        return {
+            name: round((getattr(self._until, name) - getattr(self._spent, name)) / self.seconds, 4)
+            for name in ("driver", "runner", "postgres")
+        }
+
+    def idle(self) -> float:
+        """How many processors of the machine had nothing to do."""
+        return round((self._until.idle - self._spent.idle) / self.seconds, 2)
+
+    def statements(self) -> int:
+        return self._counted().statements
+
+    def _counted(self) -> Counted:
+        before, after = self._before, self._after
+        return Counted(
+            commits=after.commits - before.commits,
+            wal=after.wal - before.wal,
+            statements=after.statements - before.statements,
+        )
+
+    def _spent_now(self) -> Spent:
+        return Spent(
+            driver=sum(map(cpu_seconds, self._drivers)),
+            runner=sum(map(cpu_seconds, self._runners)),
+            postgres=family_seconds(self._database.server.postmaster),
+            idle=_idle_seconds(),
+        )
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used; 0 if there is none."""
+    return sum(_times(Path(f"/proc/{pid}"))[:2])
+
+
+def family_seconds(pid: int | None) -> float:
+    """What a process and all its children have used, those that have ended among them."""
+    if pid is None:
+        return 0.0
+    children = (path for path in _processes() if _parent(path) == pid)
+    return sum(_times(Path(f"/proc/{pid}"))) + sum(sum(_times(path)) for path in children)
+
+
+def resident_mb(pid: int) -> float:
+    """The memory of a process in MiB; 0 if there is none."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _processes() -> Iterable[Path]:
+    return (path for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def _words(process: Path) -> list[str]:
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return []
+
+
+def _parent(process: Path) -> int:
+    words = _words(process)
+    return int(words[1]) if words else 0
+
+
+def _times(process: Path) -> list[float]:
+    """User and system seconds of a process, then those of its children that have ended."""
+    return [int(word) / TICK for word in _words(process)[11:15]]
+
+
+def _idle_seconds() -> float:
+    try:
+        words = Path("/proc/stat").read_text().splitlines()[0].split()
+    except OSError:
+        return 0.0
+    return (int(words[4]) + int(words[5])) / TICK

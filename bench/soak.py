@@ -1,0 +1,135 @@
+"""W14: half of what it can do, for long, with retention on: whether anything grows."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from bench.driver import Keys, run_many, run_one
+from bench.meter import Meter, resident_mb
+from bench.place import Options, settings_of, settled_in
+from bench.process import runner_process
+from bench.results import Results, percentile
+from bench.server import Connection, Server
+from engine import Client
+
+TOP, TOP_AT_ONCE = 10_000, 2000
+SHARE = 0.5
+MINUTES, FULL_MINUTES = 3.0, 30.0
+SAMPLES = 30
+KEPT = {"OUTLAST_RETENTION": "20", "OUTLAST_PRUNE_INTERVAL": "5"}
+SETTLING = 0.3
+"""The share of the time after which nothing should grow any more."""
+TICK = 0.02
+BEHIND = 5000
+"""So many unanswered starts, and the load waits for answers."""
+SIZES = """
+    select
+        sum(pg_table_size(relid)) / 2^20 as table_mb,
+        sum(pg_indexes_size(relid)) / 2^20 as index_mb,
+        sum(n_dead_tup)::float8 as dead_rows, sum(n_live_tup)::float8 as live_rows
+    from pg_stat_user_tables where schemaname = 'engine'
+"""
+
+
+@dataclass(slots=True)
+class _Load:
+    """Workflows started at a steady rate, whenever the last ones end."""
+
+    client: Client
+    rate: float
+    taken: list[float] = field(default_factory=list[float])
+    keys: Keys = field(default_factory=Keys)
+    waiting: int = 0
+    late: int = 0
+
+    async def run(self, seconds: float) -> None:
+        began, started = perf_counter(), 0
+        async with asyncio.TaskGroup() as group:
+            while (elapsed := perf_counter() - began) < seconds:
+                due = int(elapsed * self.rate) - started
+                started += due
+                for _ in range(due):
+                    if self.waiting >= BEHIND:
+                        self.late += 1
+                    else:
+                        group.create_task(self._one())
+                await asyncio.sleep(TICK)
+
+    async def _one(self) -> None:
+        self.waiting += 1
+        began = perf_counter()
+        await run_one(self.client, self.keys(), steps=1)
+        self.taken.append(perf_counter() - began)
+        self.waiting -= 1
+
+
+async def soak(server: Server, results: Results, options: Options) -> None:
+    seconds = (FULL_MINUTES if options.full else MINUTES) * 60 * min(1.0, options.scale)
+    async with server.database() as database, runner_process(database, env=KEPT) as process:
+        await settled_in(database, runners=1)
+        async with Client(settings_of(database)) as client, database.connected() as admin:
+            await run_many(client, Keys(), TOP, at_once=TOP_AT_ONCE)
+            began = perf_counter()
+            await run_many(client, Keys(), TOP, at_once=TOP_AT_ONCE)
+            load = _Load(client, TOP / (perf_counter() - began) * SHARE)
+            variant = f"{load.rate:.0f} a second for {seconds / 60:.0f} min"
+            async with (
+                Meter(database, runners=[process.pid]) as meter,
+                asyncio.TaskGroup() as group,
+            ):
+                group.create_task(load.run(seconds))
+                samples = [
+                    await _sample(admin, load, process.pid, seconds / SAMPLES)
+                    for _ in range(SAMPLES)
+                ]
+    for metric in samples[0]:
+        _add(results, variant, metric, [sample[metric] for sample in samples])
+    total = sum(int(sample["rate"] * seconds / SAMPLES) for sample in samples)
+    results.add(
+        "W14",
+        variant,
+        "left out, being behind",
+        load.late,
+        "workflows",
+        n=total,
+        cores=meter.cores(),
+        **meter.per(max(1, total)),
+    )
+
+
+async def _sample(admin: Connection, load: _Load, runner: int, seconds: float) -> dict[str, float]:
+    await asyncio.sleep(seconds)
+    taken, load.taken = load.taken, []
+    row = await admin.fetchrow(SIZES)
+    assert row is not None
+    return {
+        "rate": len(taken) / seconds,
+        "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
+        "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
+        "runner_mb": resident_mb(runner),
+        **{name: float(value) for name, value in row.items()},
+    }
+
+
+UNITS = {
+    "rate": "workflows/s", "p50": "ms", "p99": "ms", "runner_mb": "MiB", "table_mb": "MiB",
+    "index_mb": "MiB", "dead_rows": "rows", "live_rows": "rows",
+}  # fmt: skip
+
+
+def _add(results: Results, variant: str, metric: str, samples: Sequence[float]) -> None:
+    """What it is in the end, beside what it was once it had settled."""
+    settled = samples[int(len(samples) * SETTLING) :]
+    third = max(1, len(settled) // 3)
+    first, last = percentile(settled[:third], 0.5), percentile(settled[-third:], 0.5)
+    results.add(
+        "W14",
+        variant,
+        metric.replace("_mb", " memory" if metric == "runner_mb" else " size").replace("_", " "),
+        last,
+        UNITS[metric],
+        settled=round(first, 2),
+        growth=round(last / first - 1, 3) if first else None,
+        samples=[round(value, 1) for value in samples],
+    )
