@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 
 from tests.chaos.app import TABLES
+from tests.chaos.strangers import unhurried
 from tests.eventually import eventually
 
 log = logging.getLogger(__name__)
@@ -245,7 +246,10 @@ async def cluster(
 ) -> AsyncIterator[Cluster]:
     """A cluster without processes yet, over the application's tables. ``direct`` is how the test
     itself reaches the database, if not as the processes do."""
-    database = await asyncpg.create_pool(direct or dsn, min_size=0, max_size=4)
+    ours = await unhurried(direct or dsn)
+    database = await asyncpg.create_pool(
+        direct or dsn, min_size=0, max_size=4, server_settings=ours
+    )
     try:
         await database.execute(tables)
         async with asyncio.TaskGroup() as group:

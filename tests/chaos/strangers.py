@@ -155,6 +155,13 @@ async def notifications_stuck(dsn: str, *, at_most: int = 1000) -> AsyncGenerato
         yield full
 
 
+async def unhurried(dsn: str) -> dict[str, str]:
+    """What the test's own sessions are opened with, so that no setting is for them."""
+    async with _session(dsn) as session:
+        known = "select true from pg_settings where name = 'transaction_timeout'"
+        return _OURS | ({"transaction_timeout": "0"} if await session.fetchval(known) else {})
+
+
 @asynccontextmanager
 async def _session(dsn: str) -> AsyncGenerator["asyncpg.Connection[Any]"]:
     session = await asyncpg.connect(dsn, timeout=5, server_settings=_OURS)
