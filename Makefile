@@ -7,10 +7,10 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 MINUTES ?= 10
-.PHONY: help demo test scale chaos check format bench docs lock clean
+.PHONY: help demo test scale chaos check format bench bench-peers docs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Kill one of two runners in the middle of its workflows and see them finish
 	$(BIN)/python examples/fulfil.py
@@ -38,6 +38,9 @@ format: $(INSTALLED) ## Format the code and apply safe fixes
 
 bench: $(INSTALLED) ## Measure latency, throughput and statements per workflow
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(INSTALLED) ## Measure other engines in turn with ours, after installing them
+	$(BIN)/python -m bench.peers $(ARGS)
 
 docs: $(INSTALLED) ## Check the documents' links, snippets, commands and names
 	$(BIN)/python -m pytest -q tests/examples/test_documents.py $(ARGS)

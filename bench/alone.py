@@ -4,8 +4,8 @@ import asyncio
 from time import perf_counter
 
 from bench.driver import run_one
-from bench.meter import resident_mb
 from bench.place import Place
+from bench.usage import resident_mb
 from bench.workflows import Waits
 
 STARTED = 200

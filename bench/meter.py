@@ -1,15 +1,13 @@
 """What work costs: statements, commits, WAL, and processor time of each process that has part."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Self
 
 from bench.server import Counted, Database
-
-TICK = os.sysconf("SC_CLK_TCK")
+from bench.usage import cpu_seconds, family_seconds, idle_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,56 +84,5 @@ class Meter:
             driver=sum(map(cpu_seconds, self._drivers)),
             runner=sum(map(cpu_seconds, self._runners)),
             postgres=family_seconds(self._database.server.postmaster),
-            idle=_idle_seconds(),
+            idle=idle_seconds(),
         )
-
-
-def cpu_seconds(pid: int) -> float:
-    """What a process has used; 0 if there is none."""
-    return sum(_times(Path(f"/proc/{pid}"))[:2])
-
-
-def family_seconds(pid: int | None) -> float:
-    """What a process and all its children have used, those that have ended among them."""
-    if pid is None:
-        return 0.0
-    children = (path for path in _processes() if _parent(path) == pid)
-    return sum(_times(Path(f"/proc/{pid}"))) + sum(sum(_times(path)) for path in children)
-
-
-def resident_mb(pid: int) -> float:
-    """The memory of a process in MiB; 0 if there is none."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _processes() -> Iterable[Path]:
-    return (path for path in Path("/proc").iterdir() if path.name.isdigit())
-
-
-def _words(process: Path) -> list[str]:
-    try:
-        return (process / "stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return []
-
-
-def _parent(process: Path) -> int:
-    words = _words(process)
-    return int(words[1]) if words else 0
-
-
-def _times(process: Path) -> list[float]:
-    """User and system seconds of a process, then those of its children that have ended."""
-    return [int(word) / TICK for word in _words(process)[11:15]]
-
-
-def _idle_seconds() -> float:
-    try:
-        words = Path("/proc/stat").read_text().splitlines()[0].split()
-    except OSError:
-        return 0.0
-    return (int(words[4]) + int(words[5])) / TICK

@@ -42,7 +42,7 @@ class Counted:
 
 
 class Database:
-    """One of our own, migrated."""
+    """One of our own."""
 
     def __init__(self, server: "Server", *, dsn: str, name: str) -> None:
         self.server = server
@@ -89,13 +89,14 @@ class Server:
         return str(await self.admin.fetchval("show server_version")).split(" ")[0]
 
     @asynccontextmanager
-    async def database(self) -> AsyncGenerator[Database]:
-        """A new, migrated one, which is dropped in the end."""
+    async def database(self, *, migrated: bool = True) -> AsyncGenerator[Database]:
+        """A new one, which is dropped in the end."""
         name = f"outlast_bench_{secrets.token_hex(3)}"
         await self.admin.execute(f"create database {name}")
         try:
             own = urlunsplit(urlsplit(self.dsn)._replace(path=f"/{name}"))
-            await migrate(own)
+            if migrated:
+                await migrate(own)
             yield Database(self, dsn=own, name=name)
         finally:
             await self.admin.execute(f"drop database {name} with (force)")

@@ -4,9 +4,9 @@ import asyncio
 import os
 from time import perf_counter
 
-from bench.meter import resident_mb
 from bench.place import Place
 from bench.process import within
+from bench.usage import resident_mb
 from bench.workflows import Sleeps
 from engine import Execution
 

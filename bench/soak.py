@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from bench.driver import Keys, run_many, run_one
-from bench.meter import Meter, resident_mb
+from bench.meter import Meter
 from bench.place import Options, settings_of, settled_in
 from bench.process import runner_process
 from bench.results import Results, percentile
 from bench.server import Connection, Server
+from bench.usage import resident_mb
 from engine import Client
 
 TOP, TOP_AT_ONCE = 10_000, 2000
