@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 MINUTES ?= 10
-.PHONY: help demo test scale chaos check format bench bench-peers docs lock clean
+.PHONY: help demo test scale chaos backends check format bench bench-peers docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ scale: $(INSTALLED) ## Send a million messages to ten thousand entities while pr
 chaos: $(INSTALLED) ## Do harm to processes, server and network, and check what is left (SEED=7 MINUTES=60)
 	$(BIN)/python -m pytest -q tests/chaos/test_chaos.py --chaos-seconds=$$(( $(MINUTES) * 60 )) \
 		$(if $(SEED),--chaos-seed=$(SEED)) -o log_cli=true -o log_cli_level=INFO $(ARGS)
+
+backends: $(INSTALLED) ## Terminate all backends every five seconds for ten minutes, and check what is left
+	$(BIN)/python -m pytest -q tests/chaos/test_backends.py -k every_backend --scale=full \
+		-o log_cli=true -o log_cli_level=INFO $(ARGS)
 
 check: $(INSTALLED) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .

@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["small", "medium", "full"],
         default="small",
         help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000; with 'full',"
-        " the kill matrices also try every place instead of a sample",
+        " the kill matrices also try every place instead of a sample, and all backends are"
+        " terminated for ten minutes",
     )
     parser.addoption(
         "--chaos-seconds",

@@ -19,7 +19,7 @@ from tests.chaos import strangers
 from tests.chaos.cluster import Cluster, Process
 from tests.chaos.proxy import COMMIT, STATEMENT, Link, Proxy
 from tests.chaos.server import Server
-from tests.chaos.test_backends import TERMINATE
+from tests.chaos.strangers import TERMINATE
 from tests.eventually import eventually
 
 log = logging.getLogger(__name__)

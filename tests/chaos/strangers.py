@@ -12,6 +12,11 @@ import asyncpg
 from engine.storage.outage import LOST
 from tests.eventually import eventually
 
+TERMINATE = """
+    select count(pg_terminate_backend(pid)) from pg_stat_activity
+    where application_name like $1 and datname = current_database()
+"""
+"""Of the sessions whose name is like this."""
 TABLES = [
     *("dedup", "entity_states", "envelopes", "executions", "inbox", "journal"),
     *("post", "replies", "runners", "shards", "waiters"),

@@ -1,11 +1,17 @@
-"""Server processes that are terminated under the runners: one lane's, all of them, the server."""
+"""Server processes that are terminated under the runners: one lane's, all of them, the server.
+
+With ``--scale=full``, as by ``make backends``, all of them every five seconds for ten minutes.
+"""
 
 import asyncio
+import logging
 import os
+import random
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,13 +20,19 @@ from engine.core.clock import monotonic
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
 from tests.chaos import audit
-from tests.chaos.cluster import SHARDS, cluster
+from tests.chaos.a_round import Run, a_round, told
+from tests.chaos.cluster import SHARDS, Process, cluster
 from tests.chaos.load import load
+from tests.chaos.server import own_server
+from tests.chaos.strangers import TERMINATE
 from tests.eventually import eventually
 
-TERMINATE = """
+log = logging.getLogger(__name__)
+
+TERMINATE_ALL = """
     select count(pg_terminate_backend(pid)) from pg_stat_activity
-    where application_name like $1 and datname = current_database()
+    where datname = current_database() and backend_type = 'client backend'
+        and pid <> pg_backend_pid()
 """
 EPOCHS = "select sum(epoch) from engine.shards"
 
@@ -94,22 +106,48 @@ async def test_sessions_that_hold_no_locks_may_end_without_any_shard_moving(
         await audit.assert_no_foreign_rows(chaos.database)
 
 
-@pytest.mark.timeout(180)
-async def test_terminating_every_session_of_the_engine_again_and_again_loses_no_work(
-    dsn: str, tmp_path: Path
+class Terminations:
+    """All client backends of the run's database end, the applications' own too, all at once."""
+
+    def __init__(self, run: Run, every: float) -> None:
+        self.done: Counter[str] = Counter()
+        self.ended: set[Process] = set()
+        self._run = run
+        self._every = every
+
+    async def go_on(self, until: asyncio.Event) -> None:
+        chaos = self._run.chaos
+        await chaos.shared(chaos.runners)  # one that has not served yet may end
+        began = list(chaos.processes)
+        while not until.is_set():
+            self.done["terminated"] += await chaos.database.fetchval(TERMINATE_ALL)
+            self.done["terminations"] += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(until.wait(), self._every)
+        assert [each for each in chaos.processes if each.running] == began
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "every" in metafunc.fixturenames:
+        full = metafunc.config.getoption("scale") == "full"
+        every, seconds = (5.0, 600.0) if full else (2.0, 20.0)
+        limit = pytest.mark.timeout(240 + 2 * seconds)
+        found = pytest.param(every, seconds, marks=limit, id="full" if full else "small")
+        metafunc.parametrize(("every", "seconds"), [found])
+
+
+async def test_all_that_was_acknowledged_ends_though_every_backend_is_terminated_again_and_again(
+    tmp_path: Path, every: float, seconds: float
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos:
-        await audit.install(chaos.database)
-        runners = await chaos.start_runners(2)
-
-        async def terminate() -> None:
-            await chaos.database.fetchval(TERMINATE, "outlast:%")
-
-        async with load(dsn) as work:
-            await again_and_again(terminate, every=2, seconds=20)
-            await chaos.shared(runners)
-            assert await work.check(chaos) > 10
-        await audit.assert_no_foreign_rows(chaos.database)
+    with own_server() as server:
+        seed = random.randrange(1 << 31)
+        async with a_round(server.dsn, tmp_path, seed, lambda run: Terminations(run, every)) as run:
+            await run.live(seconds)
+            violations = await run.judge()
+    log.info("%.0f s: %s", seconds, dict(sorted(run.counted().items())))
+    assert run.faults.done["terminations"] >= seconds / every / 2
+    if violations:
+        pytest.fail(told(run, violations))
 
 
 @pytest.fixture

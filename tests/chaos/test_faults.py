@@ -31,7 +31,7 @@ from engine.testing import TestCluster
 from engine.testing.databases import new_database, template_database
 from tests.chaos import strangers
 from tests.chaos.server import Server, own_server
-from tests.chaos.test_backends import TERMINATE
+from tests.chaos.strangers import TERMINATE
 from tests.chaos.wall_clock import step_wall_clock
 from tests.eventually import eventually
 
