@@ -60,7 +60,7 @@ from engine.workflow.tags import (
     INTERRUPT,
     PAUSE,
     TERMINATE,
-    decode_text,
+    decode_reason,
     encode_order,
     query_of,
     update_of,
@@ -580,7 +580,7 @@ def _ends(row: InboxRow) -> bool:
 def _termination(shard: OwnedShard, row: InboxRow, loaded: LoadedExecution, clock: Clock) -> Commit:
     """The end of an execution that is not in memory."""
     execution, journal = loaded.execution, loaded.journal
-    exit = Terminated(decode_text(row.envelope.payload))
+    exit = Terminated(decode_reason(row.envelope.payload))
     end = JournalRow(
         execution=execution.request_id,
         run=execution.run,

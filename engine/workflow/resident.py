@@ -63,7 +63,7 @@ from engine.workflow.tags import (
     TERMINATE,
     deadline_in,
     decode_order,
-    decode_text,
+    decode_reason,
     update_of,
 )
 
@@ -177,7 +177,7 @@ class ResidentExecution:
         self._kept: list[InboxRow] = []
         self._queries: list[Query] = []
         self._looked: deque[tuple[int, Query, Exit]] = deque()
-        self._deadline = deadline_in(envelope.headers)
+        self._deadline: datetime | None = None
 
     @property
     def _in(self) -> Incoming:
@@ -280,6 +280,7 @@ class ResidentExecution:
 
     def _build(self) -> None:
         try:
+            self._deadline = deadline_in(self._envelope.headers)
             self._body = replay.body_of(
                 self._definition, self._prototype, self._loaded, observed=self._ledger.need_start
             )
@@ -732,7 +733,7 @@ class ResidentExecution:
 
     def _terminate(self, row: InboxRow) -> None:
         """End it, wherever it stands."""
-        reason = decode_text(row.envelope.payload)
+        reason = decode_reason(row.envelope.payload)
         self._ledger.append(
             JournalKind.TERMINATED,
             TERMINATE,
@@ -788,10 +789,10 @@ class ResidentExecution:
         log.warning(
             "an execution is blocked: 'outlast why' says what to do", extra={"execution": self.name}
         )
-        for row in [*self._undelivered.values()]:
-            if row.told == RETRY:  # it came while the journal was being replayed
+        for row in [*self._undelivered.values()]:  # they came while the journal was being replayed
+            if row.told in (RETRY, TERMINATE):
                 del self._undelivered[row.seq]
-                self._asked_again(row)
+                self._terminate(row) if row.told == TERMINATE else self._asked_again(row)
                 return
         self._submit()
 

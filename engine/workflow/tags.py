@@ -78,9 +78,17 @@ def query_of(tag: str) -> str | None:
 
 
 def deadline_in(headers: Mapping[str, str]) -> datetime | None:
-    """Until when an execution must have ended."""
+    """Until when an execution must have ended; ``InvalidPayload`` when that is no time."""
     stored = headers.get(DEADLINE)
-    return None if stored is None else datetime.fromisoformat(stored)
+    if stored is None:
+        return None
+    try:
+        deadline = datetime.fromisoformat(stored)
+    except ValueError as error:
+        raise InvalidPayload(f"its header {DEADLINE} is no time: {error}") from error
+    if deadline.tzinfo is None:
+        raise InvalidPayload(f"its header {DEADLINE} is a time without a zone: {stored}")
+    return deadline
 
 
 def deadline_headers(begins: datetime, timeout: timedelta) -> dict[str, str]:
@@ -89,11 +97,15 @@ def deadline_headers(begins: datetime, timeout: timedelta) -> dict[str, str]:
 
 
 def begun_anew(headers: Mapping[str, str], now: datetime) -> dict[str, str]:
-    """The same headers for an execution that begins now, and has as much time as it had."""
+    """The same headers for an execution that begins now, and has as much time as it had;
+    ``InvalidPayload`` when nobody can tell how much that was."""
     seconds = headers.get(_TIMEOUT)
     if seconds is None:
         return dict(headers)
-    return {**headers, **deadline_headers(now, timedelta(seconds=float(seconds)))}
+    try:
+        return {**headers, **deadline_headers(now, timedelta(seconds=float(seconds)))}
+    except (ValueError, OverflowError) as error:
+        raise InvalidPayload(f"its header {_TIMEOUT} is no number of seconds: {error}") from error
 
 
 def encode_text(text: str) -> bytes:
@@ -110,14 +122,22 @@ def decode_text(payload: bytes) -> str:
     return decode_order(payload)[0]
 
 
+def decode_reason(payload: bytes) -> str:
+    """As ``decode_text``, of what is done also when nobody can read why."""
+    try:
+        return decode_text(payload)
+    except InvalidPayload as error:
+        return str(error)
+
+
 def decode_order(payload: bytes) -> tuple[str, str]:
     """Why somebody wants something, and who (empty: an execution); ``InvalidPayload``."""
     try:
         told = json.loads(payload)
+        if not isinstance(told, dict):
+            return str(told), ""
+        order = cast("dict[str, object]", told)
+        return str(order.get("reason", "")), str(order.get("by", ""))
     except (ValueError, RecursionError) as error:
         told = unreadable(payload) or f"unreadable: {error}"
         raise InvalidPayload(f"a message's text is {told}") from error
-    if isinstance(told, dict):
-        order = cast("dict[str, object]", told)
-        return str(order.get("reason", "")), str(order.get("by", ""))
-    return str(told), ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import Deferred, Pending, Status, Succeeded, Workflow, activity
+from engine import Deferred, Pending, Status, Succeeded, Terminated, Workflow, activity
 from engine.testing import TestCluster
 
 
@@ -169,3 +169,18 @@ async def test_a_joiner_goes_on_waiting_while_the_execution_is_blocked() -> None
         assert (await handle.describe()).status is Status.BLOCKED
         with pytest.raises(TimeoutError):
             await handle.join(timedelta(milliseconds=50))
+
+
+async def test_one_that_was_to_be_terminated_before_it_was_known_to_be_blocked_ends() -> None:
+    ran: list[str] = []
+    async with TestCluster(Original(ran)) as before:
+        execution = await before.client.start(Original, 5)
+        await before.advance(timedelta(minutes=1, seconds=5))
+        database = before.database
+    async with TestCluster(Swapped(ran), database=database) as during:
+        handle = during.client.execution(Swapped, execution.id)
+        assert (await handle.describe()).status is Status.SUSPENDED
+        await handle.terminate("enough")  # which has it replayed
+        await during.settle()
+        assert await handle.poll() == Terminated("enough")
+    assert ran == ["first 1", "second 2"]
