@@ -278,8 +278,14 @@ def _first_line(error: Exception) -> str:
 def _fields(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return f"{type(error).__name__}: {_first_line(error)}"
+    if error.error_count() > _LISTED:
+        return f"{error.error_count()} values in it do not fit"
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(
         f"{'.'.join(str(part) for part in each['loc']) or 'value'}: {each['msg']}"
         for each in found[:5]
     )
+
+
+_LISTED = 1000
+"""More errors than that are counted and not looked at, which takes a kilobyte for each."""
