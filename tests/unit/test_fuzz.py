@@ -6,6 +6,8 @@
 import base64
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -69,8 +71,20 @@ class Order(BaseModel):
 
 
 CODECS: list[ValueCodec[Any]] = [
-    ValueCodec(kind, what="it") for kind in (int, str, Order, dict[str, Any], object, float | None)
+    ValueCodec(kind, what="it")
+    for kind in (int, str, Order, dict[str, Any], object, float | None, list[int], list[Order])
 ]
+LARGE = [
+    b"[" * 2**20,
+    b'{"a":' * 2**18,
+    b"[" + b"{}," * 2**18 + b"1]",
+    b"[" + b'"x",' * 2**18 + b"1]",
+    b"{" + b",".join(b'"%d":""' % number for number in range(2**16)) + b"}",
+    b"9" * 2**20,
+    b'"' + b"x" * 2**20 + b'"',
+    b"\xff" * 2**20,
+]
+"""A megabyte of what takes most in memory, or is deepest."""
 
 
 @given(PAYLOADS)
@@ -79,6 +93,45 @@ def test_a_payload_is_a_value_of_its_type_or_invalid(payload: bytes) -> None:
     for codec in CODECS:
         with suppress(InvalidPayload):
             codec.decode(payload)
+
+
+BOUNDED = """
+import resource
+from engine import InvalidPayload
+from engine.core.reply import ReplyKind, decode_error, decode_exit
+from engine.history import read_histories
+from engine.workflow.token import StepToken
+from tests.unit.test_fuzz import CODECS, LARGE
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 160 * 2**20,) * 2)
+for payload in LARGE:
+    text = payload.decode(errors="replace")
+    for decode in (
+        *(codec.decode for codec in CODECS),
+        decode_error,
+        lambda payload: decode_exit(ReplyKind.FAILURE, payload),
+        lambda _: StepToken.parse(text),
+        lambda _: list(read_histories([text])),
+    ):
+        try:
+            decode(payload)
+        except InvalidPayload as error:
+            assert len(str(error)) < 10_000
+print("bounded")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for its memory")
+def test_what_does_not_fit_takes_memory_in_proportion_to_its_size() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "bounded\n", done.stderr[-2000:]
 
 
 @given(st.sampled_from(ReplyKind), PAYLOADS)
