@@ -15,12 +15,14 @@ S = TypeVar("S", bound=Hashable)
 class Model(Generic[S]):
     """``steps`` gives the states that may follow one, each with the name of the action.
     ``broken`` names what does not hold in a state, or gives None. ``finished``: from every state
-    one of these must stay within reach."""
+    one of these must stay within reach. ``alike`` is the same for states that differ by names
+    alone, of which one is looked at."""
 
     first: S
     steps: Callable[[S], Iterable[tuple[str, S]]]
     broken: Callable[[S], str | None]
     finished: Callable[[S], bool]
+    alike: Callable[[S], Hashable]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """``states``: how many were looked at, all of them unless something was found."""
+    """``states``: how many were looked at, one of each kind unless something was found."""
 
     states: int
     finding: Finding | None
@@ -44,6 +46,7 @@ class Verdict:
 
 def check(model: Model[S]) -> Verdict:
     """Look at every state; at the first that is broken, stop."""
+    known = {model.alike(model.first): model.first}
     came_from: dict[S, tuple[S, str] | None] = {model.first: None}
     before: dict[S, list[S]] = {}
     ends: list[S] = []
@@ -56,10 +59,11 @@ def check(model: Model[S]) -> Verdict:
         if model.finished(state):
             ends.append(state)
         for action, following in model.steps(state):
-            before.setdefault(following, []).append(state)
-            if following not in came_from:
-                came_from[following] = (state, action)
-                todo.append(following)
+            seen = known.setdefault(model.alike(following), following)
+            before.setdefault(seen, []).append(state)
+            if seen not in came_from:
+                came_from[seen] = (state, action)
+                todo.append(seen)
     stuck = next(_cut_off(came_from, before, ends), None)
     if stuck is None:
         return Verdict(states=len(came_from), finding=None)

@@ -8,7 +8,7 @@ Run ``python docs/model/ownership.py``: the rules as they are hold in every stat
 that is left out leads to a state that breaks a guarantee, shown with the way there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
@@ -122,7 +122,7 @@ class Ownership:
     def model(self, faults: int = 2) -> Model[State]:
         up = Runner(life=Life.UP, lane=True)
         first = State(runners=(up, up, Runner()), faults=faults)
-        return Model(first=first, steps=self.steps, broken=broken, finished=finished)
+        return Model(first=first, steps=self.steps, broken=broken, finished=finished, alike=alike)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         for n in RUNNERS:
@@ -329,6 +329,15 @@ def renumbered(state: State) -> State:
         for each in state.runners
     )
     return state._replace(runners=runners, epoch=rank[state.epoch], read=rank[state.read])
+
+
+def alike(state: State) -> Hashable:
+    """A state without the runners' numbers, by which no rule goes."""
+    lock, owner = state.lock, state.owner
+    runners = sorted(
+        (runner, lock == n, lock == n + CUT, owner == n) for n, runner in enumerate(state.runners)
+    )
+    return (*runners, state._replace(runners=(), lock=NOBODY, owner=NOBODY))
 
 
 def visible(state: State, epoch: int) -> State:
