@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## Kill one of two runners in the middle of its workflows and
 	$(BIN)/python examples/fulfil.py
 
 test: $(INSTALLED) ## Run the tests on an embedded PostgreSQL (or the server of OUTLAST_TEST_DSN)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 4 --maxschedchunk 1 $(ARGS)
 
 scale: $(INSTALLED) ## Send a million messages to ten thousand entities while processes are killed
 	$(BIN)/python -m pytest -q tests/chaos/test_scale.py --scale=full -o log_cli=true -o log_cli_level=INFO $(ARGS)

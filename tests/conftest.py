@@ -62,6 +62,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What has a time-out of its own comes first, so that no worker is alone with it at the end;
+    and what works hard evenly among what waits for ``live`` processes."""
+    waits: list[pytest.Item] = []
+    works: list[pytest.Item] = []
+    for item in items:
+        if item.get_closest_marker("timeout"):
+            (waits if "live" in getattr(item, "fixturenames", ()) else works).append(item)
+    places = {each: n / len(part) for part in (waits, works) for n, each in enumerate(part)}
+    items.sort(key=lambda item: places.get(item, 1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """Where the test server is, in the words of pytest-postgresql."""

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 
 from tests.chaos.app import TABLES
+from tests.chaos.forks import LONGEST, Forked, Forks, forks
 from tests.chaos.strangers import unhurried
 from tests.eventually import eventually
 
@@ -47,7 +48,7 @@ class Process:
     """One process of the application and what it has said so far."""
 
     name: str
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
     log: Path
     variables: Mapping[str, str]
     """Those of its application."""
@@ -138,6 +139,7 @@ class Cluster:
         database: "asyncpg.Pool[Any]",
         app: str,
         variables: Mapping[str, str],
+        forks: Forks | None,
     ) -> None:
         self.dsn = dsn
         self.database = database
@@ -147,6 +149,7 @@ class Cluster:
         self._group = group
         self._settings = settings
         self._app = app
+        self._forks = forks
         self.variables = dict(variables)
         self._names = count(1)
 
@@ -189,20 +192,22 @@ class Cluster:
         chosen = {"dsn": self.dsn, **self._settings, **settings}
         named = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
         variables = {"PYTHONPATH": str(ROOT), **self.variables, **named}
+        environment = os.environ | variables
         log = self._logs / f"{name}.log"
         with log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._app,
-                kind,
-                cwd=ROOT,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                limit=1 << 24,
-                env=os.environ | variables,
-            )
+            if self._forks is not None:
+                process = await self._forks.fork(kind, environment=environment, stderr=errors)
+            else:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-m", self._app, kind),
+                    cwd=ROOT,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=errors,
+                    limit=LONGEST,
+                    env=environment,
+                )
         started = Process(name, process, log, dict(self.variables))
         self.processes.append(started)
         self._group.create_task(started.listen())
@@ -242,17 +247,22 @@ async def cluster(
     tables: str = TABLES,
     variables: Mapping[str, str] | None = None,
     direct: str | None = None,
+    forked: bool = False,
     **settings: object,
 ) -> AsyncIterator[Cluster]:
     """A cluster without processes yet, over the application's tables. ``direct`` is how the test
-    itself reaches the database, if not as the processes do."""
+    itself reaches the database, if not as the processes do; ``forked`` ones are there sooner."""
     ours = await unhurried(direct or dsn)
     database = await asyncpg.create_pool(
         direct or dsn, min_size=0, max_size=4, server_settings=ours
     )
     try:
         await database.execute(tables)
-        async with asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as stack:
+            forking = (
+                await stack.enter_async_context(forks(app, logs / "forks.log")) if forked else None
+            )
+            group = await stack.enter_async_context(asyncio.TaskGroup())
             made = Cluster(
                 dsn,
                 logs=logs,
@@ -261,6 +271,7 @@ async def cluster(
                 database=database,
                 app=app,
                 variables=variables or {},
+                forks=forking,
             )
             try:
                 yield made

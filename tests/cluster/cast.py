@@ -41,7 +41,9 @@ class Stage(Outside):
         self._opening = asyncio.Lock()
 
     async def note(self, who: str, what: str) -> None:
-        await self.write("insert into notes (who, what, pid) values ($1, $2, $3)", who, what, PID)
+        await self.write(
+            "insert into notes (who, what, pid) values ($1, $2, $3)", who, what, os.getpid()
+        )
 
     async def times(self, who: str, what: str) -> int:
         """How often it was noted, in whichever process."""
@@ -65,9 +67,6 @@ class Stage(Outside):
         return self._pool
 
 
-PID = os.getpid()
-
-
 class Actor(Entity):
     """What the entities below have in common: they stand on a stage."""
 
@@ -84,12 +83,12 @@ class Actor(Entity):
     async def note(self, what: str) -> int:
         """Note it; which process did."""
         await self.stage.note(self.entity_id, what)
-        return PID
+        return os.getpid()
 
     @rpc(key=lambda what: what)
     async def note_once(self, what: str) -> int:
         await self.stage.note(self.entity_id, what)
-        return PID
+        return os.getpid()
 
     @rpc
     async def wait_at(self, gate: str) -> int:
@@ -97,7 +96,7 @@ class Actor(Entity):
         await self.stage.note(self.entity_id, f"begins {gate}")
         await self.stage.pass_gate(gate)
         await self.stage.note(self.entity_id, f"ends {gate}")
-        return PID
+        return os.getpid()
 
     @rpc
     async def count(self, number: int) -> AsyncIterator[int]:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from engine import EntityDefect, State, Uninterruptible, rpc
-from tests.cluster.cast import PID, Actor, Annexed, Stage
+from tests.cluster.cast import Actor, Annexed, Stage
 
 
 class Lingering(Actor):
@@ -180,7 +180,7 @@ class Fleeting(Actor):
         any more."""
         await self.stage.note(self.entity_id, "explodes")
         if not await self.stage.is_open(safe):
-            os.kill(PID, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
         return "safe now"
 
 

@@ -83,12 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(
         "live_clusters",
         [
-            pytest.param(
-                (size, combination(text)),
-                id=f"{size} {text}".strip(),
-                # One worker starts the processes of all its tests, not each worker those of some.
-                marks=pytest.mark.xdist_group("hostile" if text else "live"),
-            )
+            pytest.param((size, combination(text)), id=f"{size} {text}".strip())
             for text, wanted in under.items()
             for size in ([each for each in sizes if each in wanted] or sizes[:1])
         ],

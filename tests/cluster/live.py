@@ -270,6 +270,7 @@ class LiveClusters:
                     app="tests.cluster.app",
                     tables=TABLES,
                     variables=self._hostility.variables,
+                    forked=True,
                     **chosen,
                 )
             )

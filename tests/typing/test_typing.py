@@ -17,7 +17,7 @@ MARK = "# expect-error"
 
 Found = dict[Path, dict[int, str]]
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("typing")]
+pytestmark = pytest.mark.timeout(300)
 
 
 def pyright() -> Found:
@@ -46,21 +46,16 @@ def mypy() -> Found:
     return found
 
 
-@pytest.fixture(scope="module", params=[pyright, mypy], ids=["pyright", "mypy"])
-def found(request: pytest.FixtureRequest) -> Found:
-    check: Callable[[], Found] = request.param
-    return check()
-
-
-def test_good_programs_have_no_error(found: Found) -> None:
+@pytest.mark.parametrize("check", [pyright, mypy])
+def test_good_programs_have_no_error_and_exactly_the_marked_lines_are_rejected(
+    check: Callable[[], Found],
+) -> None:
+    found = check()
     assert {path.name: errors for path, errors in found.items() if path != MISTAKES} == {}
 
-
-def test_exactly_the_marked_lines_are_rejected(found: Found) -> None:
     rejected = found.get(MISTAKES, {})
     lines = MISTAKES.read_text().splitlines()
     marked = {number for number, line in enumerate(lines, 1) if line.endswith(MARK)}
-
     assert marked
     assert {number: lines[number - 1].strip() for number in marked - rejected.keys()} == {}
     assert {number: rejected[number] for number in rejected.keys() - marked} == {}
