@@ -69,6 +69,7 @@ class Connector:
             async with asyncio.timeout(self.connect_timeout.total_seconds()):
                 session = await self._connect(f"outlast:{identity}:{role}")
                 session.keep_alive()
+                session.know_arrays()
                 self._check_version(session)
                 if not self.pooled:
                     await self._settle_unless_lent(session, settings or {}, identity)

@@ -13,6 +13,16 @@ from typing import Any
 import asyncpg
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+_ARRAYS = {
+    "bool": (1000, 16),
+    "bytea": (1001, 17),
+    "int2": (1005, 21),
+    "int4": (1007, 23),
+    "int8": (1016, 20),
+    "timestamptz": (1185, 1184),
+    "uuid": (2951, 2950),
+}
+"""The arrays in our queries: the OIDs of the type and of its element, which are built in."""
 
 
 class Session(asyncpg.Connection):
@@ -37,6 +47,15 @@ class Session(asyncpg.Connection):
             option = getattr(socket, name, None)
             if option is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def know_arrays(self) -> None:
+        """Spare the server being asked what these types are, which takes it longer than all else
+        that a session begins with."""
+        # asyncpg has no public way to tell it; what it is not told it asks.
+        protocol: Any = getattr(self, "_protocol")  # noqa: B009
+        protocol.get_settings().register_data_types(
+            [_array(element, *oids) for element, oids in _ARRAYS.items()]
+        )
 
     async def ask(
         self, query: str, *args: object, within: timedelta | None
@@ -67,3 +86,18 @@ class Session(asyncpg.Connection):
         finally:
             if alarm is not None:
                 alarm.cancel()
+
+
+def _array(element: str, oid: int, of: int) -> dict[str, object]:
+    """An array type as asyncpg reads it from the catalog."""
+    nothing = dict.fromkeys(("basetype", "range_subtype", "attrtypoids", "attrnames"))
+    return {
+        **nothing,
+        "oid": oid,
+        "ns": "pg_catalog",
+        "name": f"_{element}",
+        "kind": b"b",
+        "elemtype": of,
+        "elemtype_name": element,
+        "elemdelim": b",",
+    }
