@@ -7,9 +7,10 @@ share. Each worker migrates a template once; each test that asks for ``dsn`` get
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,7 +20,6 @@ import pytest
 from psycopg.sql import SQL, Identifier
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from engine.embedded import EmbeddedPostgres
 from engine.storage.migrate import migrate
@@ -29,6 +29,7 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.register_profile("full", max_examples=2_000, deadline=None)
 hypothesis.settings.load_profile("suite")  # the option --hypothesis-profile goes before
 CLONES = itertools.count(1)
+NewDatabase = Callable[[], AbstractContextManager[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,8 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["small", "medium", "full"],
         default="small",
         help="how many messages the test of scale sends: 6,000, 100,000 or 1,000,000; with 'full',"
-        " the kill matrices also try every place instead of a sample, and all backends are"
-        " terminated for ten minutes",
+        " the kill matrices also try every place instead of a sample, more executions sleep, and"
+        " all backends are terminated for ten minutes",
     )
     parser.addoption(
         "--chaos-seconds",
@@ -154,36 +155,45 @@ template = factories.postgresql_noproc(
 
 
 @pytest.fixture
-def dsn(template: NoopExecutor) -> Iterator[str]:
+def dsn(new_database: NewDatabase) -> Iterator[str]:
     """A database of this test's own, migrated (schema ``engine``) and empty."""
-    yield from _database(template, template.template_dbname)
+    with new_database() as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
-def new_database(template: NoopExecutor) -> Callable[[], AbstractContextManager[str]]:
+def new_database(
+    server: Server, maintenance: psycopg.Connection, template: NoopExecutor
+) -> NewDatabase:
     """Makes such databases, for what is shared by many tests."""
-    return contextmanager(lambda: _database(template, template.template_dbname))
+    return partial(_database, server, maintenance, template.template_dbname)
 
 
 @pytest.fixture
-def empty_dsn(server: Server) -> Iterator[str]:
+def empty_dsn(server: Server, maintenance: psycopg.Connection) -> Iterator[str]:
     """A database of this test's own without the engine's schema."""
-    yield from _database(server, None)
+    with _database(server, maintenance, "template1") as dsn:
+        yield dsn
 
 
-def _database(server: Server | NoopExecutor, template: str | None) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def maintenance(server_dsn: str) -> Iterator[psycopg.Connection]:
+    """The worker's own session on the server."""
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def _database(server: Server, maintenance: psycopg.Connection, template: str) -> Generator[str]:
     name = f"{PREFIX}_{os.getpid()}_{next(CLONES)}"
-    janitor = DatabaseJanitor(
-        user=server.user,
-        host=server.host,
-        port=server.port,
-        password=server.password,
-        dbname=name,
-        template_dbname=template,
-        maintenance_dbname=server.maintenance_dbname,
-    )
-    with janitor:
+    words = "create database {} template {}"
+    if maintenance.info.server_version >= 150_000:  # before, there was no other way
+        words += " strategy file_copy"
+    maintenance.execute(SQL(words).format(Identifier(name), Identifier(template)))
+    try:
         yield _dsn(server, name)
+    finally:
+        maintenance.execute(SQL("drop database {} with (force)").format(Identifier(name)))
 
 
 def _dsn(server: Server | NoopExecutor, database: str) -> str:
