@@ -194,7 +194,7 @@ MUTATIONS = (
 def copy(tmp_path: Path) -> Path:
     """The project, to be changed."""
     for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__", "mutations")
+        ignored = shutil.ignore_patterns("mutations", "*.pyc.*")  # which others write just now
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("pyproject.toml", "alembic.ini"):
         shutil.copy(ROOT / name, tmp_path / name)
