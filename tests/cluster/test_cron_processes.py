@@ -126,6 +126,7 @@ async def crons(
             app="tests.cluster.cron_app",
             tables=TABLES,
             variables={VARIABLE: names},
+            forked=True,
             **chosen | settings,
         ) as processes,
         Client(Settings(dsn=dsn, **in_process(chosen))) as client,

@@ -25,7 +25,7 @@ async def supervised(
 ) -> AsyncGenerator[tuple[Client, Cluster]]:
     """So many runners, each replaced when it has died, as a supervisor would."""
     async with cluster(
-        dsn, logs, app="tests.cluster.killer_process", tables=TABLES, **SHORT
+        dsn, logs, app="tests.cluster.killer_process", tables=TABLES, forked=True, **SHORT
     ) as processes:
 
         async def supervise() -> None:
