@@ -46,11 +46,14 @@ class Meter:
         self._after = await self._database.counted()
 
     def per(self, number: int, unit: str = "workflow") -> dict[str, object]:
-        """What one of so many took, for ``Results.add``: processor times in milliseconds."""
+        """What one of so many took, for ``Results.add``."""
+        return {"per": unit, **self.each(number)}
+
+    def each(self, number: int) -> dict[str, float]:
+        """The same; processor times in milliseconds."""
         counted, cores = self._counted(), self.cores()
         each = {name: seconds * self.seconds / number * 1000 for name, seconds in cores.items()}
         return {
-            "per": unit,
             "statements": round(counted.statements / number, 3),
             "commits": round(counted.commits / number, 3),
             "wal_bytes": round(counted.wal / number),

@@ -2,6 +2,7 @@
 with a transaction that is held open."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from time import perf_counter
 
@@ -21,6 +22,8 @@ WORKFLOWS, AT_ONCE = 4000, 2000
 HELD_SECONDS, FULL_HELD_SECONDS = 60.0, 300.0
 OLDER = 1 << 22
 """A millisecond of request ids."""
+Round = dict[str, float]
+"""The rate of a round, and what each workflow of it cost."""
 COPIES = (
     """
     insert into engine.dedup (key, request_id)
@@ -77,40 +80,27 @@ async def past(server: Server, results: Results, options: Options) -> None:
         options.sized(size) if size else 0 for size in (FULL_FINISHED if options.full else FINISHED)
     ]
     async with AsyncExitStack() as stack:
-        rates: dict[int, list[float]] = {}
+        rounds: dict[int, list[Round]] = {}
         served: dict[int, _Served] = {}
         for size in sizes:
             database = await stack.enter_async_context(server.database())
             served[size] = await stack.enter_async_context(_Served(database))
             await served[size].fill(size)
-            await served[size].rate()
-            rates[size] = []
+            await served[size].round()
+            rounds[size] = []
         for nth in range(ROUNDS):
             for size in sizes if nth % 2 else sizes[::-1]:
-                rates[size].append(await served[size].rate())
-        empty = percentile(rates[0], 0.5)
+                rounds[size].append(await served[size].round())
         for size in sizes:
-            median = percentile(rates[size], 0.5)
-            results.add(
-                "W12",
-                f"{size:,} finished",
-                "throughput",
-                median,
-                "workflows/s",
-                n=WORKFLOWS * ROUNDS,
-                least=round(min(rates[size])),
-                most=round(max(rates[size])),
-                share_of_empty=round(median / empty, 3),
-                **served[size].spent,
-            )
+            _add(results, f"{size:,} finished", rounds[size], beside=rounds[0])
         await _held(served[sizes[0]], results, options)
 
 
 async def _held(served: "_Served", results: Results, options: Options) -> None:
     """Nothing is vacuumed away while somebody's old snapshot may see it."""
     seconds = (FULL_HELD_SECONDS if options.full else HELD_SECONDS) * min(1.0, options.scale)
-    before = [await served.rate() for _ in range(ROUNDS)]
-    rates: list[float] = []
+    before = [await served.round() for _ in range(ROUNDS)]
+    rounds: list[Round] = []
     async with (
         served.database.connected() as connection,
         connection.transaction(isolation="repeatable_read"),
@@ -118,20 +108,38 @@ async def _held(served: "_Served", results: Results, options: Options) -> None:
         await connection.fetchval("select pg_current_xact_id()")
         began = perf_counter()
         while perf_counter() - began < seconds:
-            rates.append(await served.rate())
+            rounds.append(await served.round())
             await asyncio.sleep(0.2)
-    median, last = percentile(before, 0.5), percentile(rates[-ROUNDS:], 0.5)
+    done = len(rounds) * WORKFLOWS
+    variant = f"a transaction held for {seconds:.0f} s"
+    _add(results, variant, rounds[-ROUNDS:], beside=before, since_then=done)
+
+
+def _add(
+    results: Results, variant: str, rounds: Sequence[Round], *, beside: Sequence[Round], **more: int
+) -> None:
+    """The median of rounds, and what shares it has of the rate and the processor time of others:
+    the second hardly depends on what else the machine does."""
+    mine, other = _medians(rounds), _medians(beside)
+    rates = [each["rate"] for each in rounds]
     results.add(
         "W12",
-        f"a transaction held for {seconds:.0f} s",
-        "throughput at its end",
-        last,
+        variant,
+        "throughput",
+        mine["rate"],
         "workflows/s",
-        n=WORKFLOWS * len(rates),
-        before=round(median),
-        share_of_before=round(last / median, 3),
-        **served.spent,
+        n=WORKFLOWS * len(rounds),
+        least=round(min(rates)),
+        most=round(max(rates)),
+        rate_share=round(mine["rate"] / other["rate"], 3),
+        cpu_share=round(mine["cpu_ms"] / other["cpu_ms"], 3),
+        **more,
+        **{name: round(value, 3) for name, value in mine.items() if name != "rate"},
     )
+
+
+def _medians(rounds: Sequence[Round]) -> Round:
+    return {name: percentile([each[name] for each in rounds], 0.5) for name in rounds[0]}
 
 
 class _Served:
@@ -139,7 +147,6 @@ class _Served:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.spent: dict[str, object] = {}
         self._stack = AsyncExitStack()
         self._keys = Keys()
 
@@ -166,8 +173,9 @@ class _Served:
             if rows != finished + 1:
                 raise AssertionError(f"{rows} executions instead of {finished + 1}")
 
-    async def rate(self) -> float:
+    async def round(self) -> Round:
         async with Meter(self.database, runners=[self._runner]) as meter:
             await run_many(self._client, self._keys, WORKFLOWS, at_once=AT_ONCE)
-        self.spent = meter.per(WORKFLOWS)
-        return WORKFLOWS / meter.seconds
+        each = meter.each(WORKFLOWS)
+        cpu = sum(value for name, value in each.items() if name.endswith("_ms"))
+        return {"rate": WORKFLOWS / meter.seconds, "cpu_ms": cpu, **each}

@@ -19,14 +19,11 @@ BUSY = 0.9
 
 async def scale(server: Server, results: Results, options: Options) -> None:
     for runners in RUNNERS:
-        async with server.database() as database, AsyncExitStack() as stack:
-            processes = [
-                await stack.enter_async_context(runner_process(database)) for _ in range(runners)
-            ]
-            await settled_in(database, runners=runners)
+        several = ("--processes", f"{runners}")
+        async with server.database() as database, runner_process(database, options=several):
+            pids = set((await settled_in(database, runners=runners)).values())
             for drivers in DRIVERS:
-                pids = [process.pid for process in processes]
-                await _measure(database, results, options, runners=pids, drivers=drivers)
+                await _measure(database, results, options, runners=[*pids], drivers=drivers)
 
 
 async def _measure(
@@ -68,11 +65,12 @@ def _counted(number: int, what: str) -> str:
 
 
 def _limit(cores: dict[str, float], idle: float, *, runners: int, drivers: int) -> str:
-    """Who has no processor time left."""
-    if idle < (1 - BUSY) * (os.cpu_count() or 1):
-        return "the processors"
+    """Who has no processor time left; others have it when ours use little of it."""
+    machine = os.cpu_count() or 1
     if cores["driver"] > BUSY * drivers:
         return "the driver"
     if cores["runner"] > BUSY * runners:
         return "the runner"
-    return "waiting"
+    if idle > (1 - BUSY) * machine:
+        return "waiting"
+    return "the processors" if sum(cores.values()) > BUSY * machine else "other programs"

@@ -145,7 +145,7 @@ class _Reloader:
         # standard input closes, however this process ends.
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "cli", "run", self._app, "--while-stdin-is-open"),
+            *("-P", "-m", "cli", "run", self._app, "--lint", "--while-stdin-is-open"),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,

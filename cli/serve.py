@@ -54,6 +54,18 @@ def run(
         ),
     ] = None,
     log_level: LogLevel = "info",
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            help="How many runners, each in a process of its own; one that is lost is replaced."
+            " OUTLAST_HEALTH_PORT is that of the first, the others have the ports after it.",
+            min=1,
+            max=64,
+            metavar="N",
+        ),
+    ] = 1,
+    lint: Annotated[bool, typer.Option("--lint", hidden=True)] = False,
     while_stdin_is_open: Annotated[
         bool, typer.Option("--while-stdin-is-open", hidden=True)
     ] = False,
@@ -66,11 +78,17 @@ def run(
     if groups is not None:
         os.environ["OUTLAST_GROUPS"] = groups
     session.settings().database()  # said at once, not after an import that may take long
+    if processes > 1:
+        from cli.processes import Processes
+
+        asyncio.run(Processes([app, "--log-level", log_level], number=processes).run())
+        return
     sys.path.insert(0, str(Path.cwd()))
     runner = load_runner(app)
     log_to_stderr(level)
-    if while_stdin_is_open:
+    if lint:
         _lint(runner)
+    if while_stdin_is_open:
         threading.Thread(target=_stop_after_stdin, name="lifeline", daemon=True).start()
     # What was imported stays. A full collection that looks at it too stops everything for 60 ms
     # of computing, which took up to 390 ms on a busy machine.

@@ -1,0 +1,90 @@
+"""Several runners of one app, each in a process of its own: ``run --processes``.
+
+Each is ``outlast run`` with the same words. This process has no part in what they do; it hands
+signals on and replaces a runner that is lost.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from cli.exits import CommandError, ExitCode
+
+_PAUSE = 1.0
+
+
+class Processes:
+    """So many of them; ``words`` are those after ``outlast run``."""
+
+    def __init__(self, words: Sequence[str], *, number: int) -> None:
+        self._words = words
+        self._number = number
+        self._running: set[asyncio.subprocess.Process] = set()
+        self._told = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, which each of them gets as SIGTERM and drains; a second one ends
+        them at once. When one ends with an error, as it does when the app cannot be run, all are
+        told to stop, and that is a ``CommandError`` with its exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._tell)
+        async with asyncio.TaskGroup() as group:
+            keeping = [group.create_task(self._keep(nth)) for nth in range(self._number)]
+        if code := max(task.result() for task in keeping):
+            known = ExitCode(code) if code in set(ExitCode) else ExitCode.FAILED
+            raise CommandError("a runner process ended with an error", known)
+
+    async def _keep(self, nth: int) -> int:
+        """Have one that runs, until they are told to stop; its exit code, 0 or that of an error."""
+        while True:
+            code = await self._run_one(nth)
+            if code > 0:
+                self._tell()
+            if self._told.is_set():
+                return max(code, 0)  # a signal that came before it could drain left nothing behind
+            _say(f"a runner process ended with exit code {code}; another takes its place")
+            await self._pause()
+
+    async def _run_one(self, nth: int) -> int:
+        # In a session of its own, so that a Ctrl-C reaches it once, from here. It stops when its
+        # standard input closes, however this process ends.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-P", "-m", "cli", "run", *self._words, "--while-stdin-is-open"),
+            env=_environment(nth),
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._running.add(process)
+        try:
+            if self._told.is_set():  # while it was started
+                process.terminate()
+            return await process.wait()
+        finally:
+            self._running.discard(process)
+
+    def _tell(self) -> None:
+        self._told.set()
+        for process in self._running:
+            process.terminate()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(_PAUSE):
+                await self._told.wait()
+        except TimeoutError:
+            return
+
+
+def _environment(nth: int) -> Mapping[str, str]:
+    """Each needs a port of its own to say how it fares: the first has the one that was named."""
+    port = os.environ.get("OUTLAST_HEALTH_PORT", "")
+    own = {"OUTLAST_HEALTH_PORT": str(int(port) + nth)} if port.isdigit() and int(port) else {}
+    return {**os.environ, **own}
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"outlast run: {message}\n")

@@ -1,0 +1,61 @@
+"""``outlast run --processes``: several runners that start, are replaced and end together."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.cli.terminal import do, ended, script
+from tests.cli.watched import running
+from tests.eventually import eventually
+
+
+async def runners(dsn: str) -> list[dict[str, Any]]:
+    return (await do("runners", "--all", dsn=dsn)).lines
+
+
+async def living(dsn: str) -> set[int]:
+    return {row["pid"] for row in await runners(dsn) if row["state"] == "live"}
+
+
+async def test_one_that_is_lost_is_replaced_and_all_drain(project: Path, dsn: str) -> None:
+    with running("run", "orders:app", "--processes", "2", dsn=dsn, cwd=project) as run:
+
+        async def both() -> bool:
+            return len(await living(dsn)) == 2
+
+        async def another() -> bool:
+            return len(await living(dsn) - first) == 1
+
+        await eventually(both)
+        first = await living(dsn)
+        lost = min(first)
+        os.kill(lost, signal.SIGKILL)
+        run.says("a runner process ended with exit code -9; another takes its place")
+        await eventually(another)
+        end = run.stopped(signal.SIGINT)
+
+    assert end.code == 0
+    assert run.process.pid not in first
+    states = {row["pid"]: row["state"] for row in await runners(dsn)}
+    assert [state for pid, state in states.items() if pid != lost] == ["ended", "ended"]
+
+
+async def test_they_end_with_a_parent_that_was_killed(project: Path, dsn: str) -> None:
+    with running("run", "orders:app", "--processes", "2", dsn=dsn, cwd=project) as run:
+        run.says("runner serves")
+        run.process.kill()
+
+        async def gone() -> bool:
+            return all(row["state"] == "ended" for row in await runners(dsn))
+
+        await eventually(gone)
+
+
+def test_an_app_that_cannot_be_run_ends_them_all_with_its_exit_code(
+    project: Path, dsn: str
+) -> None:
+    end = ended(script("run", "nope:app", "--processes", "2", dsn=dsn, cwd=project))
+
+    assert end.code == 2
+    assert "there is no module 'nope'" in end.err
