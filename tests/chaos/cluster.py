@@ -192,11 +192,10 @@ class Cluster:
         chosen = {"dsn": self.dsn, **self._settings, **settings}
         named = {f"OUTLAST_{key.upper()}": str(value) for key, value in chosen.items()}
         variables = {"PYTHONPATH": str(ROOT), **self.variables, **named}
-        environment = os.environ | variables
         log = self._logs / f"{name}.log"
         with log.open("wb") as errors:
             if self._forks is not None:
-                process = await self._forks.fork(kind, environment=environment, stderr=errors)
+                process = await self._forks.fork(kind, variables=variables, stderr=errors)
             else:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -206,7 +205,7 @@ class Cluster:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=errors,
                     limit=LONGEST,
-                    env=environment,
+                    env=os.environ | variables,
                 )
         started = Process(name, process, log, dict(self.variables))
         self.processes.append(started)

@@ -21,6 +21,8 @@ from typing import BinaryIO
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 1 << 24
+LONGEST_ORDER = 1 << 14
+"""Each arrives whole and alone, as it comes with files."""
 
 
 class Forked:
@@ -59,13 +61,12 @@ class Forks:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._asked: deque[asyncio.Future[int]] = deque()
+        self._asked: deque[asyncio.Future[tuple[int, asyncio.Future[int]]]] = deque()
         self._codes: dict[int, asyncio.Future[int]] = {}
 
-    async def fork(
-        self, *arguments: str, environment: Mapping[str, str], stderr: BinaryIO
-    ) -> Forked:
-        """One more process of the application, as if it were started with these arguments."""
+    async def fork(self, *arguments: str, variables: Mapping[str, str], stderr: BinaryIO) -> Forked:
+        """One more process of the application, as if it were started with these arguments, and
+        these variables beside those that we had when the first was."""
         loop = asyncio.get_running_loop()
         (reads, stdin), (stdout, writes) = os.pipe(), os.pipe()
         lines = asyncio.StreamReader(limit=LONGEST)
@@ -77,14 +78,14 @@ class Forks:
         )
         asked = loop.create_future()
         self._asked.append(asked)
-        order = json.dumps({"arguments": arguments, "environment": dict(environment)}) + "\n"
-        sent = socket.send_fds(self._control, [order.encode()], [reads, writes, stderr.fileno()])
-        assert sent == len(order)
+        order = json.dumps({"arguments": arguments, "variables": dict(variables)}).encode()
+        assert len(order) < LONGEST_ORDER
+        socket.send_fds(self._control, [order], [reads, writes, stderr.fileno()])
         os.close(reads)
         os.close(writes)
-        pid = await asked
+        pid, code = await asked
         writer = asyncio.StreamWriter(transport, protocol, None, loop)
-        return Forked(pid, stdin=writer, stdout=lines, code=self._codes[pid])
+        return Forked(pid, stdin=writer, stdout=lines, code=code)
 
     async def hear(self, said: asyncio.StreamReader) -> None:
         async for line in said:
@@ -92,15 +93,19 @@ class Forks:
             if "code" in told:
                 self._codes.pop(told["pid"]).set_result(told["code"])
             else:
-                self._codes[told["pid"]] = asyncio.get_running_loop().create_future()
-                self._asked.popleft().set_result(told["pid"])
+                code = self._codes[told["pid"]] = asyncio.get_running_loop().create_future()
+                asked = self._asked.popleft()
+                if not asked.done():  # or whoever asked was cancelled
+                    asked.set_result((told["pid"], code))
         for each in (*self._asked, *self._codes.values()):
-            each.set_exception(RuntimeError("nobody is left to fork: see forks.log"))
+            if not each.done():
+                each.set_exception(RuntimeError("nobody is left to fork: see forks.log"))
 
 
 @asynccontextmanager
 async def forks(app: str, log: Path) -> AsyncIterator[Forks]:
-    """The processes of an application. Those that are left at the end are nobody's children."""
+    """The processes of an application. Those that are left at the end are killed, also when this
+    process is."""
     ours, theirs = socket.socketpair()
     with log.open("wb") as errors, theirs:
         process = await asyncio.create_subprocess_exec(
@@ -127,6 +132,7 @@ async def forks(app: str, log: Path) -> AsyncIterator[Forks]:
 
 def serve(app: str, control: socket.socket) -> None:
     """Fork when told to, and tell how it ended; returns in the processes that were forked."""
+    running: set[int] = set()
     importlib.import_module(app)
     del sys.modules[app]  # each runs it as its main module
     gc.freeze()
@@ -137,17 +143,20 @@ def serve(app: str, control: socket.socket) -> None:
     def ended(*_: object) -> None:
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                say(pid=found[0], code=os.waitstatus_to_exitcode(found[1]))
+                running.discard(found[0])
+                with suppress(BrokenPipeError):
+                    say(pid=found[0], code=os.waitstatus_to_exitcode(found[1]))
 
     signal.signal(signal.SIGCHLD, ended)
     while True:
-        order, files, _, _ = socket.recv_fds(control, 1 << 16, 3)
+        order, files, _, _ = socket.recv_fds(control, LONGEST_ORDER, 3)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # its birth is told of first
         if not order:
+            for each in running:
+                os.kill(each, signal.SIGKILL)
             sys.exit()
-        while not order.endswith(b"\n"):
-            order += control.recv(1 << 16)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # told of first
         if pid := os.fork():
+            running.add(pid)
             say(pid=pid)
         else:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -161,9 +170,8 @@ def serve(app: str, control: socket.socket) -> None:
             return
 
 
-def become(app: str, *, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+def become(app: str, *, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
     sys.argv = [app, *arguments]
 
 
