@@ -42,15 +42,15 @@ async def migrate(
     dsn = settings.database()
     if check:
         await schema_of.check(dsn, schema=schema)
-        before: str | None = HEAD
-    else:
-        before = await schema_of.revision(dsn, schema=schema)
+    before = await schema_of.revision(dsn, schema=schema)
+    if not check:
         await schema_of.migrate(dsn, schema=schema)
-    after = HEAD
+    after = max(before or HEAD, HEAD)
     if output.as_json:
         output.line({"schema": schema, "before": before, "revision": after})
     elif before == after:
-        output.say(f"schema {schema!r} is at revision {after}, as this version needs it")
+        fits = "as this version needs it" if after == HEAD else "newer, which this version works on"
+        output.say(f"schema {schema!r} is at revision {after}, {fits}")
     else:
         origin = "created at" if before is None else f"brought from revision {before} to"
         output.say(f"schema {schema!r} {origin} revision {after}")

@@ -6,6 +6,7 @@ From ``outlast migrate`` and the roots to the alembic scripts: in the wheel they
 
 import asyncio
 import io
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,21 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-from engine.core.errors import ConfigurationError
-from engine.storage.outage import Address, unavailable, unconnected
+from engine.core.errors import ConfigurationError, StorageUnavailable
+from engine.storage.outage import Address, transient, unavailable, unconnected
 from engine.storage.schema_version import HEAD, refuse_newer, refuse_other
 
 VERSION_TABLE = "schema_version"
 OLDEST_SERVER = 14
 CONNECT_SECONDS = 10
 
+LOCK_TIMEOUT = "100ms"
+"""How long a lock of a table is waited for, as by lanes: whoever comes after waits behind."""
+TRIES = 120
+PAUSE = 1.0
+"""Seconds between two tries for the locks."""
+
+log: logging.Logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Alembic keeps the migration that runs in a module of its own (`alembic.op`), one per process.
@@ -36,19 +44,23 @@ _alembic_in_use = threading.Lock()
 
 
 async def migrate(dsn: str, *, schema: str = "engine") -> None:
-    """Bring the schema to this code's revision, creating it if need be.
+    """Bring the schema to this code's revision, creating it if need be; one that is later and that
+    this code works on stays as it is.
 
     One transaction, under an advisory lock: any number of processes may call this at once, each
-    returns when the schema is as it should be, and a failure leaves it as it was.
+    returns when the schema is as it should be, and a failure leaves it as it was. Runners and
+    clients may be at work. Locks of tables are waited for but a moment, since whoever comes after
+    waits behind, and asked for again for two minutes.
 
-    Raises ``SchemaMismatch`` when the schema is newer than this code, ``ConfigurationError`` when
-    the DSN or the server cannot work, ``StorageUnavailable`` when it cannot be reached.
+    Raises ``SchemaMismatch`` when the schema is too new for this code, ``ConfigurationError`` when
+    the DSN or the server cannot work, ``StorageUnavailable`` when it cannot be reached or others do
+    not let go of a table.
     """
     await asyncio.to_thread(_migrate_alone, dsn, schema)
 
 
 async def check(dsn: str, *, schema: str = "engine") -> None:
-    """Raise ``SchemaMismatch`` unless the schema is exactly this code's; needs SELECT only."""
+    """Raise ``SchemaMismatch`` unless this code works on the schema; needs SELECT only."""
     refuse_other(await revision(dsn, schema=schema), schema)
 
 
@@ -74,13 +86,41 @@ def scripts() -> Path:
 
 def _migrate_alone(dsn: str, schema: str) -> None:
     with _alembic_in_use:
-        asyncio.run(_with_connection(dsn, lambda connection: _upgrade(connection, schema)))
+        asyncio.run(_migrate(dsn, schema))
+
+
+async def _migrate(dsn: str, schema: str) -> None:
+    for tries in range(1, TRIES + 1):
+        try:
+            await _with_connection(dsn, lambda connection: _upgrade(connection, schema))
+            return
+        except StorageUnavailable as error:
+            if not _locked(error.__cause__):
+                raise
+            if tries == TRIES:
+                raise StorageUnavailable(
+                    f"a table of schema {schema!r} is in use by a transaction that does not end,"
+                    " and nothing was changed: end it (pg_stat_activity shows it), and run"
+                    " 'outlast migrate' again"
+                ) from error
+            log.warning("a table to be changed is in use, trying again", extra={"schema": schema})
+        await asyncio.sleep(PAUSE)
+
+
+def _locked(error: BaseException | None) -> bool:
+    """Whether a statement met somebody's lock."""
+    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else None
+    return cause is not None and transient(cause)
 
 
 def _upgrade(connection: Connection, schema: str) -> None:
     key = func.hashtextextended(f"outlast migrate {schema}", 0)
     connection.execute(select(func.pg_advisory_xact_lock(key)))
-    refuse_newer(_revision(connection, schema), schema)
+    found = _revision(connection, schema)
+    refuse_newer(found, schema)
+    if found is not None and found >= HEAD:
+        return
+    connection.execute(select(func.set_config("lock_timeout", LOCK_TIMEOUT, True)))
     if not inspect(connection).has_schema(schema):  # asked, since IF NOT EXISTS needs the privilege
         connection.execute(CreateSchema(schema))
     command.upgrade(_config(schema, connection=connection), HEAD)

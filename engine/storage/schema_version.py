@@ -12,20 +12,24 @@ from engine.core.errors import SchemaMismatch, StorageUnavailable
 from engine.storage.pool import Pool
 
 HEAD: Final = "0001"
-"""The newest revision of ``migrations/versions``; they are numbered."""
+"""The newest revision of ``migrations/versions``. The first two of its four digits go up with what
+older code cannot work on, the last two with what only adds: code works on its own revision and on
+all later ones of the same first two digits, so that its processes may begin, too, during a deploy.
+"""
+_BREAKING = slice(0, 2)
 
 
 async def check_schema(pool: Pool) -> None:
-    """Raise ``SchemaMismatch`` unless the schema is exactly this code's; needs SELECT only."""
+    """Raise ``SchemaMismatch`` unless this code works on the schema; needs SELECT only."""
     refuse_other(await _revision(pool), pool.queries.schema)
 
 
 def refuse_other(found: str | None, schema: str) -> None:
-    """Raise ``SchemaMismatch`` for any revision but this code's."""
+    """Raise ``SchemaMismatch`` for any revision that this code does not work on."""
     if found is None:
         raise SchemaMismatch(f"schema {schema!r} is not there yet: run 'outlast migrate'")
     refuse_newer(found, schema)
-    if found != HEAD:
+    if found < HEAD:
         raise SchemaMismatch(
             f"schema {schema!r} is at revision {found}, this code needs {HEAD}: "
             "run 'outlast migrate'"
@@ -33,8 +37,8 @@ def refuse_other(found: str | None, schema: str) -> None:
 
 
 def refuse_newer(found: str | None, schema: str) -> None:
-    """Raise ``SchemaMismatch`` for a revision that this code does not know."""
-    if found is not None and found > HEAD:
+    """Raise ``SchemaMismatch`` for a later revision that does not only add to this code's."""
+    if found is not None and found[_BREAKING] > HEAD[_BREAKING]:
         raise SchemaMismatch(
             f"schema {schema!r} is at revision {found}, which this version of outlast does not "
             f"know (its newest is {HEAD}): upgrade outlast"

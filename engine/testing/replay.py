@@ -36,7 +36,7 @@ async def replay(history: list[JournalEvent], *prototypes: Workflow[Any, Any]) -
     for prototype in prototypes:
         codes.register(prototype)
     runs = history.runs
-    for loaded, successor in zip(runs, [*runs[1:], None], strict=True):
+    for loaded, successor in zip(runs, [*runs[1:], None], strict=False):  # it may have no run yet
         if successor is not None and _repaired(successor):
             continue  # it stood where its code failed, and the repair goes on with its journal
         code = codes.of(loaded.execution)
