@@ -83,6 +83,9 @@ async def measure(arguments: argparse.Namespace) -> None:
     async with open_server() as server:
         arguments.output.unlink(missing_ok=True)
         results = Results(path=arguments.output, postgres=await server.version())
+        async with server.database() as database:
+            taken = await database.commit_seconds()
+        results.add_durations("", "", "one-row commit", taken)
         sessions: list[Session] = []
         for engine in wanted:
             complaint = complaints[engine.module]

@@ -150,7 +150,8 @@ def tables(rows: Iterable[Row]) -> str:
             "Our workflows beside plain job queues, which keep no steps and no results:",
             _beside(measured, separate, plain),
             "Every engine, medians with the least and the most:",
-            _all(measured, named),
+            _all(measured, named, FIGURES[:6]),
+            _all(measured, named, FIGURES[6:]),
             "What each ran with:",
             _settings(measured),
         ]
@@ -172,13 +173,12 @@ def _beside(measured: Measured, ours: Named, rivals: Sequence[Named]) -> str:
     return _table(["", "outlast", "best rival", "it", "ours is better by"], lines)
 
 
-def _all(measured: Measured, named: Sequence[Named]) -> str:
+def _all(measured: Measured, named: Sequence[Named], figures: Sequence[Figure]) -> str:
     lines = [
-        [", ".join(each), *(measured.cell(each, figure) for figure in FIGURES)]
-        for each in named
-        if "missing" not in measured.engines[each]
+        [", ".join(each), *(measured.cell(each, figure) for figure in figures)] for each in named
     ]
-    return _table(["", *(figure.title for figure in FIGURES)], lines)
+    told = [line for line in lines if any(line[1:])]
+    return _table(["", *(figure.title for figure in figures)], told)
 
 
 def _settings(measured: Measured) -> str:
