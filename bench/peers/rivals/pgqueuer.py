@@ -20,7 +20,8 @@ from pgqueuer.queries import Queries
 from bench.peers.load import Kind, main
 
 SUCCEEDED = """
-    select count(*) from pgqueuer_log where job_id = any($1::int8[]) and status = 'successful'
+    select count(*) from pgqueuer_log
+    where job_id between $1 and $2 and status = 'successful'
 """
 
 
@@ -81,7 +82,8 @@ class Jobs:
     async def _succeeded(self, ids: Sequence[Any]) -> None:
         pause = 0.001 if len(ids) == 1 else 0.005
         numbers = [int(id) for id in ids]
-        while await self._connection.fetchval(SUCCEEDED, numbers) < len(numbers):
+        between = min(numbers), max(numbers)
+        while await self._connection.fetchval(SUCCEEDED, *between) < len(numbers):
             await asyncio.sleep(pause)
 
 

@@ -15,7 +15,8 @@ from bench.peers.load import Kind, main
 
 DEFERRING = 20
 SUCCEEDED = """
-    select count(*) from procrastinate_jobs where id = any(%s) and status = 'succeeded'
+    select count(*) from procrastinate_jobs
+    where id between %s and %s and status = 'succeeded'
 """
 LATE = """
     select extract(epoch from e.at - j.scheduled_at)::float8
@@ -81,9 +82,9 @@ class Procrastinate:
         raise NotImplementedError("jobs await nothing")
 
     async def _succeeded(self, ids: Sequence[int]) -> None:
-        pause = 0.001 if len(ids) == 1 else 0.005
+        pause, between = 0.001 if len(ids) == 1 else 0.005, [min(ids), max(ids)]
         while True:
-            found = await (await self._connection.execute(SUCCEEDED, [ids])).fetchone()
+            found = await (await self._connection.execute(SUCCEEDED, between)).fetchone()
             if found[0] == len(ids):
                 return
             await asyncio.sleep(pause)
