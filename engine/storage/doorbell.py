@@ -167,16 +167,16 @@ class PostgresDoorbell:
         known = [shard for shard in shards if shard.group in self._groups]
         taken = [(shard, id) for shard, id in acks if shard.group in self._groups]
         try:
-            await session.ask(
-                self._connector.queries["ring"],
+            call = self._connector.queries.call(
+                "ring",
                 *self._groups.columns(known),
                 sorted(replies),
                 everybody,
                 *self._groups.columns(shard for shard, _ in taken),
                 [request_id for _, request_id in taken],
                 False,
-                within=self._connector.statement_timeout,
             )
+            await session.ask(*call, within=self._connector.statement_timeout)
         except BaseException:
             # Nobody knows whether it was heard, and hearing it twice does no harm.
             self._shards.update(shards)

@@ -270,16 +270,18 @@ class PostgresLaneSession:
 
     async def _write(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
         """As ``_ask``, but ``BadBatch`` when nothing was written and the session is fine."""
+        call = self._queries.call(name, *args)
         try:
-            return await self._session.ask(self._queries[name], *args, within=self._timeout)
+            return await self._session.ask(*call, within=self._timeout)
         except Exception as error:
             if not self._session.is_closed() and (refused(error) or transient(error)):
                 raise BadBatch(str(error), transient=transient(error)) from error
             raise self._lost(error) from error
 
     async def _ask(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
+        call = self._queries.call(name, *args)
         try:
-            return await self._session.ask(self._queries[name], *args, within=self._timeout)
+            return await self._session.ask(*call, within=self._timeout)
         except Exception as error:
             raise self._lost(error) from error
 

@@ -91,16 +91,17 @@ class Pool:
         met a lock. What is refused for its rows comes as the driver's error, and so does a lock
         with ``locks``; all else as StorageUnavailable.
         """
-        query = self.queries[name]
-        return await self._insist(query, *args, within=within, again=again, locks=locks)
+        call = self.queries.call(name, *args)
+        return await self._insist(*call, within=within, again=again, locks=locks)
 
     async def fetch_once(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
         """Run a query that must not be run twice: after a lost connection nobody knows whether it
         was run at all, which is StorageUnavailable like everything else."""
         limit = self.connector.statement_timeout
+        call = self.queries.call(name, *args)
         try:
             async with self.session() as session:
-                return await self._run_or_end(session, self.queries[name], *args, within=limit)
+                return await self._run_or_end(session, *call, within=limit)
         except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
             raise unavailable(error, self.connector.address) from error
 

@@ -5,8 +5,10 @@ storage asks here for the text of a query by its name.
 """
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from engine.core.errors import ConfigurationError
 
@@ -14,21 +16,42 @@ _FOLDER = Path(__file__).with_name("sql")
 _NAME = re.compile(r"\A-- name: ([a-z_]+)\n-- (?=\S)")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _QUALIFIER = re.compile(r"\bengine\.")
+_INTEGERS = re.compile(r"\$(\d+)::(bigint|int|smallint)\[\]")
 
 
 class Queries:
-    """Every query of ``sql/`` by name, for one schema."""
+    """Every query of ``sql/`` by name, for one schema.
 
-    __slots__ = ("_texts", "schema")
+    Arrays of integers are sent as text: the driver looks at each element of a list for longer than
+    it takes to write and read its digits (0.6 microseconds; for 0.06 and 0.06).
+    """
+
+    __slots__ = ("_integers", "_texts", "schema")
 
     def __init__(self, schema: str) -> None:
         """``ConfigurationError`` when the schema's name is not a plain identifier."""
         self.schema: str = schema_name(schema)
         qualifier = f'"{schema}".'
-        self._texts = {name: _QUALIFIER.sub(qualifier, text) for name, text in _sources().items()}
+        self._integers = {
+            name: sorted({int(number) for number, _ in _INTEGERS.findall(text)})
+            for name, text in _sources().items()
+        }
+        self._texts = {
+            name: _INTEGERS.sub(r"$\1::text::\2[]", _QUALIFIER.sub(qualifier, text))
+            for name, text in _sources().items()
+        }
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
+
+    def call(self, name: str, *args: object) -> list[Any]:
+        """The text of a query, and its arguments as the driver takes them."""
+        call: list[Any] = [self._texts[name], *args]
+        for place in self._integers[name]:
+            column: Iterable[int | None] | None = call[place]
+            if column is not None:
+                call[place] = f"{{{str([*column])[1:-1].replace('None', 'NULL')}}}"
+        return call
 
     def names(self) -> list[str]:
         return sorted(self._texts)

@@ -111,5 +111,5 @@ class PostgresRegistry:
     async def _once(self, name: str, *args: object) -> Sequence[asyncpg.Record]:
         if self._session is None or self._session.is_closed():
             self._session = await self._connector.open(self._runner, "registry", _SETTINGS)
-        within = self._connector.statement_timeout
-        return await self._session.ask(self._connector.queries[name], *args, within=within)
+        call, within = self._connector.queries.call(name, *args), self._connector.statement_timeout
+        return await self._session.ask(*call, within=within)

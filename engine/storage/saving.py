@@ -80,16 +80,17 @@ class Saving:
         check_storable(request)
         await self._learn([request])
         driver = await transaction_of(connection)
+        queries = self._pool.queries
         name, arguments = self._statement_for([request])
+        call = queries.call(name, *arguments)
         for _ in range(_RACES):
-            answers = saved_from(await driver.fetch(self._pool.queries[name], *arguments))
+            answers = saved_from(await driver.fetch(*call))
             if answers:
                 saved = answers[request.envelope.request_id]
                 if saved.outcome is SaveOutcome.CREATED and self._channel is not None:
                     # The server keeps this back until the caller commits.
                     shard = self._groups.columns([request.envelope.address.shard])
-                    ring = self._pool.queries["ring"]
-                    await driver.fetch(ring, *shard, [], [], [], [], [], True)
+                    await driver.fetch(*queries.call("ring", *shard, [], [], [], [], [], True))
                 return saved
         raise _lost_every_race()
 

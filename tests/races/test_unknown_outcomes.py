@@ -46,13 +46,13 @@ async def test_a_save_of_unknown_outcome_against_its_second_run(
         aim = start(key, workflow=WORKFLOW)
         request = await asked(process, kind, key, aim)
         name, arguments = saving._statement_for([request])
-        query = process.storage._pool.queries[name]  # type: ignore[attr-defined]
+        call = process.storage._pool.queries.call(name, *arguments)  # type: ignore[attr-defined]
         first = await asyncpg.connect(dsn, server_settings={"application_name": "first"})
         answers: list[SaveOutcome] = []
 
         async def run_first() -> None:
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
-                await first.fetch(query, *arguments)
+                await first.fetch(*call)
 
         async def end_first() -> None:
             await gates("the first ends")

@@ -84,7 +84,7 @@ async def test_a_dead_letter_that_is_being_sent_again_is_not_pruned(
 ) -> None:
     letter, execution = await dead_letter(process, lane, WAYS[way])
     async with sql.transaction():
-        await sql.execute(QUERIES["revive"], [letter], [STOCK])
+        await sql.execute(*QUERIES.call("revive", [letter], [STOCK]))
         pruning = asyncio.create_task(_done(way(process.storage, execution)))
         await eventually(lambda: _done_or_waits(pruning, watch), every=0.001)
     await pruning
@@ -114,7 +114,7 @@ async def test_what_was_pruned_meanwhile_is_not_sent_again(
     group = await sql.fetchval("select group_id from engine.shard_groups where name = 'default'")
     far = requests().until
     async with sql.transaction():
-        await sql.fetch(QUERIES["prune_requests"], group, 0, 1 << 62, far, far, 9)
+        await sql.fetch(*QUERIES.call("prune_requests", group, 0, 1 << 62, far, far, 9))
         reviving = asyncio.create_task(_done(process.storage.revive([letter])))
         await eventually(lambda: _done_or_waits(reviving, watch), every=0.001)
     await reviving

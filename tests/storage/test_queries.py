@@ -278,9 +278,10 @@ async def pages(connection: asyncpg.Connection, name: str, arguments: Sequence[o
 async def explained(
     connection: asyncpg.Connection, name: str, arguments: Sequence[object], options: str
 ) -> dict[str, object]:
-    types = [p.name for p in (await connection.prepare(QUERIES[name])).get_parameters()]
-    given = ", ".join(literal(value, kind) for value, kind in zip(arguments, types, strict=True))
-    await connection.execute(f"prepare hot as {QUERIES[name]}")
+    text, *called = QUERIES.call(name, *arguments)
+    types = [p.name for p in (await connection.prepare(text)).get_parameters()]
+    given = ", ".join(literal(value, kind) for value, kind in zip(called, types, strict=True))
+    await connection.execute(f"prepare hot as {text}")
     try:
         found = await connection.fetchval(f"explain ({options}) execute hot ({given})")
     finally:
