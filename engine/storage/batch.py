@@ -16,6 +16,7 @@ from engine.storage.columns import (
     heartbeat_columns,
     inbox_columns,
     journal_columns,
+    journal_values,
     reply_columns,
     request_columns,
     schedule_columns,
@@ -61,6 +62,8 @@ class Batch:
         if not any(_more_than_journal(commit) for commit in commits):
             if not journal:
                 return None
+            if len(journal) == 1:
+                return Statement(name="append", arguments=journal_values(journal[0]))
             return Statement(name="flush_journal", arguments=journal_columns(journal))
         replies = _first_exits(reply for commit in commits for reply in commit.replies)
         updates = {c.execution.request_id: c.execution for c in commits if c.execution}

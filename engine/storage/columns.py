@@ -31,7 +31,7 @@ def request_columns(requests: Iterable[SaveRequest], groups: Groups) -> Columns:
 
 def journal_columns(rows: Iterable[JournalRow]) -> Columns:
     """All parameters of ``flush_journal``, 22 to 35 of ``flush``."""
-    return _columns([_journal(row) for row in rows], JOURNAL_WIDTH)
+    return _columns([journal_values(row) for row in rows], JOURNAL_WIDTH)
 
 
 def reply_columns(replies: Iterable[NewReply], groups: Groups) -> Columns:
@@ -152,7 +152,10 @@ def headers_bytes(envelope: EnvelopeRequest) -> bytes | None:
 
 
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> Columns:
-    return list(zip(*rows, strict=True)) if rows else [()] * width
+    """One of nothing but nulls is left empty: ``unnest`` makes it as long as the longest."""
+    if not rows:
+        return [()] * width
+    return [column if column.count(None) < len(rows) else () for column in zip(*rows, strict=True)]
 
 
 def _request(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
@@ -202,7 +205,8 @@ def _item(item: QueueItem) -> tuple[object, ...]:
     )
 
 
-def _journal(row: JournalRow) -> tuple[object, ...]:
+def journal_values(row: JournalRow) -> tuple[object, ...]:
+    """All parameters of ``append``."""
     return (
         row.execution,
         row.run,

@@ -228,6 +228,10 @@ class SealedLane:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
+    @property
+    def closed(self) -> bool:
+        return self._inner.closed
+
     async def acquire(self, shards: Sequence[ShardId]) -> Mapping[ShardId, int]:
         self._put_by.clear()
         return await self._inner.acquire(shards)

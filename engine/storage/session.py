@@ -34,6 +34,8 @@ class Session(asyncpg.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.codecs: set[str] = set()
+        self._due: float | None = None
+        self._watch: asyncio.TimerHandle | None = None
 
     def keep_alive(self) -> None:
         """Let the kernel notice a peer that is gone; asyncpg leaves the socket as it is."""
@@ -62,8 +64,17 @@ class Session(asyncpg.Connection):
     ) -> Sequence[asyncpg.Record]:
         """Run one statement. Past ``within`` the session ends, and the statement's outcome is
         unknown; the same when the caller is cancelled."""
-        with self.deadline(within):
+        before = self._expect(within)
+        try:
             return await self.fetch(query, *args)
+        except asyncio.CancelledError:
+            self.terminate()
+            raise
+        except AttributeError as error:
+            self._blame(error)
+            raise
+        finally:
+            self._due = before
 
     @contextmanager
     def deadline(self, within: timedelta | None) -> Generator[None]:
@@ -72,20 +83,44 @@ class Session(asyncpg.Connection):
 
         Nothing else stops a statement: a cancelled one was seen to commit all the same.
         """
-        loop = asyncio.get_running_loop()
-        alarm = None if within is None else loop.call_later(within.total_seconds(), self.terminate)
+        before = self._expect(within)
         try:
             yield
         except asyncio.CancelledError:
             self.terminate()
             raise
-        except AttributeError as error:  # asyncpg's, which has let go of what it goes on to use
-            if not self.is_closed():
-                raise
-            raise asyncpg.InterfaceError("the connection was closed meanwhile") from error
+        except AttributeError as error:
+            self._blame(error)
+            raise
         finally:
-            if alarm is not None:
-                alarm.cancel()
+            self._due = before
+
+    def _blame(self, error: AttributeError) -> None:
+        """On asyncpg's, which has let go of what it goes on to use."""
+        if self.is_closed():
+            raise asyncpg.InterfaceError("the connection was closed meanwhile") from error
+
+    def _expect(self, within: timedelta | None) -> float | None:
+        """Be done by then. Gives when that was to be before."""
+        before = self._due
+        if within is not None:
+            loop = asyncio.get_running_loop()
+            self._due = due = loop.time() + within.total_seconds()
+            if self._watch is None or self._watch.when() > due:
+                if self._watch is not None:
+                    self._watch.cancel()
+                self._watch = loop.call_at(due, self._look)
+        return before
+
+    def _look(self) -> None:
+        """One timer serves all statements: it is set anew when it comes, if another has begun."""
+        self._watch = None
+        if self._due is not None:
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._due:
+                self.terminate()
+            else:
+                self._watch = loop.call_at(self._due, self._look)
 
 
 def _array(element: str, oid: int, of: int) -> dict[str, object]:

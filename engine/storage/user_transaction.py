@@ -22,7 +22,7 @@ from engine.core.errors import (
 )
 from engine.core.journal import JournalRow
 from engine.core.retry import again_in
-from engine.storage.columns import journal_columns
+from engine.storage.columns import journal_values
 from engine.storage.groups import Groups
 from engine.storage.outage import LOST, refused, transient, unavailable
 from engine.storage.pool import Pool
@@ -108,7 +108,7 @@ class UserTransactions:
         """Insert the journal row and commit. False when nobody knows whether it committed."""
         within = self._pool.connector.statement_timeout
         try:
-            await self._ours(session, "flush_journal", *journal_columns([row]))
+            await self._ours(session, "append", *journal_values(row))
         except asyncpg.UniqueViolationError as error:
             await self._roll_back(session, outer)
             raise OwnershipLost(f"position {row.position} of the journal is taken") from error
@@ -126,9 +126,9 @@ class UserTransactions:
     async def _ours(self, session: Session, name: str, *args: object) -> Sequence[asyncpg.Record]:
         """A statement of the engine's own. What it meets (a lock, a full disk, a server that has
         become a standby) is not the step's failure, unless it is refused for its rows."""
-        within = self._pool.connector.statement_timeout
+        call, within = self._pool.queries.call(name, *args), self._pool.connector.statement_timeout
         try:
-            return await session.ask(self._pool.queries[name], *args, within=within)
+            return await session.ask(*call, within=within)
         except (asyncpg.PostgresError, *LOST) as error:
             if refused(error):
                 raise
@@ -161,7 +161,7 @@ class UserTransactions:
 
     async def _insert_in_vain(self, session: Session, row: JournalRow) -> JournalRow | None:
         """The row that is stored under the key, or None; nothing is written."""
-        insert, history = self._pool.queries["flush_journal"], self._pool.queries["history"]
+        queries = self._pool.queries
         with session.deadline(_QUESTION):
             outer = session.transaction(isolation="read_committed")
             await outer.start()
@@ -169,9 +169,9 @@ class UserTransactions:
                 await self._pool.settle_locally(session)
                 try:
                     async with session.transaction():
-                        await session.fetch(insert, *journal_columns([row]))
+                        await session.fetch(*queries.call("append", *journal_values(row)))
                 except asyncpg.UniqueViolationError:
-                    rows = await session.fetch(history, row.execution)
+                    rows = await session.fetch(*queries.call("history", row.execution))
                     stored = [journal_from(record) for record in rows]
                     key = (row.run, row.position)
                     return next(each for each in stored if (each.run, each.position) == key)
