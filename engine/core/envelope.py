@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import IntEnum
 
 from engine.core.ids import EntityAddress, ShardId, Snowflake
+from engine.core.record import record
 
 
 class Uninterruptible(IntEnum):
@@ -20,7 +21,7 @@ class Uninterruptible(IntEnum):
     BOTH = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ReplyTo:
     """The execution that waits for the exit, and its shard: the exit puts a row in its inbox."""
 
@@ -28,7 +29,7 @@ class ReplyTo:
     shard: ShardId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EnvelopeRequest:
     """A request to one entity. ``payload`` is encoded; ``key`` deduplicates it."""
 

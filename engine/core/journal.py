@@ -3,11 +3,11 @@
 Written by ``workflow.execution`` through the owner's lane; read by replay and by people.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 
 from engine.core.ids import Snowflake
+from engine.core.record import record
 
 
 class JournalKind(IntEnum):
@@ -67,7 +67,7 @@ class Outcome(IntEnum):
     TERMINATED = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JournalRow:
     """One event. (execution, run, position) is its key; positions grow, with gaps allowed.
 

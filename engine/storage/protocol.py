@@ -15,6 +15,7 @@ from uuid import UUID
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo
 from engine.core.ids import EntityAddress, MachineLease, RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalRow
+from engine.core.record import record
 from engine.core.reply import Exit, ReplyKind, encode_exit
 from engine.core.status import Status
 from engine.storage.entities import (
@@ -49,7 +50,7 @@ UNDECIDED: Final = 0
 up pins it to the highest it serves, with the first thing that it writes of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ExecutionStart:
     """What a request that starts an execution stores besides its envelope. ``version`` is that of
     its code; without one it is for the runner to say that takes the execution up."""
@@ -59,7 +60,7 @@ class ExecutionStart:
     parent: Snowflake | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SaveRequest:
     """A request to store, at most once by its envelope's key (without one: by its request id).
 
@@ -96,7 +97,7 @@ class SaveOutcome(Enum):
     save it again, apart from others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Saved:
     """What became of one ``SaveRequest``; ``seq`` is its inbox row when it was created, ``opened``
     what became of its ``opening``."""
@@ -111,7 +112,7 @@ class Saved:
 # --- replies ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoredReply:
     """One row of ``replies``: a chunk, or the exit (which has the highest sequence)."""
 
@@ -136,7 +137,7 @@ class StreamPosition:
 # --- executions -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoredExecution:
     """One row of ``executions``, with the runner that owns its shard now."""
 
@@ -162,7 +163,7 @@ class StoredExecution:
     journal row in between."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LoadedExecution:
     """All an owner needs to replay an execution. The journal is that of its current run."""
 
@@ -182,7 +183,7 @@ class Verdict(IntEnum):
     """It has got on: its failures are forgotten."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ExecutionUpdate:
     """The new state of an execution. ``started_at`` is kept once it is set; ``wake_at``,
     ``waiting`` and ``error`` are replaced, also by null; ``version`` and ``attributes`` None leave
@@ -227,7 +228,7 @@ Recipient = EntityAddress | Snowflake
 """An entity, or an execution."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class InboxRow:
     """Something to deliver. ``seq`` orders a shard's rows and names the row.
 
@@ -264,7 +265,7 @@ class InboxRow:
         return self.envelope.tag if self.kind is InboxKind.REQUEST else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Sweep:
     """What a lane found: rows to deliver in order of ``seq``, and suspended executions now due.
 
@@ -281,7 +282,7 @@ class Sweep:
     """The highest ``seq`` there is in these shards; told only if rows were passed over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NewReply:
     """A reply to store. An exit is stored at most once per request: the first insert decides.
 
@@ -354,7 +355,7 @@ class Commit:
         return size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Flushed:
     """What a flush made. ``requests``: by the request id that was asked for, what became of it.
     ``replies``: the seq of the REPLY inbox row, by the answered request id. ``overtaken``: requests

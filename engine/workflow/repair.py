@@ -13,6 +13,7 @@ from typing import Final
 from engine.core.errors import ConfigurationError, NotFound
 from engine.core.ids import Snowflake
 from engine.core.journal import JournalKind, JournalRow, Outcome
+from engine.core.record import record
 from engine.core.status import Status
 from engine.storage.protocol import LoadedExecution
 
@@ -30,7 +31,7 @@ _MESSAGES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Origin:
     """What a body must be given to run as the run did that its journal was copied from.
 
