@@ -7,7 +7,6 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Collection, Coroutine
-from contextlib import suppress
 from contextvars import Context
 from datetime import timedelta
 from typing import Any
@@ -47,8 +46,10 @@ class RunningTasks:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         work = self._tasks.pop(task)
-        with suppress(RuntimeError):  # it swallows even that
+        try:
             work.close()  # it may have been cancelled before it began
+        except RuntimeError:
+            log.debug("a cancelled task swallows even its closing")
         if not task.cancelled():
             task.exception()  # such as that it was closed; nobody else asks
 

@@ -6,9 +6,9 @@ transaction goes through ``blocked`` and holds up nothing else.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Self
 
@@ -18,6 +18,8 @@ from engine.core.ids import Snowflake, SnowflakeGenerator
 from engine.core.payload import PayloadLimit
 from engine.storage.lane import BATCH_BYTES
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest, Storage
+
+log: logging.Logger = logging.getLogger(__name__)
 
 _BATCH = 500
 
@@ -74,8 +76,10 @@ class Outbox:
 
         From the ``lender`` if there is one: its lease is looked after."""
         if self.lender is not None:
-            with suppress(StorageUnavailable):
+            try:
                 return self.lender.next()
+            except StorageUnavailable:
+                log.debug("the runner's machine id cannot be used; one is leased apart")
         try:
             return self._ids.next()
         except StorageUnavailable:

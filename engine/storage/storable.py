@@ -4,6 +4,7 @@ From whoever queues requests, and from ``saving``.
 """
 
 import json
+from collections.abc import Mapping
 
 from engine.core.errors import InvalidPayload
 from engine.storage.protocol import SaveRequest
@@ -16,16 +17,17 @@ def check_storable(request: SaveRequest) -> None:
     for an index."""
     envelope = request.envelope
     key = envelope.key or ""
-    texts = {
-        "entity type": envelope.address.entity_type,
-        "id": envelope.address.entity_id,
-        "tag": envelope.tag,
-        "key": key,
-        "target": request.target or "",
-    }
-    for what, text in texts.items():
-        if not _storable(text):
-            raise InvalidPayload(f"the {what} {text!r} {_CHARACTERS}")
+    address, target = envelope.address, request.target or ""
+    if not _storable(f"{address.entity_type} {address.entity_id} {envelope.tag} {key} {target}"):
+        _refuse(
+            {
+                "entity type": address.entity_type,
+                "id": address.entity_id,
+                "tag": envelope.tag,
+                "key": key,
+                "target": target,
+            }
+        )
     if len(key) > _LONGEST_KEY or len(key.encode()) > _LONGEST_KEY:
         raise InvalidPayload(
             f"the key {key[:40]!r}… is longer than {_LONGEST_KEY} bytes: hash long keys"
@@ -35,6 +37,12 @@ def check_storable(request: SaveRequest) -> None:
     attributes = request.execution.attributes if request.execution else None
     if attributes is not None:
         check_attributes(attributes)
+
+
+def _refuse(texts: Mapping[str, str]) -> None:
+    for what, text in texts.items():
+        if not _storable(text):
+            raise InvalidPayload(f"the {what} {text!r} {_CHARACTERS}")
 
 
 _CHARACTERS = "holds a character that cannot be stored: leave out NULs and lone surrogates"

@@ -13,6 +13,8 @@ from engine.storage.records import envelope_from, execution_from
 
 log: logging.Logger = logging.getLogger(__name__)
 
+_KIND = {each.value: each for each in InboxKind}
+
 
 def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId) -> Sweep:
     """The header is in the first row; rows without a ``seq`` deliver nothing."""
@@ -52,7 +54,7 @@ def _inbox_row(row: asyncpg.Record, groups: Groups, runner: RunnerId) -> InboxRo
         )
     return InboxRow(
         seq=row["seq"],
-        kind=InboxKind(row["inbox_kind"]),
+        kind=_KIND[row["inbox_kind"]],
         shard=shard,
         envelope=envelope_from(row, groups),
         execution=row["execution"],

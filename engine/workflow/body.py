@@ -141,10 +141,9 @@ class Body:
         self._uncounted = 0
         self.instance: Workflow[Any, Any] = copy_of(prototype)
         self.instance.__dict__[BODY] = self
-        with self.loop.running():
-            self.task: asyncio.Task[Any] = self.loop.create_task(
-                self._main(request), context=contextvars.Context()
-            )
+        self.task: asyncio.Task[Any] = self.loop.create_task(
+            self._main(request), context=contextvars.Context()
+        )
 
     # --- fed by the resident execution ------------------------------------------------------------
 
@@ -343,7 +342,7 @@ class Body:
                 kwargs=kwargs,
             )
 
-        return self._called_at(name, where, lambda: self._ask(make()))
+        return self._called_at(name, where, make)
 
     def call_entity(self, call: EntityCall) -> Coroutine[Any, Any, Any]:
         if not call.rpc.persisted:
@@ -356,7 +355,7 @@ class Body:
             _ = call.dedup_key  # an error in the user's own function is the body's
             return self._call(EntityStep(call), payload, call.id, where)
 
-        return self._called_at(call.name, where, lambda: self._ask(make()))
+        return self._called_at(call.name, where, make)
 
     def submit(
         self,
@@ -383,7 +382,7 @@ class Body:
             call = QueueStep(definition, terms, id, deliver_at)
             return self._call(call, payload, "" if id is None else id, where)
 
-        return self._called_at(definition.name, where, lambda: self._ask(make()))
+        return self._called_at(definition.name, where, make)
 
     def run_child(
         self, workflow: type[Workflow[Any, Any]], request: object, key: str | None
@@ -395,7 +394,7 @@ class Body:
         def make() -> Step:
             return self._child(definition, request, key, where, abandoned=False)
 
-        return self._called_at(definition.name, where, lambda: self._ask(make()))
+        return self._called_at(definition.name, where, make)
 
     def start_child(
         self,
@@ -409,22 +408,25 @@ class Body:
         definition = definition_of(workflow)
         abandoned = on_parent_close == "abandon"
 
-        async def start() -> BodyExecution[Any]:
+        async def start(number: int) -> BodyExecution[Any]:
+            self._not_awaited.pop(number, None)
             step = self._child(definition, request, key, where, abandoned=abandoned)
             self._put(step)
             assert isinstance(step.call, ChildRun)
             return BodyExecution(self, definition, step.call.place.id, step)
 
-        return self._called_at(definition.name, where, start)
+        return self._noted(definition.name, where, start(self._next_call()))
 
     def execution(self, workflow: type[Workflow[Any, Any]], id: str) -> BodyExecution[Any]:
         return BodyExecution(self, definition_of(workflow), entity_id(id, what="the id"))
 
     async def tell(self, message: Message, payload: bytes) -> Any:
         """Let another execution be told something; whether it came in time."""
-        self.loop.refuse_looking()
         where = _users_line(sys._getframe(0))  # pyright: ignore[reportPrivateUsage]
-        return await self._ask(self._call(message, payload, message.place.id, where))
+        number = self._next_call()
+        return await self._ask(
+            number, lambda: self._call(message, payload, message.place.id, where)
+        )
 
     def _child(
         self,
@@ -468,23 +470,26 @@ class Body:
         )
 
     def _called_at(
-        self,
-        name: str,
-        where: tuple[CodeType, int],
-        run: Callable[[], Coroutine[Any, Any, Any]],
+        self, name: str, where: tuple[CodeType, int], make: Callable[[], Step]
     ) -> Coroutine[Any, Any, Any]:
         """What a call in the body gives: to be awaited, which is noticed when it is not."""
+        return self._noted(name, where, self._ask(self._next_call(), make))
+
+    def _next_call(self) -> int:
         self.loop.refuse_looking()
         self._called += 1
-        made = self._awaited(self._called, run)
+        return self._called
+
+    def _noted(
+        self, name: str, where: tuple[CodeType, int], made: Coroutine[Any, Any, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """As the last call, which is forgotten when it begins."""
         self._not_awaited[self._called] = made, name, where
         return made
 
-    async def _awaited(self, number: int, run: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _ask(self, number: int, make: Callable[[], Step]) -> Any:
         self._not_awaited.pop(number, None)
-        return await run()
-
-    async def _ask(self, step: Step) -> Any:
+        step = make()
         if self.loop.dead:
             return await self.loop.create_future()
         self._put(step)

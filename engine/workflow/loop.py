@@ -30,6 +30,7 @@ _Hook = Callable[[AsyncGenerator[Any, Any]], None]
 
 _DRAIN_BUDGET = 5000
 _CLOSE_TRIES = 50
+_TASKS_KEPT = 64
 _HASH_BITS = (1 << 60) - 1
 _AS_COMPLETED = frozenset({"as_completed", "_AsCompletedIterator.__init__"})
 
@@ -150,8 +151,9 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._timers_made = 0
         self._schedule: list[tuple[float, int]] = []
-        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        self._generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
+        self._tasks: list[weakref.ref[asyncio.Task[Any]]] = []
+        self._tasks_kept = _TASKS_KEPT
+        self._generators: weakref.WeakSet[AsyncGenerator[Any, Any]] | None = None
 
     # --- driven by the execution ----------------------------------------------------------------
 
@@ -165,6 +167,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         Call only from a callback of the host's loop, with no task of it current.
         """
         ready = self._ready
+        if not ready:
+            return True
         with self.running():
             for _ in range(_DRAIN_BUDGET):
                 if not ready:
@@ -179,7 +183,7 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
 
     def free(self) -> None:
         """Part the tasks of a closed body from the futures they waited for."""
-        for task in list(self._tasks):
+        for task in self._living():
             waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
             if waiter is not None:
                 waiter.cancel()
@@ -207,12 +211,13 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         run here and now, on the host's thread, and whatever they ask of the loop goes nowhere.
         """
         self.dead = True
-        with self.running():
-            for task in list(self._tasks):
-                if not task.done():
+        tasks = [task for task in self._living() if not task.done()]
+        if tasks or self._generators:
+            with self.running():
+                for task in tasks:
                     _discard(task)
-            for generator in list(self._generators):
-                _close_generator(generator)
+                for generator in list(self._generators or ()):
+                    _close_generator(generator)
         for timer in self.timers.values():
             timer.cancel()
         self.timers.clear()
@@ -220,7 +225,7 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
 
     def running(self) -> AbstractContextManager[None]:
         """Make this the running loop, as asyncio and the async generators of the body see it."""
-        return _Running(self, self._generators.add, self._finalize)
+        return _Running(self, self._begun, self._finalize)
 
     @contextmanager
     def looking(self, who: str) -> Generator[None, None, None]:
@@ -239,8 +244,25 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
                 " random numbers"
             )
 
+    def _living(self) -> list[asyncio.Task[Any]]:
+        """The tasks that somebody still holds, oldest first."""
+        return [task for kept in self._tasks if (task := kept()) is not None]
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        """Weakly, and as cheaply as can be: most bodies have few tasks, and all of them end."""
+        self._tasks.append(weakref.ref(task))
+        if len(self._tasks) > self._tasks_kept:
+            self._tasks = [weakref.ref(task) for task in self._living() if not task.done()]
+            self._tasks_kept = max(_TASKS_KEPT, 2 * len(self._tasks))
+
+    def _begun(self, generator: AsyncGenerator[Any, Any]) -> None:
+        if self._generators is None:
+            self._generators = weakref.WeakSet()
+        self._generators.add(generator)
+
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self._generators.discard(generator)
+        if self._generators is not None:
+            self._generators.discard(generator)
         if not self.dead:
             self.create_task(generator.aclose())
 
@@ -317,7 +339,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         self._tasks_made += 1
         name = name or f"Task-{self._tasks_made}"
         task = DurableTask(coro, loop=self, name=name, context=context, **options)
-        self._tasks.add(task)
+        hash(task)  # by which it has its order now, and not when a set first asks
+        self._keep(task)
         if self.dead:
             _discard(task)  # made by cleanup that runs as the body leaves memory
         return task

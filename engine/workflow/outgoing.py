@@ -362,6 +362,7 @@ class Outgoing:
             timeout=definition.heartbeat_timeout,
             details=step.details or b"",
             report=partial(self._report, step),
+            task=step.task,
         )
         context = self._context(step, pulse)
         threads = self._services.threads

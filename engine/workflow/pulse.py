@@ -22,7 +22,7 @@ EVERY = timedelta(seconds=1)
 class Pulse:
     """``details`` are those that were reported last, encoded, by this attempt or an earlier one;
     empty when there are none. ``silent``: it was ended since no heartbeat came within ``timeout``.
-    Make it in the attempt's task."""
+    ``task`` is the attempt's own."""
 
     __slots__ = (
         "_alarm",
@@ -48,6 +48,7 @@ class Pulse:
         timeout: timedelta | None,
         details: bytes,
         report: Callable[[datetime, bytes], None],
+        task: asyncio.Task[None] | None,
     ) -> None:
         self.details: bytes = details
         self.silent: bool = False
@@ -55,7 +56,7 @@ class Pulse:
         self._timeout = timeout
         self._report = report
         self._host = threading.get_ident()
-        self._task = asyncio.current_task()
+        self._task = task
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._last: datetime | None = None

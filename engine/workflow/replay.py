@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from pathlib import Path
 from types import CoroutineType
 from typing import Any
@@ -156,13 +155,16 @@ def body_of(
 
 def undecodable(loaded: LoadedExecution) -> str | None:
     """What to say of an execution with values that this process has no codec or key for."""
-    values = chain((loaded.envelope.payload,), (row.payload for row in loaded.journal))
-    told = next((told for value in values if (told := unreadable(value)) is not None), None)
+    told = unreadable(loaded.envelope.payload)
+    for row in loaded.journal:
+        told = told or unreadable(row.payload)
     return None if told is None else f"one of its values is {told}"
 
 
 def begun_at(loaded: LoadedExecution) -> datetime | None:
     """When the present run began; None when that is still to come."""
+    if not loaded.journal:
+        return loaded.execution.started_at
     origin = Origin.of(loaded)
     for row in loaded.journal[:_HEAD]:
         if row.kind is JournalKind.CONTINUED:

@@ -157,7 +157,9 @@ class ResidentExecution:
             look=self._after_turn,
         )
         self._state = state
-        self._attributes: dict[str, object] = json.loads(state.attributes or b"{}")
+        self._attributes: dict[str, object] = (
+            {} if state.attributes is None else json.loads(state.attributes)
+        )
         self._prototype = prototype
         self._body: Body | None = None
         self._incoming: Incoming | None = None
@@ -498,21 +500,23 @@ class ResidentExecution:
 
     def _advance(self, body: Body) -> bool:
         """Deliver events, each to a drained loop; True when the turn's budget ran out first."""
+        incoming, journal = self._in, self._journal
         for _ in range(_EVENTS_PER_TURN):
             if not body.drain():
                 return True
-            if not self._journal:
-                self._in.answer()
+            if not journal:
+                incoming.answer()
             if body.done:
-                if not self._journal:
+                if not journal:
                     return False
-                replay.check_behind(body, self._journal[0])
-            if self._journal:
-                row = self._journal.popleft()
+                replay.check_behind(body, journal[0])
+            if journal:
+                row = journal.popleft()
                 replay.apply(body, row)
-                self._in.replayed(row)
+                incoming.replayed(row)
                 continue
-            self._in.cancelled()
+            if body.cancelled:
+                incoming.cancelled()
             if self._ledger.reply is not None:
                 return False  # it was terminated
             # INVARIANT transaction-first: while one commits, no event takes a position after its.
@@ -537,7 +541,8 @@ class ResidentExecution:
         self._block(f"it met an error of the engine: {error!r}; please report it")
 
     def _go_on(self, body: Body) -> None:
-        self._answer_queries()
+        if self._queries or self._looked:
+            self._answer_queries()
         if body.described and not self._journal:
             self._describe(body)
         if self._ledger.paused:
