@@ -172,7 +172,7 @@ class Cluster:
         await self.shared(runners)
         return runners
 
-    async def shared(self, runners: Iterable[Process], *, within: float = 40) -> None:
+    async def shared(self, runners: Iterable[Process], *, within: float = 90) -> None:
         """All serve, and between them they own every shard, in even shares."""
         runners = list(runners)
 
