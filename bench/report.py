@@ -1,7 +1,7 @@
 """Tables from measured figures: ``python -m bench.report [FILE ...]``.
 
-With files, it prints all that is in them. Without, it fills the pages whose comments say from which
-file, where, and with which columns::
+With files, it prints all that is in them. Without, it fills ``docs/performance.md``, whose comments
+say from which file, where, and with which columns::
 
     <!-- results: bench/results/2026-11-27.jsonl -->
     <!-- table: W1 W2 | statements commits -->
@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from bench.results import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs/performance.md")
+PAGE = ROOT / "docs/performance.md"
 RESULTS = re.compile(r"^<!-- results: (\S+) -->$", re.MULTILINE)
 MARKED = re.compile(r"(?ms)^(<!-- (conditions|table: [^|\n]+\|[^\n]*) -->\n).*?^<!-- end -->$")
 TITLES = {
@@ -67,11 +67,12 @@ def conditions(rows: Sequence[Row]) -> str:
     """The machine, the versions, and what else it did."""
     commits = [row for row in rows if row["metric"] == "one-row commit, p50"]
     loads = [row["load"] for row in rows]
+    times = sorted(str(row["at"])[:16].replace("T", " ") for row in rows)
     lines = {
         "Processors": f"{rows[-1]['cpus']} x {rows[-1]['processor']}",
         "PostgreSQL": _all(rows, "postgres"),
         "Python": _all(rows, "python"),
-        "Measured": f"{rows[0]['at'][:16]} to {rows[-1]['at'][:16]} UTC",
+        "Measured": f"{times[0]} to {times[-1]} UTC",
         "Of commit": _all(rows, "commit"),
         "Load average": f"{min(loads)} to {max(loads)}",
         "A commit of one row, median": _amounts([row["value"] for row in commits], "ms"),
@@ -135,8 +136,7 @@ def main() -> None:
         everything = "p99 statements commits wal_bytes driver_ms runner_ms postgres_ms load"
         print(table(rows, workloads, everything))
         return
-    for page in PAGES:
-        page.write_text(filled(page.read_text()))
+    PAGE.write_text(filled(PAGE.read_text()))
 
 
 if __name__ == "__main__":

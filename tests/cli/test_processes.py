@@ -27,12 +27,12 @@ async def test_one_that_is_lost_is_replaced_and_all_drain(project: Path, dsn: st
         async def another() -> bool:
             return len(await living(dsn) - first) == 1
 
-        await eventually(both)
+        await eventually(both, timeout=60)
         first = await living(dsn)
         lost = min(first)
         os.kill(lost, signal.SIGKILL)
         run.says("a runner process ended with exit code -9; another takes its place")
-        await eventually(another)
+        await eventually(another, timeout=60)
         end = run.stopped(signal.SIGINT)
 
     assert end.code == 0
@@ -49,7 +49,7 @@ async def test_they_end_with_a_parent_that_was_killed(project: Path, dsn: str) -
         async def gone() -> bool:
             return all(row["state"] == "ended" for row in await runners(dsn))
 
-        await eventually(gone)
+        await eventually(gone, timeout=60)
 
 
 def test_an_app_that_cannot_be_run_ends_them_all_with_its_exit_code(

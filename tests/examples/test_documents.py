@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import report
 from cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,14 @@ def test_the_commands_shown_exist(page: Path) -> None:
 
     assert shown - known == set()
     assert made - targets == set()
+
+
+def test_the_tables_of_figures_are_those_of_the_file_that_is_named() -> None:
+    page = report.PAGE.read_text()
+
+    assert report.RESULTS.search(page)
+    assert len(report.MARKED.findall(page)) == page.count("<!-- end -->") > 0
+    assert report.filled(page) == page, "run python -m bench.report"
 
 
 def test_each_guarantee_names_tests_and_each_of_them_exists() -> None:
