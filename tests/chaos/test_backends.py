@@ -50,7 +50,7 @@ async def again_and_again(
 async def test_a_lane_that_loses_its_session_takes_its_shards_again_and_goes_on(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos, load(dsn) as work:
+    async with cluster(dsn, tmp_path, forked=True) as chaos, load(dsn) as work:
         await audit.install(chaos.database)
         (runner,) = await chaos.start_runners(1)
         before = await chaos.database.fetchval(EPOCHS)
@@ -71,7 +71,7 @@ async def test_a_lane_that_loses_its_session_takes_its_shards_again_and_goes_on(
 async def test_lanes_that_lose_their_sessions_all_the_time_lose_no_work(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos:
+    async with cluster(dsn, tmp_path, forked=True) as chaos:
         await audit.install(chaos.database)
         runners = await chaos.start_runners(2)
 
@@ -90,7 +90,7 @@ async def test_lanes_that_lose_their_sessions_all_the_time_lose_no_work(
 async def test_sessions_that_hold_no_locks_may_end_without_any_shard_moving(
     dsn: str, tmp_path: Path, role: str
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos:
+    async with cluster(dsn, tmp_path, forked=True) as chaos:
         await audit.install(chaos.database)
         runners = await chaos.start_runners(2)
         before = await chaos.database.fetchval(EPOCHS)
@@ -166,7 +166,10 @@ async def test_nothing_acknowledged_is_lost_when_the_server_crashes(
     async with AsyncExitStack() as servers:
         server = await servers.enter_async_context(EmbeddedPostgres(project))
         await migrate(server.dsn)
-        async with cluster(server.dsn, tmp_path) as chaos, load(server.dsn, pace=0.05) as work:
+        async with (
+            cluster(server.dsn, tmp_path, forked=True) as chaos,
+            load(server.dsn, pace=0.05) as work,
+        ):
             runners = await chaos.start_runners(2)
             for _ in range(3):
                 await asyncio.sleep(2)

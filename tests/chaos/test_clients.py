@@ -47,7 +47,7 @@ async def registered(chaos: Cluster, id: str) -> None:
 async def test_one_process_starts_another_joins_a_third_polls(
     dsn: str, tmp_path: Path, notifications: bool
 ) -> None:
-    async with cluster(dsn, tmp_path, notifications=notifications) as chaos:
+    async with cluster(dsn, tmp_path, forked=True, notifications=notifications) as chaos:
         starts, joins, polls = [await chaos.start_client() for _ in range(3)]
 
         # Before anybody runs it.
@@ -79,7 +79,7 @@ async def test_one_process_starts_another_joins_a_third_polls(
 async def test_two_hundred_waiters_in_several_processes_all_get_the_result(
     dsn: str, tmp_path: Path, notifications: bool
 ) -> None:
-    async with cluster(dsn, tmp_path, notifications=notifications) as chaos:
+    async with cluster(dsn, tmp_path, forked=True, notifications=notifications) as chaos:
         clients = [await chaos.start_client() for _ in range(4)]
         await chaos.start_runners(2)
         id = await start(clients[0], "Approval")
@@ -96,7 +96,7 @@ async def test_two_hundred_waiters_in_several_processes_all_get_the_result(
 async def test_a_waiter_whose_process_loses_its_sessions_gets_the_result(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos:
+    async with cluster(dsn, tmp_path, forked=True) as chaos:
         client = await chaos.start_client()
         await chaos.start_runners(1)
         ids = [await start(client, "Five", pause=2) for _ in range(50)]

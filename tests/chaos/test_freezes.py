@@ -50,7 +50,10 @@ async def lost(chaos: Cluster, frozen: str) -> float:
 async def test_a_frozen_owner_writes_nothing_more_for_the_shards_it_lost(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path, **QUICK) as chaos, Client(Settings(dsn=dsn)) as client:
+    async with (
+        cluster(dsn, tmp_path, forked=True, **QUICK) as chaos,
+        Client(Settings(dsn=dsn)) as client,
+    ):
         await audit.install(chaos.database)
         frozen, stays = await chaos.start_runners(2)
         work = {
@@ -93,7 +96,10 @@ EFFECTS = {"Five": ["record"], "Mixed": ["record", "again"], "Lingers": ["record
 async def test_a_transaction_frozen_in_the_middle_is_rolled_back_and_done_elsewhere(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path, **QUICK) as chaos, Client(Settings(dsn=dsn)) as client:
+    async with (
+        cluster(dsn, tmp_path, forked=True, **QUICK) as chaos,
+        Client(Settings(dsn=dsn)) as client,
+    ):
         await audit.install(chaos.database)
         frozen, stays = await chaos.start_runners(2)
         jobs = [Job(id=f"s{n}", number=n, pause=1) for n in range(16)]
@@ -126,7 +132,10 @@ async def test_an_owner_that_wakes_while_it_is_being_replaced_writes_nothing_for
     dsn: str, tmp_path: Path
 ) -> None:
     """Freeze for about the time to live, several times over, under load."""
-    async with cluster(dsn, tmp_path, **QUICK) as chaos, Client(Settings(dsn=dsn)) as client:
+    async with (
+        cluster(dsn, tmp_path, forked=True, **QUICK) as chaos,
+        Client(Settings(dsn=dsn)) as client,
+    ):
         await audit.install(chaos.database)
         runners = await chaos.start_runners(2)
         jobs = [Job(id=f"m{n}", number=n, pause=1) for n in range(240)]

@@ -46,7 +46,7 @@ async def results(client: Client, jobs: list[Job]) -> list[int]:
 async def test_a_runner_told_to_leave_ends_its_running_steps_and_hands_over(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path) as chaos, Client(Settings(dsn=dsn)) as client:
+    async with cluster(dsn, tmp_path, forked=True) as chaos, Client(Settings(dsn=dsn)) as client:
         leaves, stays = await chaos.start_runners(2)
         jobs = await lingering(chaos, client, seconds=2)
         told_at = monotonic()
@@ -66,7 +66,10 @@ async def test_what_a_killed_runner_had_finished_is_not_done_again(
     dsn: str, tmp_path: Path
 ) -> None:
     quick = {"heartbeat_interval": 0.5, "time_to_live": 3}
-    async with cluster(dsn, tmp_path, **quick) as chaos, Client(Settings(dsn=dsn)) as client:
+    async with (
+        cluster(dsn, tmp_path, forked=True, **quick) as chaos,
+        Client(Settings(dsn=dsn)) as client,
+    ):
         killed, _ = await chaos.start_runners(2)
         jobs = await lingering(chaos, client, seconds=4)
         await killed.kill()
@@ -78,7 +81,7 @@ async def test_what_a_killed_runner_had_finished_is_not_done_again(
 async def test_runners_that_are_replaced_one_after_the_other_under_load_lose_nothing(
     dsn: str, tmp_path: Path
 ) -> None:
-    async with cluster(dsn, tmp_path, handover_limit=30) as chaos:
+    async with cluster(dsn, tmp_path, forked=True, handover_limit=30) as chaos:
         await audit.install(chaos.database)
         await chaos.start_runners(2)
         async with load(dsn, pace=0.04) as work:

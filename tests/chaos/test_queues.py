@@ -61,7 +61,9 @@ def groups(runs: Sequence[asyncpg.Record], column: str) -> list[list[asyncpg.Rec
 async def test_limits_hold_while_runners_are_killed_and_frozen(dsn: str, tmp_path: Path) -> None:
     names = [f"{'abcde'[n % 5]}/{n}" for n in range(ITEMS)]
     async with (
-        cluster(dsn, tmp_path, app="tests.chaos.queue_app", tables=TABLES, **QUICK) as chaos,
+        cluster(
+            dsn, tmp_path, forked=True, app="tests.chaos.queue_app", tables=TABLES, **QUICK
+        ) as chaos,
         Client(Settings(dsn=dsn, shards_per_group=SHARDS)) as client,
         asyncio.TaskGroup() as group,
     ):

@@ -26,7 +26,7 @@ from engine.storage.migrate import migrate
 from tests.chaos.app import Statements
 from tests.eventually import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 RARELY = dict.fromkeys(("heartbeat_interval", "poll_interval"), timedelta(minutes=1)) | {
     "time_to_live": timedelta(minutes=5)
