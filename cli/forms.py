@@ -96,6 +96,7 @@ def runner(row: RunnerRow, *, state: str, shards: int) -> Form:
         "entities": None if load is None else load.entities,
         "executions": None if load is None else load.executions,
         "crowded": None if load is None else load.crowded,
+        "lag": None if load is None else round(load.lag, 3),
         "types": dict(row.types),
         "started_at": iso(row.started_at),
         "beat_at": iso(row.beat_at),

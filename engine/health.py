@@ -26,8 +26,8 @@ _CALLERS = 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerHealth:
     """One look at a runner. ``why`` is a sentence about ``ready``; ``beat_age`` is how long ago the
-    database answered a heartbeat, None before the first; ``notifications`` may be away, it then
-    polls."""
+    database answered a heartbeat, None before the first; ``lag`` is the longest that the event loop
+    took to answer in the last ten seconds or so; ``notifications`` may be away, it then polls."""
 
     ready: bool
     why: str
@@ -37,13 +37,15 @@ class RunnerHealth:
     entities: int = 0
     executions: int = 0
     beat_age: timedelta | None = None
+    lag: timedelta = timedelta()
     notifications: bool = False
 
     def as_json(self) -> dict[str, object]:
-        """For JSON: the age in seconds."""
+        """For JSON: the times in seconds."""
         age = None if self.beat_age is None else round(self.beat_age.total_seconds(), 3)
         runner = None if self.runner is None else str(self.runner)
-        return {**asdict(self), "runner": runner, "beat_age": age}
+        lag = round(self.lag.total_seconds(), 3)
+        return {**asdict(self), "runner": runner, "beat_age": age, "lag": lag}
 
 
 class HealthPort:

@@ -604,6 +604,7 @@ class _Incarnation:
             entities=load.entities,
             executions=load.executions,
             beat_age=None if membership is None else membership.beat_age,
+            lag=timedelta(seconds=load.lag),
             notifications=self.storage.doorbell.healthy,
         )
 
@@ -700,6 +701,7 @@ class _Incarnation:
             shards=len(self.delivery.shards),
             entities=self.delivery.active - self.resident,
             executions=self.resident,
+            lag=0.0 if self._membership is None else self._membership.lag.total_seconds(),
         )
 
     def _node_tenant(self) -> MachineTenant:

@@ -111,6 +111,11 @@ class Heartbeat:
         """Whether the register could not be reached at the last try."""
         return self._unreachable
 
+    @property
+    def lag(self) -> timedelta:
+        """How late the host's event loop answers; see ``Watchdog``."""
+        return self._watchdog.lag
+
     def start(self) -> None:
         self._thread.start()
 

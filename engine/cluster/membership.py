@@ -99,6 +99,11 @@ class Membership:
         return timedelta(seconds=monotonic() - self._view.received)
 
     @property
+    def lag(self) -> timedelta:
+        """How late the event loop answers, at worst, of late."""
+        return timedelta() if self._heartbeat is None else self._heartbeat.lag
+
+    @property
     def healthy(self) -> bool:
         """Whether heartbeats get through: peers have no reason to doubt this runner."""
         age, heartbeat = self.beat_age, self._heartbeat

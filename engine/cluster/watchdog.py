@@ -8,6 +8,7 @@ import asyncio
 import logging
 import sys
 import traceback
+from collections import deque
 from datetime import timedelta
 
 from engine.core.clock import monotonic
@@ -15,6 +16,7 @@ from engine.core.ids import RunnerId
 
 _FRAMES = 8
 """Of the stack, the innermost: what lies above is the event loop and who started it."""
+_REMEMBERED = 20
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -44,6 +46,15 @@ class Watchdog:
         self._waiting = False
         self._warned = False
         self._blocked = 0.0
+        self._asked = 0.0
+        self._answers = deque[float](maxlen=_REMEMBERED)
+
+    @property
+    def lag(self) -> timedelta:
+        """The longest that the host took to answer one of the last twenty questions, or has taken
+        by now. From any thread."""
+        waits = monotonic() - self._asked if self._waiting else 0.0
+        return timedelta(seconds=max([waits, *self._answers]))
 
     @property
     def given_up(self) -> bool:
@@ -70,10 +81,12 @@ class Watchdog:
     def _ask(self) -> None:
         if not self._waiting:
             self._waiting = True
+            self._asked = monotonic()
             self._host.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
         """Called on the host loop."""
+        self._answers.append(monotonic() - self._asked)
         self._waiting = False
 
     def _look(self, passed: float) -> None:

@@ -478,13 +478,15 @@ class RunnerRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLoad:
     """What a runner has in hand, as of its last heartbeat. ``crowded``: it had no place in memory
-    for another entity since the one before."""
+    for another entity since the one before. ``lag``: how many seconds late its event loop answered,
+    at worst, of late."""
 
     lanes: int = 0
     shards: int = 0
     entities: int = 0
     executions: int = 0
     crowded: bool = False
+    lag: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

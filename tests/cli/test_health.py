@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -64,14 +65,30 @@ async def test_a_runner_that_serves_is_live_and_ready(
         live, ready = await ask(port, "/live"), await ask(port, "/ready?full=1")
 
         assert (live[0], ready[0]) == (200, 200)
-        assert ready[1] == live[1] | {"beat_age": ready[1]["beat_age"]}
-        assert ready[1] == runner.health().as_json() | {"beat_age": ready[1]["beat_age"]}
+        moves = {name: ready[1][name] for name in ("beat_age", "lag")}
+        assert ready[1] == live[1] | moves
+        assert ready[1] == runner.health().as_json() | moves
         assert ready[1]["why"] == "it serves"
         assert (ready[1]["shards"], ready[1]["lanes"]) == (4, 2)
         assert await ask(port, b"HEAD /ready HTTP/1.1\r\n\r\n") == (200, {})
     assert runner.health().why.startswith("it drains")
     with pytest.raises(ConnectionError):
         await ask(port, "/live")
+
+
+async def test_how_late_the_event_loop_is_is_seen_in_its_health_and_in_the_register(
+    dsn: str,
+) -> None:
+    late, patient = timedelta(seconds=0.5), settings(dsn, time_to_live=timedelta(seconds=30))
+
+    async def told() -> bool:
+        return (await do("runners", dsn=dsn)).lines[0]["lag"] > late.total_seconds()
+
+    async with Runner(patient).register(Slow()) as runner:
+        await eventually(lambda: runner.health().ready)
+        time.sleep(1.1)  # asked twice a second, it answers one of these questions late
+        await eventually(lambda: runner.health().lag > late)
+        await eventually(told)
 
 
 async def test_whatever_is_sent_to_the_port_it_goes_on_answering(
