@@ -110,17 +110,15 @@ async def open_server() -> AsyncGenerator[Server]:
             yield server
         return
     with _new_home() as home:
-        with EmbeddedPostgres(home) as embedded:
+        embedded = EmbeddedPostgres(home)
+        async with embedded:
             await _configure(embedded.dsn)
-            dsn = embedded.dsn
-        await _ended(dsn)
+        await _ended(embedded)
         try:
-            with EmbeddedPostgres(home) as embedded:
-                dsn = embedded.dsn
-                async with _checked(dsn) as server:
-                    yield server
+            async with embedded, _checked(embedded.dsn) as server:
+                yield server
         finally:
-            await _ended(dsn)
+            await _ended(embedded)
 
 
 @contextmanager
@@ -139,16 +137,11 @@ async def _configure(dsn: str) -> None:
         await admin.close()
 
 
-async def _ended(dsn: str) -> None:
-    """Wait until the server has stopped, which it does when nobody uses it."""
-    address = urlsplit(dsn)
+async def _ended(embedded: EmbeddedPostgres) -> None:
+    """Wait until the server has written its last, which it does when nobody uses it."""
+    pid = embedded.home / "data/postmaster.pid"
     async with asyncio.timeout(60):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection(address.hostname, address.port)
-            except OSError:
-                return
-            writer.close()
+        while await asyncio.to_thread(pid.exists):  # noqa: ASYNC110 it tells nobody
             await asyncio.sleep(0.1)
 
 
