@@ -8,7 +8,6 @@ its limit is not given to it again.
 
 import argparse
 import asyncio
-import json
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ from bench.peers.catalogue import ENGINES, OURS
 from bench.peers.install import install, versions
 from bench.peers.report import tables
 from bench.peers.session import Row, Session
+from bench.report import read
 from bench.results import ROOT, Results
 from bench.server import open_server
 
@@ -85,7 +85,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         results = Results(path=arguments.output, postgres=await server.version())
         async with server.database() as database:
             taken = await database.commit_seconds()
-        results.add_durations("", "", "one-row commit", taken)
+        results.add_durations("", "", "one-row commit", taken, scale=arguments.scale)
         sessions: list[Session] = []
         for engine in wanted:
             complaint = complaints[engine.module]
@@ -100,8 +100,8 @@ async def measure(arguments: argparse.Namespace) -> None:
         comparison = Comparison(sessions, results, set(arguments.workloads))
         for number in range(1, arguments.rounds + 1):
             await comparison.round(number)
-    print(tables(map(json.loads, arguments.output.read_text().splitlines())))
-    print(f"written to {results.path}")
+    print(tables(read(results.path)))
+    print(f"written to {results.path}; python -m bench.peers.report fills docs/performance.md")
 
 
 def main() -> None:

@@ -1,11 +1,17 @@
 """What a run says: tables of ours beside the best rival, and of every engine.
 
-``python -m bench.peers.report FILE`` prints them in Markdown. A ratio above 1 says that ours is so
+``python -m bench.peers.report FILE`` prints them in Markdown. Without a file it fills the page
+whose comment says from which, as ``bench.report`` does::
+
+    <!-- peers: bench/results/peers-2026-11-27.jsonl -->
+    <!-- end -->
+
+A ratio above 1 says that ours is so
 many times better; it is taken within each round, so that what disturbs the machine in one round
 disturbs both.
 """
 
-import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.report import conditions, read
+from bench.results import ROOT
+
+PAGE = ROOT / "docs/performance.md"
+MARKED = re.compile(r"(?ms)^(<!-- peers: (\S+) -->\n).*?^<!-- end -->$")
 OURS = "outlast"
 PLAIN = ("PgQueuer", "Procrastinate")
 Row = Mapping[str, Any]
@@ -32,15 +43,15 @@ class Figure:
 
 FIGURES = (
     Figure("W1", "throughput", "W1 one-step workflows, per s", more=True),
-    Figure("W2", "throughput", "W2 steps of 500 x 10, per s", more=True),
+    Figure("W2", "throughput", "W2 steps, per s", more=True),
     Figure("W3", "latency, p50", "W3 start to result, p50, ms"),
     Figure("W3", "latency, p99", "W3 start to result, p99, ms"),
     Figure("W4", "one step", "W4 one sequential step, ms"),
-    Figure("W5", "parent and children", "W5 200 children, s"),
+    Figure("W5", "parent and children", "W5 parent and children, s"),
     Figure("W6", "latency, p50", "W6 event to result, p50, ms"),
     Figure("W6", "latency, p99", "W6 event to result, p99, ms"),
-    Figure("W7", "lag, p50", "W7 5,000 sleepers, lag p50, s"),
-    Figure("W7", "lag, max", "W7 5,000 sleepers, lag max, s"),
+    Figure("W7", "lag, p50", "W7 sleepers, lag p50, s"),
+    Figure("W7", "lag, max", "W7 sleepers, lag max, s"),
     Figure("W7", "memory while asleep", "W7 memory while asleep, MB"),
     Figure("W8", "processor", "W8 30 s idle, worker's processor s"),
     Figure("W8", "processor with server", "W8 the same, with a server of its own, s"),
@@ -134,7 +145,14 @@ def shown(value: float) -> str:
     return f"{value:.3g}"
 
 
-def tables(rows: Iterable[Row]) -> str:
+def filled(page: str) -> str:
+    """A page with its tables made anew."""
+    return MARKED.sub(
+        lambda found: f"{found[1]}{tables(read(ROOT / found[2]))}\n<!-- end -->", page
+    )
+
+
+def tables(rows: Sequence[Row]) -> str:
     """All of them, in Markdown."""
     measured = Measured(rows)
     named = list(measured.engines)
@@ -143,6 +161,8 @@ def tables(rows: Iterable[Row]) -> str:
     separate, inside = (OURS, "two processes"), (OURS, "in process")
     return "\n\n".join(
         [
+            conditions(rows),
+            f"{max(row.get('round', 0) for row in rows)} rounds, sizes times {_scale(rows):g}.",
             "Worker and driver in two processes, beside the best engine that keeps each step:",
             _beside(measured, separate, durable),
             "Both in one process, beside DBOS in one process:",
@@ -156,6 +176,10 @@ def tables(rows: Iterable[Row]) -> str:
             _settings(measured),
         ]
     )
+
+
+def _scale(rows: Sequence[Row]) -> float:
+    return next((row["scale"] for row in rows if "scale" in row), 1)
 
 
 def _beside(measured: Measured, ours: Named, rivals: Sequence[Named]) -> str:
@@ -194,5 +218,12 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
 
 
+def main() -> None:
+    if files := sys.argv[1:]:
+        print(tables([row for file in files for row in read(Path(file))]))
+    else:
+        PAGE.write_text(filled(PAGE.read_text()))
+
+
 if __name__ == "__main__":
-    print(tables(map(json.loads, Path(sys.argv[1]).read_text().splitlines())))
+    main()

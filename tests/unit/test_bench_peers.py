@@ -80,7 +80,11 @@ def test_without_a_figure_of_both_nothing_is_beside() -> None:
 
 
 def test_what_was_not_finished_or_not_installed_is_told() -> None:
-    told = [
+    where = {
+        "at": "2026-11-27T07:36:00", "load": 1.0, "cpus": 2, "processor": "a", "python": "3.11",
+        "postgres": "18", "commit": "c",
+    }  # fmt: skip
+    told: list[dict[str, object]] = [
         {"engine": name, "variant": variant, "workload": "", "metric": "engine", "value": 0,
          "versions": "1.0", "note": "as it comes"}
         for name, variant in (OURS, FAST, SLOW)
@@ -89,7 +93,9 @@ def test_what_was_not_finished_or_not_installed_is_told() -> None:
     late = {**row(FAST, RATE, 1, 90), "metric": "not finished"}
     lost = {**row(FAST, LATENCY, 1, 0), "metric": "not finished", "failed": "a word"}
 
-    table = tables([*told, late, lost, *rows(RATE, ours=[1])])
+    commit = {"workload": "", "variant": "", "metric": "one-row commit, p50", "value": 0.2}
+    run = [commit, *told, late, lost, *rows(RATE, ours=[1])]
+    table = tables([{**where, **row} for row in run])
 
     assert "not within 90 s" in table
     assert "failed" in table
