@@ -119,11 +119,12 @@ class Load:
         count, began, before = self._sized(5000), perf_counter(), resident_mb(self.worker)
         async with _highest_memory(self.worker) as highest:
             late = await self.engine.sleep_all(count, SLEEP)
-        more = {"n": count, "seconds": round(perf_counter() - began, 2)}
+        seconds, more = perf_counter() - began, {"n": count}
         if len(late) != count:
             raise AssertionError(f"{len(late)} of {count} have slept")
         say("W7", "lag, p50", percentile(late, 0.5), "s", **more)
         say("W7", "lag, max", max(late), "s", **more)
+        say("W7", "until all have ended", seconds, "s", **more)
         say("W7", "memory while asleep", highest() - before, "MB", before=round(before, 1), **more)
 
     async def _timed(

@@ -4,7 +4,7 @@
 whose comment says from which, as ``bench.report`` does::
 
     <!-- peers: bench/results/peers-2026-11-27.jsonl -->
-    <!-- end -->
+    <!-- end of peers -->
 
 A ratio above 1 says that ours is so
 many times better; it is taken within each round, so that what disturbs the machine in one round
@@ -19,11 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import conditions, read
+from bench.report import PAGE, conditions, read
 from bench.results import ROOT
 
-PAGE = ROOT / "docs/performance.md"
-MARKED = re.compile(r"(?ms)^(<!-- peers: (\S+) -->\n).*?^<!-- end -->$")
+MARKED = re.compile(r"(?ms)^(<!-- peers: (\S+) -->\n).*?^<!-- end of peers -->$")
 OURS = "outlast"
 PLAIN = ("PgQueuer", "Procrastinate")
 Row = Mapping[str, Any]
@@ -52,6 +51,7 @@ FIGURES = (
     Figure("W6", "latency, p99", "W6 event to result, p99, ms"),
     Figure("W7", "lag, p50", "W7 sleepers, lag p50, s"),
     Figure("W7", "lag, max", "W7 sleepers, lag max, s"),
+    Figure("W7", "until all have ended", "W7 from the first start to the last end, s"),
     Figure("W7", "memory while asleep", "W7 memory while asleep, MB"),
     Figure("W8", "processor", "W8 30 s idle, worker's processor s"),
     Figure("W8", "processor with server", "W8 the same, with a server of its own, s"),
@@ -148,7 +148,7 @@ def shown(value: float) -> str:
 def filled(page: str) -> str:
     """A page with its tables made anew."""
     return MARKED.sub(
-        lambda found: f"{found[1]}{tables(read(ROOT / found[2]))}\n<!-- end -->", page
+        lambda found: f"{found[1]}{tables(read(ROOT / found[2]))}\n<!-- end of peers -->", page
     )
 
 

@@ -2,7 +2,18 @@
 
 import pytest
 
-from bench.peers.report import Beside, Figure, Measured, Spread, advantage, shown, tables
+from bench.peers.report import (
+    MARKED,
+    Beside,
+    Figure,
+    Measured,
+    Spread,
+    advantage,
+    filled,
+    shown,
+    tables,
+)
+from bench.report import PAGE
 
 OURS = ("outlast", "two processes")
 FAST, SLOW = ("DBOS", "queue tight"), ("Absurd", "default")
@@ -105,3 +116,10 @@ def test_what_was_not_finished_or_not_installed_is_told() -> None:
 def test_figures_are_shown_with_the_digits_that_count() -> None:
     assert [shown(value) for value in (0.04321, 4.5678, 12345.6)] == ["0.0432", "4.57", "12,300"]
     assert str(Spread.of([3, 1, 2])) == "2 (1 to 3)"
+
+
+def test_the_page_has_the_tables_of_the_results_it_names() -> None:
+    page = PAGE.read_text()
+
+    assert MARKED.search(page)
+    assert filled(page) == page, "run python -m bench.peers.report"
