@@ -67,8 +67,8 @@ def _run(command: list[str | Path]) -> str | None:
         return str(error)
     if done.returncode == 0:
         return None
-    complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return f"{Path(command[0]).name}: {complaint[-1]}"
+    errors = (line for line in done.stderr.splitlines() if "error" in line.lower())
+    return f"{Path(command[0]).name}: {next(errors, f'exit code {done.returncode}')}"
 
 
 def main() -> int:
