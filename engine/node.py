@@ -131,7 +131,7 @@ class Node:
 
     # --- the doorbell's listener ----------------------------------------------------------------
 
-    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+    def shards_rung(self, shards: Sequence[ShardId], *, old: bool = False) -> None:
         """Rings for shards go to a runner's own channel."""
 
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:

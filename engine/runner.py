@@ -745,7 +745,9 @@ class _Incarnation:
 
     # --- the doorbell's listener ------------------------------------------------------------------
 
-    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+    def shards_rung(self, shards: Sequence[ShardId], *, old: bool = False) -> None:
+        if old:
+            self.delivery.read_again(shards)
         self.delivery.ring(shards)
 
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:
@@ -762,6 +764,7 @@ class _Incarnation:
             self._ownership.topology_rung()
 
     def doorbell_restored(self) -> None:
+        self.delivery.read_again(self.delivery.owned())
         for lane in self.delivery.lanes:
             lane.ring_all()
         self.streams.restored()

@@ -8,7 +8,7 @@ shards of this process directly, to all others by the doorbell.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -327,10 +327,11 @@ class Delivery:
         return [0 if shard is None else shard.floor for shard in owned]
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
+        seen = {row.shard: row.seq for row in sweep.rows}  # in their order, so the last of each
         for id in shards:
             shard = self.shards.get(id)
             if shard is not None:
-                shard.end_sweep(more=sweep.more, last=sweep.last)
+                shard.end_sweep(sweep, last=sweep.last or seen.get(id, 0))
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
@@ -422,10 +423,15 @@ class Delivery:
             return False
         return entity_key(address.entity_type, address.entity_id) in shard.held
 
+    def read_again(self, shards: Iterable[ShardId]) -> None:
+        """Let the next sweep of these shards look at all they have."""
+        for id in shards:
+            if (shard := self.shards.get(id)) is not None:
+                shard.read_again()
+
     def _read_again(self) -> None:
         """Newcomers can be taken again, whose messages were passed over."""
-        for shard in self.shards.values():
-            shard.read_again()
+        self.read_again(self.shards)
         for lane in self.lanes:
             lane.ring_all()
 

@@ -11,9 +11,11 @@ from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
-from engine.storage.protocol import Fence, Recipient
+from engine.storage.protocol import Fence, Recipient, Sweep
 
 _READ_ALL_EVERY = 5.0
+_RIPE_AFTER = 2.0
+"""Between a row's number and its transaction's there is a moment, which is over by then."""
 
 
 class OwnedShard:
@@ -27,8 +29,9 @@ class OwnedShard:
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
 
-    ``floor``: while rows are passed over, the next sweep looks only at those behind this one, so
-    that a long backlog of an entity that is held is not looked at time and again.
+    ``floor``: the next sweep looks only at the rows behind this one, so that two things are not
+    walked over time and again: the long backlog of an entity that is held, and rows that are long
+    deleted but cannot be vacuumed while somebody's transaction is open.
 
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
@@ -38,6 +41,7 @@ class OwnedShard:
     __slots__ = (
         "_again",
         "_began",
+        "_highest",
         "_missed",
         "_read_all_at",
         "_ripening",
@@ -73,7 +77,8 @@ class OwnedShard:
         self._missed: bool = True
         self.floor: int = 0
         self._safe: int = 0
-        self._ripening: tuple[int, float] | None = None
+        self._highest: int = 0
+        self._ripening: tuple[int, float, int] | None = None
         self._began: float = 0.0
         self._read_all_at: float = 0.0
         self._again: bool = False
@@ -123,24 +128,28 @@ class OwnedShard:
         self._again = False
         self._began = monotonic()
         self.floor = self._safe
-        if not self._missed or self._began - self._read_all_at > _READ_ALL_EVERY:
+        if self._began - self._read_all_at > _READ_ALL_EVERY:
             self.floor, self._read_all_at = 0, self._began
 
-    def end_sweep(self, *, more: bool, last: int | None) -> None:
-        """Its rows are about to be delivered; with ``more`` there are others. ``last`` is the
-        highest seq there was, if rows were passed over."""
-        self.behind = more or self._missed
-        if more or self._again or last is None:
+    def end_sweep(self, sweep: Sweep, *, last: int) -> None:
+        """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
+        none."""
+        self.behind = sweep.more or self._missed
+        self._highest = max(self._highest, last)
+        if sweep.more or self._again:
             return
         # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
-        # that can have drawn such a seq was over. What was seen is in flight or passed over, and
-        # ``read_again`` takes the floor away when something passed over can be delivered. (Only a
-        # start on a user's own connection may commit later: all is read now and then.)
-        if self._ripening is None:
-            self._ripening = last, self._began
-        elif self._began - self._ripening[1] > self._settled_after:
-            self._safe = self._ripening[0]
-            self._ripening = last, self._began
+        # that can have drawn such a seq was over: since its transaction had ended, or none of ours
+        # takes that long. What was seen is in flight or passed over, and ``read_again`` takes the
+        # floor away when something passed over can be delivered. (A start on a user's own
+        # connection may commit later than that: its ring says so, and all is read now and then.)
+        if self._ripening is not None:
+            highest, began, newest = self._ripening
+            ripe = self._began - began
+            if ripe < _RIPE_AFTER or (sweep.oldest < newest and ripe <= self._settled_after):
+                return
+            self._safe = highest
+        self._ripening = self._highest, self._began, sweep.newest
 
     @property
     def fence(self) -> Fence:

@@ -1,7 +1,8 @@
 """What a notification says: some shards, replies or acknowledgements, that there is post, or that
 runners came or went.
 
-Written by ``ring.sql``, as ``s:<group id>:<shard>,…``, ``r:<request id>,…``, ``a:<request id>,…``
+Written by ``ring.sql``, as ``s:<group id>:<shard>,…`` or, for what may be older than it looks,
+``o:<group id>:<shard>,…``, ``r:<request id>,…``, ``a:<request id>,…``
 or ``t``, and by ``post.sql``, as ``v``; read here, strictly, since any login of the database may
 notify on our channels.
 """
@@ -11,16 +12,18 @@ from dataclasses import dataclass
 
 from engine.core.ids import Snowflake
 
-_SHARDS = re.compile(r"s:(-?\d{1,10}:\d{1,5}(?:,-?\d{1,10}:\d{1,5})*)")
+_SHARDS = re.compile(r"([so]):(-?\d{1,10}:\d{1,5}(?:,-?\d{1,10}:\d{1,5})*)")
 _LAST_ID = (1 << 63) - 1
 _REQUESTS = re.compile(r"([ra]):(\d{1,19}(?:,\d{1,19})*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bell:
-    """One notification. ``shards`` are pairs of group id and number."""
+    """One notification. ``shards`` are pairs of group id and number; ``old``: what is there to
+    deliver comes from a transaction that may have been open for long."""
 
     shards: tuple[tuple[int, int], ...] = ()
+    old: bool = False
     replies: tuple[Snowflake, ...] = ()
     acks: tuple[Snowflake, ...] = ()
     post: bool = False
@@ -41,8 +44,9 @@ def parse_bell(payload: object) -> Bell | None:
         return None
     shards = _SHARDS.fullmatch(payload)
     if shards is not None:
-        pairs = (item.split(":") for item in shards[1].split(","))
-        return Bell(shards=tuple((int(group_id), int(number)) for group_id, number in pairs))
+        pairs = (item.split(":") for item in shards[2].split(","))
+        named = tuple((int(group_id), int(number)) for group_id, number in pairs)
+        return Bell(shards=named, old=shards[1] == "o")
     requests = _REQUESTS.fullmatch(payload)
     if requests is None:
         return None

@@ -247,7 +247,7 @@ class PostgresDoorbell:
             except UnknownGroup:
                 continue  # not a group of this process
         if shards:
-            listener.shards_rung(shards)
+            listener.shards_rung(shards, old=bell.old)
 
 
 def _take(pending: set[T]) -> list[T]:

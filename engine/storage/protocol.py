@@ -280,6 +280,10 @@ class Sweep:
     now: datetime
     last: int | None = None
     """The highest ``seq`` there is in these shards; told only if rows were passed over."""
+    oldest: int = 0
+    newest: int = 0
+    """Of all that write, those before ``oldest`` had ended; those from ``newest`` on had not begun.
+    """
 
 
 @record
@@ -623,7 +627,11 @@ class Received:
 class DoorbellListener(Protocol):
     """Who wants to hear the doorbell. Called on the host loop; must not block."""
 
-    def shards_rung(self, shards: Sequence[ShardId]) -> None: ...
+    def shards_rung(self, shards: Sequence[ShardId], *, old: bool = False) -> None:
+        """``old``: what is there to deliver comes from a transaction that may have been open for
+        long, and be older than what was delivered since."""
+        ...
+
     def replies_rung(self, requests: Sequence[Snowflake]) -> None: ...
     def acks_rung(self, requests: Sequence[Snowflake]) -> None:
         """Chunks of streams that are produced here were acknowledged."""

@@ -36,6 +36,8 @@ def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId)
         more=header["more"],
         now=header["now"],
         last=header["last"],
+        oldest=header["oldest"],
+        newest=header["newest"],
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -123,6 +123,12 @@ async def test_a_message_to_a_full_mailbox_rings_nobody(
 # --- the floor ------------------------------------------------------------------------------------
 
 
+Range = tuple[int, int]
+ALWAYS: Range = (1, 2)
+"""One that goes on for ever."""
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 class Clock:
     now = 100.0
 
@@ -158,13 +164,39 @@ async def owned_shard() -> OwnedShard:
     )
 
 
-def sweep(shard: OwnedShard, clock: Clock, *, at: float, last: int, more: bool = False) -> int:
-    """Sweep all there is up to ``last``; where the sweep began to look."""
+def sweep(
+    shard: OwnedShard,
+    clock: Clock,
+    *,
+    at: float,
+    last: int,
+    more: bool = False,
+    running: Range = ALWAYS,
+) -> int:
+    """Sweep all there is up to ``last``; where the sweep began to look. ``running`` are the first
+    transaction that writes now, and the next."""
     clock.now = 100 + at
     shard.begin_sweep(crowded=False)
     floor = shard.floor
-    shard.end_sweep(more=more, last=last if shard.held else None)
+    shard.end_sweep(swept(more=more, running=running), last=last)
     return floor
+
+
+def swept(*, more: bool = False, running: Range = ALWAYS) -> Sweep:
+    oldest, newest = running
+    return Sweep(rows=[], due=[], next_due=None, more=more, now=NOW, oldest=oldest, newest=newest)
+
+
+async def test_a_shard_is_not_read_from_the_beginning_once_all_that_wrote_has_ended(
+    clock: Clock,
+) -> None:
+    shard = await owned_shard()
+    assert sweep(shard, clock, at=0, last=1000, running=(5, 9)) == 0
+    assert sweep(shard, clock, at=3, last=1100, running=(8, 12)) == 0
+    assert sweep(shard, clock, at=4, last=1200, running=(9, 12)) == 0
+    assert sweep(shard, clock, at=5, last=0, running=(12, 12)) == 1000
+    assert sweep(shard, clock, at=7, last=1300, running=(13, 14)) == 1000
+    assert sweep(shard, clock, at=8, last=0, running=(13, 14)) == 1200
 
 
 async def test_a_backlog_is_not_looked_at_again_once_no_statement_can_add_to_it(
@@ -198,7 +230,7 @@ async def test_what_is_given_back_during_a_sweep_is_not_below_its_floor(clock: C
     clock.now = 116
     shard.begin_sweep(crowded=False)
     shard.give_back(7, Snowflake(1))
-    shard.end_sweep(more=False, last=1000)
+    shard.end_sweep(swept(), last=1000)
     assert sweep(shard, clock, at=17, last=1000) == 0
 
 

@@ -30,7 +30,7 @@ class Ear:
         self.heard: list[object] = []
         self.restored = 0
 
-    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+    def shards_rung(self, shards: Sequence[ShardId], *, old: bool = False) -> None:
         self.heard.extend(shards)
 
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:

@@ -126,7 +126,7 @@ class Ear:
         self.topology = 0
         self.restored = 0
 
-    def shards_rung(self, shards: Sequence[ShardId]) -> None:
+    def shards_rung(self, shards: Sequence[ShardId], *, old: bool = False) -> None:
         self.shards.update(shards)
 
     def replies_rung(self, requests: Sequence[Snowflake]) -> None:

@@ -2,7 +2,8 @@
 -- Notify the owners that shards have now of what is there to deliver and of chunks of streams that
 -- were taken, the processes that wait for replies, and everybody.
 -- Payloads are cut to stay below the server's 8000 bytes. In somebody else's transaction ($8), which
--- a full queue of notifications would keep from committing, nothing is said once it is half full.
+-- a full queue of notifications would keep from committing, nothing is said once it is half full; and
+-- since nobody knows for how long it has been open, its shards are to be read from the beginning.
 with owners as (
     select
         'outlast_' || replace(s.runner_id::text, '-', '') as channel,
@@ -40,7 +41,9 @@ takers as (
     where s.runner_id is not null
 ),
 bells as (
-    select o.channel, 's:' || string_agg(o.item, ',') as payload
+    select
+        o.channel,
+        case when $8::bool then 'o:' else 's:' end || string_agg(o.item, ',') as payload
     from owners o group by o.channel, o.part
     union all
     select w.channel, 'r:' || string_agg(w.item, ',') from waiting w group by w.channel, w.part
