@@ -19,7 +19,7 @@ from engine.cluster.shard import OwnedShard
 from engine.cluster.suspects import Suspects
 from engine.cluster.trials import Trials
 from engine.cluster.unhandled import Unhandled
-from engine.core.clock import Alarm, Clock
+from engine.core.clock import Alarm, Clock, monotonic
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails
 from engine.core.ids import RunnerId, ShardId, Snowflake, entity_key
@@ -140,6 +140,7 @@ class Delivery:
         self._moved = moved
         self._acquired = acquired
         self._settled_after = settled_after
+        self._running: dict[int, float] = {}
         self._residency = residency
         residency.reopened.append(self._read_again)
         self._hosts: dict[str, MessageHost] = {}
@@ -327,17 +328,26 @@ class Delivery:
         return [0 if shard is None else shard.floor for shard in owned]
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
+        oldest = self._oldest(sweep)
         seen = {row.shard: row.seq for row in sweep.rows}  # in their order, so the last of each
         for id in shards:
             shard = self.shards.get(id)
             if shard is not None:
-                shard.end_sweep(sweep, last=sweep.last or seen.get(id, 0))
+                shard.end_sweep(sweep, last=sweep.last or seen.get(id, 0), oldest=oldest)
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
             self._executions.wake(sweep.due)
         if sweep.next_due is not None:
             self.due_at(sweep.next_due)
+
+    def _oldest(self, sweep: Sweep) -> int:
+        """The oldest transaction that may be a statement of anybody's of ours, and had not ended.
+        Who goes on for longer than those may is somebody else, and writes no inbox."""
+        now, settled_after = monotonic(), self._settled_after.total_seconds()
+        self._running = {id: self._running.get(id, now) for id in sweep.running}
+        ours = (id for id, since in self._running.items() if now - since < settled_after)
+        return min(ours, default=sweep.newest)
 
     def lane_opened(self, lane: Lane) -> None:
         self._moved()

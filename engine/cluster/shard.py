@@ -131,9 +131,9 @@ class OwnedShard:
         if self._began - self._read_all_at > _READ_ALL_EVERY:
             self.floor, self._read_all_at = 0, self._began
 
-    def end_sweep(self, sweep: Sweep, *, last: int) -> None:
+    def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
         """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
-        none."""
+        none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
         self.behind = sweep.more or self._missed
         self._highest = max(self._highest, last)
         if sweep.more or self._again:
@@ -146,7 +146,7 @@ class OwnedShard:
         if self._ripening is not None:
             highest, began, newest = self._ripening
             ripe = self._began - began
-            if ripe < _RIPE_AFTER or (sweep.oldest < newest and ripe <= self._settled_after):
+            if ripe < _RIPE_AFTER or (oldest < newest and ripe <= self._settled_after):
                 return
             self._safe = highest
         self._ripening = self._highest, self._began, sweep.newest

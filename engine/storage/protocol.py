@@ -280,10 +280,10 @@ class Sweep:
     now: datetime
     last: int | None = None
     """The highest ``seq`` there is in these shards; told only if rows were passed over."""
-    oldest: int = 0
+    running: Sequence[int] = ()
     newest: int = 0
-    """Of all that write, those before ``oldest`` had ended; those from ``newest`` on had not begun.
-    """
+    """Of all transactions that write, those from ``newest`` on had not begun; all before it but
+    ``running`` had ended."""
 
 
 @record

@@ -36,7 +36,7 @@ def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId)
         more=header["more"],
         now=header["now"],
         last=header["last"],
-        oldest=header["oldest"],
+        running=header["running"],
         newest=header["newest"],
     )
 

@@ -178,13 +178,13 @@ def sweep(
     clock.now = 100 + at
     shard.begin_sweep(crowded=False)
     floor = shard.floor
-    shard.end_sweep(swept(more=more, running=running), last=last)
+    oldest, newest = running
+    shard.end_sweep(swept(more=more, newest=newest), last=last, oldest=oldest)
     return floor
 
 
-def swept(*, more: bool = False, running: Range = ALWAYS) -> Sweep:
-    oldest, newest = running
-    return Sweep(rows=[], due=[], next_due=None, more=more, now=NOW, oldest=oldest, newest=newest)
+def swept(*, more: bool = False, newest: int = 0) -> Sweep:
+    return Sweep(rows=[], due=[], next_due=None, more=more, now=NOW, newest=newest)
 
 
 async def test_a_shard_is_not_read_from_the_beginning_once_all_that_wrote_has_ended(
@@ -230,7 +230,7 @@ async def test_what_is_given_back_during_a_sweep_is_not_below_its_floor(clock: C
     clock.now = 116
     shard.begin_sweep(crowded=False)
     shard.give_back(7, Snowflake(1))
-    shard.end_sweep(swept(), last=1000)
+    shard.end_sweep(swept(), last=1000, oldest=1)
     assert sweep(shard, clock, at=17, last=1000) == 0
 
 

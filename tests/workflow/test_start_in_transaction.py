@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from itertools import count
 
 import asyncpg
 import pytest
@@ -16,7 +17,9 @@ from engine import (
     StorageUnavailable,
     Workflow,
 )
+from engine.cluster import shard
 from engine.testing import TestCluster
+from tests.eventually import eventually
 
 SOON = timedelta(seconds=4)
 
@@ -36,6 +39,34 @@ async def test_it_starts_with_the_commit_of_an_asyncpg_transaction_without_waiti
             execution = await cluster.client.start(Double, 4, key="a", connection=connection)
             with pytest.raises(NotFound):
                 await cluster.client.execution(Double, "a").poll()
+        assert await execution.join(SOON) == 8
+    await connection.close()
+
+
+async def test_it_starts_with_the_commit_though_later_rows_were_delivered_long_before(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "_READ_ALL_EVERY", 3600)
+    monkeypatch.setattr(shard, "_RIPE_AFTER", 0)
+    connection, keys = await asyncpg.connect(dsn), count()
+    async with TestCluster(
+        Double(),
+        dsn=dsn,
+        shards_per_group=1,
+        poll_interval=timedelta(minutes=5),
+        statement_timeout=timedelta(milliseconds=500),
+    ) as cluster:
+        assert cluster.runner._incarnation is not None
+        (owned,) = cluster.runner._incarnation.delivery.shards.values()
+        async with connection.transaction():
+            execution = await cluster.client.start(Double, 4, key="a", connection=connection)
+            seq = await connection.fetchval("select max(seq) from engine.inbox")
+
+            async def passed() -> bool:
+                await cluster.client.execute(Double, 5, key=f"{next(keys)}")
+                return owned.floor >= seq
+
+            await eventually(passed)
         assert await execution.join(SOON) == 8
     await connection.close()
 

@@ -3,8 +3,8 @@
 -- next thing will be. Requests for those who are held are passed over, and of entities all but
 -- those that are admitted, if anything is said of that; nothing up to a shard's floor is looked at.
 -- An interrupt comes with the row of the request that it is for. The first row carries the header;
--- a header alone means nothing to deliver. Of all transactions that write, those before "oldest" had
--- ended, and those from "newest" on had not begun.
+-- a header alone means nothing to deliver. Of all transactions that write, those from "newest" on had
+-- not begun, and of those before it all but "running" had ended.
 with owned as (
     select o.group_id, o.shard, coalesce(o.floor, 0) as floor
     from unnest($1::int[], $2::smallint[], $9::bigint[]) as o (group_id, shard, floor)
@@ -103,7 +103,7 @@ header as (
     select
         1::bigint as nth,
         now() as now,
-        pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest,
+        array(select pg_snapshot_xip(pg_current_snapshot())::text::bigint) as running,
         pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest,
         (
             select max(i.seq)
@@ -153,7 +153,7 @@ rows as (
     ) r on true
     left join aims a on a.nth = p.nth
 )
-select h.now, h.oldest, h.newest, h.last, h.due, h.next_due, h.more, d.*
+select h.now, h.running, h.newest, h.last, h.due, h.next_due, h.more, d.*
 from header h
 full join rows d on d.nth = h.nth
 order by d.nth;
