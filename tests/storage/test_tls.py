@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def server(folder: Path, empty_dsn: str) -> AsyncIterator[Server]:
+async def encrypted(folder: Path, empty_dsn: str) -> AsyncIterator[Server]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
     context.load_verify_locations(folder / "ca.crt")
@@ -62,18 +62,18 @@ async def server(folder: Path, empty_dsn: str) -> AsyncIterator[Server]:
         yield Server(proxy, dsn, folder)
 
 
-async def test_every_connection_is_encrypted_and_checked(server: Server) -> None:
-    settings = Settings(dsn=server.known, shards_per_group=4)
-    assert (await do("migrate", dsn=server.known)).code == 0
+async def test_every_connection_is_encrypted_and_checked(encrypted: Server) -> None:
+    settings = Settings(dsn=encrypted.known, shards_per_group=4)
+    assert (await do("migrate", dsn=encrypted.known)).code == 0
     async with Runner(settings).register(Slow()), Client(settings) as client:
         assert await client.execute(Slow, 0, key="s-1") == "done"
-        assert (await do("show", "s-1", dsn=server.known)).code == 0
-        assert (await do("start", "Slow", "0", "--key", "s-2", dsn=server.known)).code == 0
-        doctor = await do("doctor", dsn=server.known)
+        assert (await do("show", "s-1", dsn=encrypted.known)).code == 0
+        assert (await do("start", "Slow", "0", "--key", "s-2", dsn=encrypted.known)).code == 0
+        doctor = await do("doctor", dsn=encrypted.known)
         assert not doctor.err
         needed = {"pool", "lane-0", "lane-1", "listener", "ringer", "registry"}
-        await eventually(lambda: server.proxy.roles >= needed)
-    assert server.proxy.refused == 0
+        await eventually(lambda: encrypted.proxy.roles >= needed)
+    assert encrypted.proxy.refused == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def test_every_connection_is_encrypted_and_checked(server: Server) -> None
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_tls_that_cannot_work_is_told_by_all_ways_in(
-    server: Server,
+    encrypted: Server,
     settings: list[str],
     error: type[Exception],
     told: str,
@@ -117,8 +117,8 @@ async def test_tls_that_cannot_work_is_told_by_all_ways_in(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # where certificates might be found otherwise
-    known = {"folder": server.folder, "trusted": server.trusted}
-    dsn = server.at(*(each.format(**known) for each in settings))
+    known = {"folder": encrypted.folder, "trusted": encrypted.trusted}
+    dsn = encrypted.at(*(each.format(**known) for each in settings))
 
     with pytest.raises(error, match=told) as opened:
         async with PostgresStorage(dsn):
@@ -134,12 +134,14 @@ async def test_tls_that_cannot_work_is_told_by_all_ways_in(
         assert "is it running" not in text
 
 
-async def test_a_certificate_of_another_host_is_refused(server: Server) -> None:
+async def test_a_certificate_of_another_host_is_refused(encrypted: Server) -> None:
     with pytest.raises(StorageUnavailable, match=r"on TLS .*127\.0\.0\.1"):
-        async with PostgresStorage(server.known.replace("localhost", "127.0.0.1")):
+        async with PostgresStorage(encrypted.known.replace("localhost", "127.0.0.1")):
             pytest.fail("it was let in")
 
 
-async def test_a_key_with_a_password_is_read(server: Server) -> None:
-    cert = f"sslcert={server.folder / 'locked.crt'}&sslkey={server.folder / 'locked.key'}"
-    await migrate(server.at("sslmode=verify-full", server.trusted, cert, "sslpassword=locked-7"))
+async def test_a_key_with_a_password_is_read(encrypted: Server) -> None:
+    cert = f"sslcert={encrypted.folder / 'locked.crt'}&sslkey={encrypted.folder / 'locked.key'}"
+    await migrate(
+        encrypted.at("sslmode=verify-full", encrypted.trusted, cert, "sslpassword=locked-7")
+    )
