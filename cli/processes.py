@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from cli.exits import CommandError, ExitCode
 
@@ -61,7 +62,7 @@ class Processes:
         self._running.add(process)
         try:
             if self._told.is_set():  # while it was started
-                process.terminate()
+                _end(process)
             return await process.wait()
         finally:
             self._running.discard(process)
@@ -69,7 +70,7 @@ class Processes:
     def _tell(self) -> None:
         self._told.set()
         for process in self._running:
-            process.terminate()
+            _end(process)
 
     async def _pause(self) -> None:
         try:
@@ -77,6 +78,14 @@ class Processes:
                 await self._told.wait()
         except TimeoutError:
             return
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    # Its own ``terminate`` looks whether it has ended, and takes the exit code from who waits for
+    # that.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
 
 
 def _environment(nth: int) -> Mapping[str, str]:
