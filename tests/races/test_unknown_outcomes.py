@@ -154,6 +154,11 @@ async def test_a_commit_of_unknown_outcome_against_the_question(
             await gates("ends")
             await gates.sql.execute("select pg_terminate_backend($1)", pid)
 
+            async def noticed() -> bool:
+                return transaction.done() or await gates.sql.fetchval(ASKING, user, pid)
+
+            await eventually(noticed, every=0.002)
+
         yield {"backend": commit, "runner": lose, "end": end}
 
         effects = await gates.sql.fetchval(EFFECTS, row.execution)
@@ -178,5 +183,6 @@ COMMITTING = """
     select a.pid from pg_stat_activity a join pg_locks l on l.pid = a.pid
     where a.application_name = $1 and l.locktype = 'advisory' and not l.granted
 """
+ASKING = f"{COMMITTING} and a.pid <> $2"
 OVER = "select not exists (select from pg_stat_activity where pid = $1 and state <> 'idle')"
 EFFECTS = "select count(*) from effects where execution = $1"
