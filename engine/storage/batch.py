@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from engine.core.ids import Snowflake
 from engine.storage.columns import (
-    NO_REQUESTS,
     State,
     execution_columns,
     fire_columns,
@@ -67,16 +66,16 @@ class Batch:
             return Statement(name="flush_journal", arguments=journal_columns(journal))
         replies = _first_exits(reply for commit in commits for reply in commit.replies)
         updates = {c.execution.request_id: c.execution for c in commits if c.execution}
-        arguments = [
-            *(request_columns(requests, groups) if requests else NO_REQUESTS),
-            channel,
+        middle = [
             *journal_columns(journal),
             *reply_columns(replies, groups),
             *inbox_columns(((c.shard, c.settled) for c in commits), groups),
             *execution_columns(updates.values()),
-            *state_columns(self._states, groups),
         ]
-        return Statement(name="flush", arguments=arguments)
+        if not (requests or self._states):
+            return Statement(name="finish", arguments=middle)
+        asked, states = request_columns(requests, groups), state_columns(self._states, groups)
+        return Statement(name="flush", arguments=[*asked, channel, *middle, *states])
 
     def notes(self) -> list[Statement]:
         """What is written when the rest is committed."""

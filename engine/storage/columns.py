@@ -21,7 +21,6 @@ Columns = list[Sequence[object]]
 
 REQUEST_WIDTH = 20
 JOURNAL_WIDTH = 14
-NO_REQUESTS: Columns = [()] * REQUEST_WIDTH
 
 
 def request_columns(requests: Iterable[SaveRequest], groups: Groups) -> Columns:

@@ -115,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         breaks="G4: the first exit is the exit",
-        file=f"{SQL}/flush.sql",
+        file=f"{SQL}/finish.sql",
         old="    ), 0) = 0\n",
         new="    ), 0) >= 0\n",
         test="storage/test_conformance.py::test_the_first_exit_is_the_exit",

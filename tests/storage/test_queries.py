@@ -38,6 +38,7 @@ HOT = {
     ),
     "flush": (*[[]] * 20, None, *[[]] * 42),
     "stored": ([],),
+    "finish": [[]] * 35,
     "flush_journal": [[]] * 14,
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),
@@ -152,7 +153,7 @@ async def test_hot_queries_keep_to_indexes_however_full_the_tables_are(
 
     # An update cannot be told its join order; executions that were all pruned and vacuumed when
     # `flush` was planned are read through until it is planned again, a minute later at most.
-    remains = {"flush": {"executions"}}
+    remains = {name: {"executions"} for name in ("flush", "finish")}
     for plans, known in ((new, {}), (emptied, remains), (full, {})):
         assert {name: scanned(plan) & HOT_TABLES for name, plan in plans.items()} == {
             name: known.get(name, set()) for name in HOT
@@ -253,6 +254,15 @@ def test_flush_stores_requests_by_the_same_sql_as_save() -> None:
         return text[text.index("with asked") : text.index("select 0, d.request_id")]
 
     assert requests("flush") == requests("save")
+
+
+def test_finish_is_the_middle_of_flush() -> None:
+    def middle(name: str, end: str, *, skipped: int) -> str:
+        text = QUERIES[name]
+        part = text[text.index("written as (") : text.index(end)].strip(" \n,")
+        return re.sub(r"\$(\d+)", lambda number: f"${int(number[1]) - skipped}", part)
+
+    assert middle("finish", "\nselect\n", skipped=0) == middle("flush", "offered as", skipped=21)
 
 
 def test_every_query_is_used() -> None:
