@@ -219,7 +219,7 @@ async def test_items_for_which_there_is_no_place_keep_nobody_waiting(dsn: str) -
 
         async def crowded() -> bool:
             # of which a sweep reads a thousand at once, and the desk has taken as many
-            return (await client.queue(Crowd).describe()).running > 3500
+            return (await client.queue(Crowd).describe()).running > 2500
 
         await eventually(crowded)
         execution = await client.start(Greets, "ada", key="g-1")
