@@ -328,6 +328,7 @@ class Delivery:
         return [0 if shard is None else shard.floor for shard in owned]
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
+        self.read_again(sweep.kept)
         oldest = self._oldest(sweep)
         seen = {row.shard: row.seq for row in sweep.rows}  # in their order, so the last of each
         for id in shards:

@@ -284,6 +284,8 @@ class Sweep:
     newest: int = 0
     """Of all transactions that write, those from ``newest`` on had not begun; all before it but
     ``running`` had ended."""
+    kept: Collection[ShardId] = ()
+    """Shards with rows that cannot be delivered here now, and are to be read again."""
 
 
 @record

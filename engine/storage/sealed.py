@@ -223,7 +223,7 @@ class SealedLane:
         self._inner = lane
         self._codecs = codecs
         self._values = values
-        self._put_by: dict[int, tuple[float, int | None]] = {}
+        self._put_by: dict[int, tuple[float, int | None, ShardId]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -280,7 +280,7 @@ class SealedLane:
         now = asyncio.get_running_loop().time()
         if self._put_by:
             self._put_by = {seq: each for seq, each in self._put_by.items() if each[0] > now}
-            recipients = {recipient for _, recipient in self._put_by.values()}
+            recipients = {recipient for _, recipient, _ in self._put_by.values()}
             held = [*held, *(each for each in recipients if each is not None)]
             in_flight = [*in_flight, *self._put_by]
         sweep = await self._inner.sweep(
@@ -293,9 +293,13 @@ class SealedLane:
             limit=limit,
             horizon=horizon,
         )
-        if not self._codecs and not any(_seals(row) for row in sweep.rows):
+        rows = sweep.rows
+        if self._codecs or any(_seals(row) for row in rows):
+            rows = await self._readable(rows, now + _AGAIN)
+        elif not self._put_by:
             return sweep
-        return replace(sweep, rows=await self._readable(sweep.rows, now + _AGAIN))
+        kept = {shard for _, _, shard in self._put_by.values()}
+        return replace(sweep, rows=rows, kept=kept.intersection(shards))
 
     async def _readable(self, stored: Sequence[InboxRow], again: float) -> Sequence[InboxRow]:
         """Those that can be delivered here. The rest waits, and what follows it with it."""
@@ -305,7 +309,7 @@ class SealedLane:
             row = await self._values.open_inbox(each)
             recipient = _recipient(row)
             if _needs_key(row) or (recipient is not None and recipient in waiting):
-                self._put_by[row.seq] = again, recipient
+                self._put_by[row.seq] = again, recipient, row.shard
                 waiting[row.seq if recipient is None else recipient] = row
             else:
                 rows.append(row)

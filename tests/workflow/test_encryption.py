@@ -1,5 +1,6 @@
 """Workflows and entities whose values are encrypted: what is stored, rotation, a missing key."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -25,7 +26,9 @@ from engine import (
     transaction,
     update,
 )
+from engine.cluster import shard
 from engine.encryption import AesGcm
+from engine.storage import sealed
 from engine.testing import TestCluster
 from tests.eventually import eventually
 from tests.workflow.conftest import World
@@ -250,3 +253,49 @@ async def test_without_its_key_an_execution_is_blocked_and_an_entity_waits(world
     async with cluster_of(world, AesGcm({"2025": OLD}), **options) as after:
         assert await world.result(after, after.client.execution(Asks, "a")) == "yes"
         assert await after.client.entity(Vault, "v").put("three") == ["one", "two", "three"]
+
+
+class Sulks:
+    """A codec that cannot decode for a while, as when its key service is away."""
+
+    number = 101
+
+    def __init__(self) -> None:
+        self.away = False
+        self.refused = 0
+
+    async def encode(self, payload: bytes, place: bytes) -> bytes:
+        return payload
+
+    async def decode(self, payload: bytes, place: bytes) -> bytes:
+        if self.away and payload.endswith(b'"one"}'):
+            self.refused += 1
+            raise ConnectionError("no key service")
+        return payload
+
+
+async def test_what_could_not_be_decoded_is_delivered_before_what_came_later(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "_READ_ALL_EVERY", 3600)
+    monkeypatch.setattr(shard, "_RIPE_AFTER", 0)
+    monkeypatch.setattr(sealed, "_AGAIN", 0.3)
+    codec = Sulks()
+    async with TestCluster(Vault(), dsn=dsn, codec=codec, shards_per_group=1) as cluster:
+        assert cluster.runner._incarnation is not None
+        (owned,) = cluster.runner._incarnation.delivery.shards.values()
+        client, codec.away = cluster.client, True
+        await client.tell(client.entity(Vault, "v").put, "one")
+        await eventually(lambda: codec.refused > 0)
+
+        async def others() -> bool:
+            await client.entity(Vault, "w").put("x")
+            return owned.floor > 0 or codec.refused > 3
+
+        await eventually(others)
+        await client.tell(client.entity(Vault, "v").put, "two")
+        codec.away = False
+        async with asyncio.timeout(10):
+            kept = await client.entity(Vault, "v").put("three")
+
+    assert kept == ["one", "two", "three"]
