@@ -5,8 +5,7 @@ Opened by ``connect``; used by the pool, the lanes, the doorbell and the registr
 
 import asyncio
 import socket
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,7 +33,7 @@ class Session(asyncpg.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.codecs: set[str] = set()
-        self._due: float | None = None
+        self.due: float | None = None
         self._watch: asyncio.TimerHandle | None = None
 
     def keep_alive(self) -> None:
@@ -64,63 +63,59 @@ class Session(asyncpg.Connection):
     ) -> Sequence[asyncpg.Record]:
         """Run one statement. Past ``within`` the session ends, and the statement's outcome is
         unknown; the same when the caller is cancelled."""
-        before = self._expect(within)
-        try:
+        with self.deadline(within):
             return await self.fetch(query, *args)
-        except asyncio.CancelledError:
-            self.terminate()
-            raise
-        except AttributeError as error:
-            self._blame(error)
-            raise
-        finally:
-            self._due = before
 
-    @contextmanager
-    def deadline(self, within: timedelta | None) -> Generator[None]:
+    def deadline(self, within: timedelta | None) -> "Deadline":
         """End the session when the block, statements of ours, takes longer, or is cancelled while
         one runs.
 
         Nothing else stops a statement: a cancelled one was seen to commit all the same.
         """
-        before = self._expect(within)
-        try:
-            yield
-        except asyncio.CancelledError:
-            self.terminate()
-            raise
-        except AttributeError as error:
-            self._blame(error)
-            raise
-        finally:
-            self._due = before
+        return Deadline(self, within)
 
-    def _blame(self, error: AttributeError) -> None:
-        """On asyncpg's, which has let go of what it goes on to use."""
-        if self.is_closed():
-            raise asyncpg.InterfaceError("the connection was closed meanwhile") from error
-
-    def _expect(self, within: timedelta | None) -> float | None:
-        """Be done by then. Gives when that was to be before."""
-        before = self._due
-        if within is not None:
-            loop = asyncio.get_running_loop()
-            self._due = due = loop.time() + within.total_seconds()
-            if self._watch is None or self._watch.when() > due:
-                if self._watch is not None:
-                    self._watch.cancel()
-                self._watch = loop.call_at(due, self._look)
-        return before
+    def end_at(self, due: float) -> None:
+        """At that time of the loop, unless ``due`` is another by then."""
+        self.due = due
+        if self._watch is None or self._watch.when() > due:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = asyncio.get_running_loop().call_at(due, self._look)
 
     def _look(self) -> None:
         """One timer serves all statements: it is set anew when it comes, if another has begun."""
         self._watch = None
-        if self._due is not None:
+        if self.due is not None:
             loop = asyncio.get_running_loop()
-            if loop.time() >= self._due:
+            if loop.time() >= self.due:
                 self.terminate()
             else:
-                self._watch = loop.call_at(self._due, self._look)
+                self._watch = loop.call_at(self.due, self._look)
+
+
+class Deadline:
+    """A block of a session's statements. A class of its own, since it is entered for each."""
+
+    __slots__ = ("_before", "_session", "_within")
+
+    def __init__(self, session: Session, within: timedelta | None) -> None:
+        self._session = session
+        self._within = within
+
+    def __enter__(self) -> None:
+        self._before = self._session.due
+        if self._within is not None:
+            loop = asyncio.get_running_loop()
+            self._session.end_at(loop.time() + self._within.total_seconds())
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        session = self._session
+        session.due = self._before
+        if isinstance(error, asyncio.CancelledError):
+            session.terminate()
+        elif isinstance(error, AttributeError) and session.is_closed():
+            # asyncpg's, which has let go of what it goes on to use.
+            raise asyncpg.InterfaceError("the connection was closed meanwhile") from error
 
 
 def _array(element: str, oid: int, of: int) -> dict[str, object]:
