@@ -26,4 +26,4 @@ class Status(Enum):
         >>> [str(status) for status in Status if status.finished]
         ['succeeded', 'failed', 'interrupted', 'terminated']
         """
-        return self._value_ >= 5
+        return self._value_ >= Status.SUCCEEDED._value_
