@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from cli.child import start_runner
 from cli.command import add_command
 from cli.exits import CommandError, ExitCode
 from cli.serve import PANEL
@@ -123,7 +124,7 @@ class _Reloader:
         watcher = Watcher(Path.cwd())
         first = True
         while not stop.is_set():
-            process = await self._start()
+            process = await start_runner(self._app, "--lint", environment=self._environment)
             try:
                 files = await _first(watcher.changed(), process.wait(), stop.wait())
             finally:
@@ -139,17 +140,6 @@ class _Reloader:
         if first and code == ExitCode.USAGE:
             raise CommandError(f"{self._app} cannot be run", ExitCode.USAGE)
         _say(f"the app ended with exit code {code}; it starts again when its code changes")
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        # In a session of its own, so that a Ctrl-C reaches it once, from here. It stops when its
-        # standard input closes, however this process ends.
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "cli", "run", self._app, "--lint", "--while-stdin-is-open"),
-            env=self._environment,
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

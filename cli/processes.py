@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from cli.child import start_runner
 from cli.exits import CommandError, ExitCode
 
 _PAUSE = 1.0
@@ -50,15 +51,7 @@ class Processes:
             await self._pause()
 
     async def _run_one(self, nth: int) -> int:
-        # In a session of its own, so that a Ctrl-C reaches it once, from here. It stops when its
-        # standard input closes, however this process ends.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "cli", "run", *self._words, "--while-stdin-is-open"),
-            env=_environment(nth),
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await start_runner(*self._words, environment=_environment(nth))
         self._running.add(process)
         try:
             if self._told.is_set():  # while it was started
