@@ -1162,6 +1162,7 @@ async def test_a_waiter_is_rung_after_the_exit_whichever_way_it_registered(
     ears = [Ear(), Ear()]
     waiter.storage.doorbell.listen(ears[0])
     other.storage.doorbell.listen(ears[1])
+    await eventually(lambda: all(each.storage.doorbell.healthy for each in (waiter, other)))
     request = message(key="k", wait=how == "saved")
     match how:
         case "saved":
