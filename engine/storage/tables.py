@@ -9,7 +9,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Computed,
     DateTime,
     Float,
     Identity,
@@ -32,10 +31,6 @@ _QUEUE = {
     "autovacuum_vacuum_threshold": 2000,
     "autovacuum_vacuum_cost_delay": 0,
 }
-_CODEC = (
-    "case when substr(payload, 1, 4) = decode('006f7574', 'hex') and octet_length(payload) > 4"
-    " then get_byte(payload, 4) else 0 end"
-)
 _UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
 
 
@@ -46,10 +41,6 @@ def metadata_for(schema: str) -> MetaData:
     def at(name: str, *, null: bool = False, default: bool = False) -> Column[object]:
         server_default = text("clock_timestamp()") if default else None
         return Column(name, DateTime(timezone=True), nullable=null, server_default=server_default)
-
-    def codec() -> Column[object]:
-        """The number of what has encoded the payload: see ``core.seal``."""
-        return Column("codec", SmallInteger, Computed(_CODEC, persisted=True))
 
     def at_key(name: str) -> Column[object]:
         return Column(name, DateTime(timezone=True), primary_key=True)
@@ -114,7 +105,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("entity_id", Text, nullable=False),
         Column("tag", Text, nullable=False),
         Column("uninterruptible", SmallInteger, nullable=False, server_default=text("0")),
-        codec(),
         Column("reply_execution", BigInteger),
         Column("reply_group_id", Integer),
         Column("reply_shard", SmallInteger),
@@ -160,7 +150,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("request_id", BigInteger, primary_key=True, autoincrement=False),
         Column("sequence", Integer, primary_key=True, autoincrement=False),
         Column("kind", SmallInteger, nullable=False),
-        codec(),
         Column("payload", LargeBinary, nullable=False),
     )
     Index(
@@ -198,7 +187,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("group_id", Integer, nullable=False),
         Column("shard", SmallInteger, nullable=False),
         Column("version", BigInteger, nullable=False),
-        codec(),
         at("saved_at", default=True),
         Column("payload", LargeBinary, nullable=False),
         postgresql_with=_UPDATED,
@@ -363,7 +351,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("outcome", SmallInteger, nullable=False),
         Column("attempt", Integer, nullable=False),
         Column("ordinal", Integer, nullable=False),
-        codec(),
         Column("digest", BigInteger, nullable=False),
         Column("source", BigInteger),
         at("at"),

@@ -56,10 +56,12 @@ def upgrade() -> None:
     make_schedules(schema)
     make_pauses(schema)
     make_queues(schema)
+    make_functions(schema)
 
 
 def downgrade() -> None:
     schema = op.get_context().version_table_schema
+    op.execute(f"drop function {quoted(schema)}codec_of(bytea)")
     for table in TABLES:
         op.drop_table(table, schema=schema)
 
@@ -67,15 +69,6 @@ def downgrade() -> None:
 def number(name: str, kind: type[sa.Integer], *, default: int | None = None) -> sa.Column[int]:
     given = None if default is None else sa.text(str(default))
     return sa.Column(name, kind(), autoincrement=False, nullable=False, server_default=given)
-
-
-def codec() -> sa.Column[int]:
-    """The number of the codec that has encoded the payload; 0 for a plain one."""
-    number = (
-        "case when substr(payload, 1, 4) = decode('006f7574', 'hex') and octet_length(payload) > 4"
-        " then get_byte(payload, 4) else 0 end"
-    )
-    return sa.Column("codec", sa.SmallInteger, sa.Computed(number, persisted=True))
 
 
 def boolean(name: str) -> sa.Column[bool]:
@@ -152,7 +145,6 @@ def make_messages(schema: str | None) -> None:
         sa.Column("entity_id", sa.Text, nullable=False),
         sa.Column("tag", sa.Text, nullable=False),
         number("uninterruptible", sa.SmallInteger, default=0),
-        codec(),
         sa.Column("reply_execution", sa.BigInteger),
         sa.Column("reply_group_id", sa.Integer),
         sa.Column("reply_shard", sa.SmallInteger),
@@ -214,7 +206,6 @@ def make_replies(schema: str | None) -> None:
         number("request_id", sa.BigInteger),
         number("sequence", sa.Integer),
         number("kind", sa.SmallInteger),
-        codec(),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("request_id", "sequence"),
         schema=schema,
@@ -312,7 +303,6 @@ def make_executions(schema: str | None) -> None:
         number("outcome", sa.SmallInteger),
         number("attempt", sa.Integer),
         number("ordinal", sa.Integer),
-        codec(),
         number("digest", sa.BigInteger),
         sa.Column("source", sa.BigInteger),
         at("at"),
@@ -380,7 +370,6 @@ def make_entities(schema: str | None) -> None:
         number("group_id", sa.Integer),
         number("shard", sa.SmallInteger),
         number("version", sa.BigInteger),
-        codec(),
         at("saved_at", default=True),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("entity_type", "entity_id"),
@@ -471,3 +460,17 @@ def make_queues(schema: str | None) -> None:
         schema=schema,
         postgresql_where=sa.text("shard is not null or due_at is not null"),
     )
+
+
+def make_functions(schema: str | None) -> None:
+    """``codec_of``: the number of the codec that has encoded a payload; 0 for a plain one."""
+    op.execute(
+        f"create function {quoted(schema)}codec_of(payload bytea) returns smallint"
+        " language sql immutable parallel safe return"
+        " case when substr(payload, 1, 4) = decode('006f7574', 'hex') and octet_length(payload) > 4"
+        " then get_byte(payload, 4) else 0 end"
+    )
+
+
+def quoted(schema: str | None) -> str:
+    return "" if schema is None else f'"{schema}".'
