@@ -21,7 +21,7 @@ from engine.storage.protocol import Saved, SaveOutcome, SaveRequest, Storage
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_BATCH = 500
+_BATCH = 400
 
 
 class Outbox:
@@ -44,6 +44,7 @@ class Outbox:
         self._ring = ring or self._ring_owner
         self.lender: SnowflakeGenerator | None = None
         self._queue: deque[Pending] = deque()
+        self._crowd: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._sender: asyncio.Task[None] | None = None
@@ -61,6 +62,7 @@ class Outbox:
     async def __aexit__(self, *exc: object) -> None:
         self._closing = True
         self._wake.set()
+        self._admit(len(self._crowd))
         if self._sender is not None:
             await asyncio.wait([self._sender])
         await self._blocked.__aexit__(None, None, None)
@@ -72,9 +74,12 @@ class Outbox:
                 return  # the lease runs out by itself
 
     async def next_id(self) -> Snowflake:
-        """A request id, leasing a machine id when there is none or little is left of it.
+        """A request id once there is room for a request, leasing a machine id when there is none or
+        little is left of it.
 
         From the ``lender`` if there is one: its lease is looked after."""
+        if self._crowd or len(self._queue) >= _BATCH:
+            await self._room()
         if self.lender is not None:
             try:
                 return self.lender.next()
@@ -110,6 +115,21 @@ class Outbox:
             answer.add_done_callback(lambda _: self._left.pop(request_id, None))
             raise
 
+    async def _room(self) -> None:
+        """Wait in line until another batch can gather. So the first of many requests are on their
+        way before the last have been prepared, and these wait without taking memory."""
+        if not self._closing:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._crowd.append(turn)
+            await turn
+
+    def _admit(self, number: int) -> None:
+        while number > 0 and self._crowd:
+            turn = self._crowd.popleft()
+            if not turn.done():  # it was not cancelled
+                turn.set_result(None)
+                number -= 1
+
     def settled(self, request_id: Snowflake, then: Callable[[], None]) -> None:
         """Call ``then`` when the request is stored, or never will be: at once, unless its caller
         was cancelled while it was being stored."""
@@ -121,15 +141,18 @@ class Outbox:
 
     async def _run(self) -> None:
         while True:
-            if not self._queue:
-                if self._closing:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-                continue
             batch = self._next_batch()
+            if len(self._queue) < _BATCH:
+                self._admit(_BATCH)
             if batch:
                 await self._save(batch)
+            elif self._crowd:
+                await asyncio.sleep(0)  # until those who were admitted have come, or have not
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
 
     def _was_left(self, request: SaveRequest, answer: asyncio.Future[Saved]) -> bool:
         """Whether nobody waits for it any more; then it is not sent."""

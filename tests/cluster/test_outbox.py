@@ -63,3 +63,56 @@ async def test_held_keys_hold_up_no_other_start_and_cost_one_connection_together
                 assert await (await start).join() == len((await start).id)
         await holder.close()
         await watcher.close()
+
+
+async def test_of_many_starts_the_first_are_stored_before_the_last_have_an_id(
+    where: dict[str, Any],
+) -> None:
+    async with TestCluster(Echo(), **where) as cluster:
+        outbox = cluster.client._node.outbox
+        ids, at_first_answers = 0, list[int]()
+
+        async def start(number: int) -> None:
+            nonlocal ids
+            await outbox.next_id()
+            ids += 1
+            await cluster.client.start(Echo, f"{number}")
+            at_first_answers.append(ids)
+
+        await asyncio.gather(*(start(number) for number in range(3_000)))
+        assert at_first_answers[0] < 2_000
+
+
+async def test_who_takes_an_id_for_nothing_or_gives_up_waiting_keeps_nobody_from_his(
+    where: dict[str, Any],
+) -> None:
+    async with TestCluster(Echo(), **where) as cluster:
+        outbox = cluster.client._node.outbox
+
+        async def start(number: int) -> None:
+            if number < 500:  # enough to fill it
+                await cluster.client.start(Echo, f"{number}")
+            else:
+                await outbox.next_id()
+
+        tasks = [asyncio.create_task(start(number)) for number in range(3_000)]
+        await asyncio.sleep(0)
+        for task in tasks[600:1_200]:
+            task.cancel()
+        async with asyncio.timeout(30):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(each is None for each in ended) == 2_400
+
+
+async def test_who_waits_for_room_is_told_when_the_client_closes(where: dict[str, Any]) -> None:
+    async with TestCluster(Echo(), **where) as cluster:
+        outbox = cluster.client._node.outbox
+        await outbox.next_id()
+        starts = [asyncio.create_task(cluster.client.start(Echo, f"{n}")) for n in range(3_000)]
+        await asyncio.sleep(0)
+        await outbox.__aexit__(None, None, None)
+        async with asyncio.timeout(30):
+            ended = await asyncio.gather(*starts, return_exceptions=True)
+        refused = [each for each in ended if isinstance(each, BaseException)]
+        assert 0 < len(refused) < 3_000
+        assert all("this client is closed" in str(each) for each in refused)
