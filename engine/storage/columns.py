@@ -99,6 +99,35 @@ def opening_columns(request: SaveRequest, groups: Groups) -> list[object]:
     ]
 
 
+def is_plain_start(request: SaveRequest) -> bool:
+    """Whether ``start`` can store it: what nobody but a waiter is to hear the end of."""
+    envelope, execution = request.envelope, request.execution
+    if execution is None or envelope.key is None:
+        return False
+    return not (execution.parent or envelope.reply_to or envelope.uninterruptible)
+
+
+def start_values(request: SaveRequest, groups: Groups) -> list[object]:
+    """The parameters of ``start``, but for the last."""
+    envelope, execution = request.envelope, request.execution
+    assert execution is not None
+    address, attributes = envelope.address, execution.attributes
+    return [
+        envelope.request_id,
+        groups.id(address.shard.group),
+        address.shard.number,
+        address.entity_type,
+        address.entity_id,
+        envelope.tag,
+        envelope.deliver_at,
+        envelope.key,
+        headers_bytes(envelope),
+        envelope.payload,
+        execution.version,
+        None if attributes is None else attributes.decode(),
+    ]
+
+
 def schedule_columns(schedules: Iterable[ScheduleRow], groups: Groups) -> Columns:
     """All parameters of ``write_schedules``."""
     return _columns([_schedule(schedule, groups) for schedule in schedules], 11)

@@ -7,9 +7,9 @@ Everything here may be lost: the poll finds what no doorbell told.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -167,15 +167,7 @@ class PostgresDoorbell:
         known = [shard for shard in shards if shard.group in self._groups]
         taken = [(shard, id) for shard, id in acks if shard.group in self._groups]
         try:
-            call = self._connector.queries.call(
-                "ring",
-                *self._groups.columns(known),
-                sorted(replies),
-                everybody,
-                *self._groups.columns(shard for shard, _ in taken),
-                [request_id for _, request_id in taken],
-                False,
-            )
+            call = self._call(known, replies, everybody, taken)
             await session.ask(*call, within=self._connector.statement_timeout)
         except BaseException:
             # Nobody knows whether it was heard, and hearing it twice does no harm.
@@ -184,6 +176,30 @@ class PostgresDoorbell:
             self._acks.update(acks)
             self._topology = self._topology or bool(everybody)
             raise
+
+    def _call(
+        self,
+        shards: Sequence[ShardId],
+        replies: Sequence[Snowflake],
+        everybody: Sequence[str],
+        acks: Sequence[tuple[ShardId, Snowflake]],
+    ) -> list[Any]:
+        """The smallest query that says it: a hint that comes alone is waited for."""
+        queries, group_id = self._connector.queries, self._groups.id
+        if not (everybody or acks):
+            if len(shards) == 1 and not replies:
+                return queries.call("ring_owner", group_id(shards[0].group), shards[0].number)
+            if len(replies) == 1 and not shards:
+                return queries.call("ring_waiters", replies[0])
+        return queries.call(
+            "ring",
+            *self._groups.columns(shards),
+            sorted(replies),
+            everybody,
+            *self._groups.columns(shard for shard, _ in acks),
+            [request_id for _, request_id in acks],
+            False,
+        )
 
     async def _hear(self) -> None:
         session = await self._connector.open(self._identity, "listener", {"statement_timeout": "0"})

@@ -1,8 +1,8 @@
 """Store requests: one statement for all of them, or one in somebody else's transaction.
 
-From ``postgres``; the statement is ``save.sql``, or ``open.sql`` for a message that comes with the
-start of its execution. Keys and request ids decide what is new, so every statement here may be run
-again when nobody knows whether it committed.
+From ``postgres``; the statement is ``save.sql``, ``start.sql`` for one start, or ``open.sql`` for a
+message that comes with the start of its execution. Keys and request ids decide what is new, so
+every statement here may be run again when nobody knows whether it committed.
 """
 
 import asyncio
@@ -13,7 +13,12 @@ import asyncpg
 
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
 from engine.core.ids import Snowflake
-from engine.storage.columns import opening_columns, request_columns
+from engine.storage.columns import (
+    is_plain_start,
+    opening_columns,
+    request_columns,
+    start_values,
+)
 from engine.storage.foreign import transaction_of
 from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.outage import transient
@@ -151,9 +156,13 @@ class Saving:
 
     def _statement_for(self, batch: Sequence[SaveRequest]) -> tuple[str, list[object]]:
         """The query's name and its arguments. One that has an opening comes alone."""
-        if batch[0].opening is not None:
-            columns = opening_columns(batch[0], self._groups)
-            return "open", [*columns, self._channel, batch[0].alike]
+        first = batch[0]
+        if first.opening is not None:
+            columns = opening_columns(first, self._groups)
+            return "open", [*columns, self._channel, first.alike]
+        if len(batch) == 1 and is_plain_start(first):
+            channel = self._channel if first.wait else None
+            return "start", [*start_values(first, self._groups), channel]
         return "save", [*request_columns(batch, self._groups), self._channel]
 
     async def _learn(self, requests: Iterable[SaveRequest]) -> None:

@@ -1123,6 +1123,7 @@ async def test_ringing_a_shard_wakes_its_owner_only(world: World) -> None:
     ears = {id(each): Ear() for each in (owner, other)}
     for each in (owner, other):
         each.storage.doorbell.listen(ears[id(each)])
+    await eventually(lambda: all(ear.restored for ear in ears.values()))
     await lane.acquire([ONE, TWO])
 
     client.storage.doorbell.ring_shards([ONE, THREE])
