@@ -119,7 +119,7 @@ class PostgresLaneSession:
         per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
         arguments = in_flight, resident, limit, per_shard, horizon, held, floors, admitted
         async with self._turn:
-            return await self._sweep(shards, arguments)
+            return await self._sweep(shards, arguments, limit=limit, per_shard=per_shard)
 
     def terminate(self) -> None:
         self._session.terminate()
@@ -260,12 +260,20 @@ class PostgresLaneSession:
     async def _learn_groups(self) -> None:
         self._groups.learn(await self._ask("groups"))
 
-    async def _sweep(self, shards: Sequence[ShardId], arguments: Sequence[object]) -> Sweep:
+    async def _sweep(
+        self,
+        shards: Sequence[ShardId],
+        arguments: Sequence[object],
+        *,
+        limit: int,
+        per_shard: int,
+    ) -> Sweep:
         sent = monotonic()
         rows = await self._write("sweep", *self._groups.columns(shards), *arguments)
         self._clock.align(database=rows[0]["now"], sent=sent, received=monotonic())
         return await once_known(
-            lambda: sweep_from(rows, self._groups, self._runner), self._learn_groups
+            lambda: sweep_from(rows, self._groups, self._runner, limit=limit, per_shard=per_shard),
+            self._learn_groups,
         )
 
     async def _write(self, name: str, *args: object) -> Sequence[asyncpg.Record]:

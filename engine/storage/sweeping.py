@@ -1,6 +1,7 @@
 """What a lane's sweep found, from the rows of ``sweep.sql``."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import asyncpg
@@ -16,13 +17,20 @@ log: logging.Logger = logging.getLogger(__name__)
 _KIND = {each.value: each for each in InboxKind}
 
 
-def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId) -> Sweep:
-    """The header is in the first row; rows without a ``seq`` deliver nothing."""
-    header = rows[0]
+def sweep_from(
+    answer: Sequence[asyncpg.Record],
+    groups: Groups,
+    runner: RunnerId,
+    *,
+    limit: int,
+    per_shard: int,
+) -> Sweep:
+    """``limit``, ``per_shard``: of rows, as asked."""
+    header, *rows = answer
+    shards = Counter((row["inbox_group_id"], row["inbox_shard"]) for row in rows)
+    most = max(shards.values(), default=0)
     found: list[InboxRow] = []
-    for row in rows:
-        if row["seq"] is None:
-            continue
+    for row in rows[:limit]:
         if row["request_id"] is None:
             log.error(
                 "an inbox row has no envelope; it cannot be delivered", extra={"seq": row["seq"]}
@@ -31,9 +39,9 @@ def sweep_from(rows: Sequence[asyncpg.Record], groups: Groups, runner: RunnerId)
         found.append(_inbox_row(row, groups, runner))
     return Sweep(
         rows=found,
-        due=header["due"],
+        due=header["due"][:limit],
         next_due=header["next_due"],
-        more=header["more"],
+        more=len(rows) > limit or len(header["due"]) > limit or most >= per_shard,
         now=header["now"],
         last=header["last"],
         running=header["running"],

@@ -168,8 +168,8 @@ MUTATIONS = (
     Mutation(
         breaks="G8: a shard's messages are read in the order they were stored",
         file=f"{SQL}/sweep.sql",
-        old="row_number() over (order by f.seq)",
-        new="row_number() over (order by f.seq desc)",
+        old="order by d.seq nulls first",
+        new="order by d.seq desc nulls first",
         test="storage/test_conformance.py"
         "::test_a_sweep_gives_a_shards_rows_in_the_order_they_were_stored",
     ),

@@ -2,9 +2,9 @@
 -- What these shards have to deliver that is not in flight, what executions are due, and when the
 -- next thing will be. Requests for those who are held are passed over, and of entities all but
 -- those that are admitted, if anything is said of that; nothing up to a shard's floor is looked at.
--- An interrupt comes with the row of the request that it is for. The first row carries the header;
--- a header alone means nothing to deliver. Of all transactions that write, those from "newest" on had
--- not begun, and of those before it all but "running" had ended.
+-- An interrupt comes with the row of the request that it is for. Of rows and of executions one more
+-- than the limit says that there are more. The first row is the header. Of all transactions that
+-- write, those from "newest" on had not begun, and of those before it all but "running" had ended.
 with owned as (
     select o.group_id, o.shard, coalesce(o.floor, 0) as floor
     from unnest($1::int[], $2::smallint[], $9::bigint[]) as o (group_id, shard, floor)
@@ -53,55 +53,12 @@ found as (
     ) i
 ),
 picked as (
-    select f.*, row_number() over (order by f.seq) as nth
-    from found f
+    select f.* from found f
     order by f.seq
-    limit $5::bigint
-),
-aims as (
-    select p.nth, i.seq
-    from picked p
-    cross join lateral (
-        select i.seq from engine.inbox i
-        where i.request_id = p.request_id and i.kind in (0, 3)
-            and i.group_id = p.group_id and i.shard = p.shard
-        offset 0
-    ) i
-    where p.kind = 2
-),
-due as (
-    select x.request_id, x.wake_at
-    from owned o
-    cross join lateral (
-        select x.request_id, x.wake_at
-        from engine.executions x
-        where x.group_id = o.group_id and x.shard = o.shard and x.wake_at <= now() + $7::interval
-            and x.request_id not in (select unnest($4::bigint[]))
-        order by x.wake_at
-        limit $5::bigint + 1
-    ) x
-    order by x.wake_at
     limit $5::bigint + 1
-),
-later as (
-    select least(i.due_at, x.wake_at) as at
-    from owned o
-    left join lateral (
-        select i.due_at from engine.inbox i
-        where i.group_id = o.group_id and i.shard = o.shard and i.due_at > now()
-        order by i.due_at
-        limit 1
-    ) i on true
-    left join lateral (
-        select x.wake_at from engine.executions x
-        where x.group_id = o.group_id and x.shard = o.shard and x.wake_at > now() + $7::interval
-        order by x.wake_at
-        limit 1
-    ) x on true
 ),
 header as (
     select
-        1::bigint as nth,
         now() as now,
         array(select pg_snapshot_xip(pg_current_snapshot())::text::bigint) as running,
         pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest,
@@ -116,19 +73,41 @@ header as (
                 limit 1
             ) i
         ) as last,
-        (
-            select coalesce(array_agg(d.request_id order by d.wake_at), '{}')
-            from (select d.* from due d order by d.wake_at limit $5::bigint) d
+        array(
+            select x.request_id
+            from owned o
+            cross join lateral (
+                select x.request_id, x.wake_at
+                from engine.executions x
+                where x.group_id = o.group_id and x.shard = o.shard
+                    and x.wake_at <= now() + $7::interval
+                    and x.request_id not in (select unnest($4::bigint[]))
+                order by x.wake_at
+                limit $5::bigint + 1
+            ) x
+            order by x.wake_at
+            limit $5::bigint + 1
         ) as due,
-        (select min(l.at) from later l) as next_due,
-        (select count(*) > $5::bigint from found)
-        or (select count(*) > $5::bigint from due)
-        or exists (select from found f group by f.group_id, f.shard having count(*) >= $6::bigint)
-            as more
+        (
+            select min(least(i.due_at, x.wake_at))
+            from owned o
+            left join lateral (
+                select i.due_at from engine.inbox i
+                where i.group_id = o.group_id and i.shard = o.shard and i.due_at > now()
+                order by i.due_at
+                limit 1
+            ) i on true
+            left join lateral (
+                select x.wake_at from engine.executions x
+                where x.group_id = o.group_id and x.shard = o.shard and x.wake_at > now() + $7::interval
+                order by x.wake_at
+                limit 1
+            ) x on true
+        ) as next_due
 ),
 rows as (
     select
-        p.nth, p.seq, p.kind as inbox_kind, p.execution, p.failures as inbox_failures, p.trial,
+        p.seq, p.kind as inbox_kind, p.execution, p.failures as inbox_failures, p.trial,
         a.seq as target,
         e.request_id, e.group_id, e.shard, e.entity_type, e.entity_id, e.tag, e.uninterruptible,
         e.reply_execution, e.reply_group_id, e.reply_shard, e.deliver_at, e.key, e.headers,
@@ -151,9 +130,12 @@ rows as (
         order by r.sequence desc
         limit 1
     ) r on true
-    left join aims a on a.nth = p.nth
+    left join lateral (
+        select i.seq from engine.inbox i
+        where p.kind = 2 and i.request_id = p.request_id and i.kind in (0, 3)
+            and i.group_id = p.group_id and i.shard = p.shard
+        offset 0
+    ) a on true
 )
-select h.now, h.running, h.newest, h.last, h.due, h.next_due, h.more, d.*
-from header h
-full join rows d on d.nth = h.nth
-order by d.nth;
+select h.*, d.* from header h full join rows d on false
+order by d.seq nulls first;
