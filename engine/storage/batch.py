@@ -11,6 +11,7 @@ from engine.core.ids import Snowflake
 from engine.storage.columns import (
     State,
     execution_columns,
+    finish_values,
     fire_columns,
     heartbeat_columns,
     inbox_columns,
@@ -24,6 +25,7 @@ from engine.storage.columns import (
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import latest
 from engine.storage.protocol import Commit, NewReply, SaveRequest
+from engine.storage.queries import alone
 from engine.storage.schedules import ScheduleRow
 
 
@@ -64,6 +66,8 @@ class Batch:
             if len(journal) == 1:
                 return Statement(name="append", arguments=journal_values(journal[0]))
             return Statement(name="flush_journal", arguments=journal_columns(journal))
+        if len(commits) == 1 and (values := finish_values(commits[0], groups)) is not None:
+            return Statement(name=alone("finish"), arguments=values)
         replies = _first_exits(reply for commit in commits for reply in commit.replies)
         updates = {c.execution.request_id: c.execution for c in commits if c.execution}
         middle = [

@@ -13,7 +13,7 @@ from engine.core.journal import JournalRow
 from engine.storage.entities import StateWrite
 from engine.storage.groups import Groups
 from engine.storage.heartbeats import StepHeartbeat
-from engine.storage.protocol import ExecutionUpdate, NewReply, SaveRequest
+from engine.storage.protocol import Commit, ExecutionUpdate, NewReply, SaveRequest
 from engine.storage.queues import QueueItem, QueueWrite
 from engine.storage.schedules import Fire, ScheduleRow
 
@@ -47,6 +47,21 @@ def inbox_columns(rows: Iterable[tuple[ShardId, Sequence[int]]], groups: Groups)
 def execution_columns(updates: Iterable[ExecutionUpdate]) -> Columns:
     """Parameters 46 to 56 of ``flush``."""
     return _columns([_execution(update) for update in updates], 11)
+
+
+def finish_values(commit: Commit, groups: Groups) -> list[object] | None:
+    """The parameters of ``finish`` alone, if the commit holds one row for each of its lists."""
+    execution, shard = commit.execution, commit.shard
+    if execution is None or commit.requests or commit.states:
+        return None
+    if not len(commit.journal) == len(commit.replies) == len(commit.settled) == 1:
+        return None
+    return [
+        *journal_values(commit.journal[0]),
+        *_reply(commit.replies[0], groups),
+        *(groups.id(shard.group), shard.number, commit.settled[0]),
+        *_execution(execution),
+    ]
 
 
 State = tuple[ShardId, StateWrite, Snowflake | None]

@@ -17,10 +17,12 @@ _NAME = re.compile(r"\A-- name: ([a-z_]+)\n-- (?=\S)")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _QUALIFIER = re.compile(r"\bengine\.")
 _INTEGERS = re.compile(r"\$(\d+)::(bigint|int|smallint)\[\]")
+_ROWS = re.compile(r"unnest\(((?:\s*\$\d+::\w+\[\],?)+?)\s*\)(?=\s+as\b)")
 
 
 class Queries:
-    """Every query of ``sql/`` by name, for one schema.
+    """Every query of ``sql/`` by name, for one schema; by ``alone(name)`` what it is for one row in
+    place of each of its lists of rows, which without arrays costs the server a third less.
 
     Arrays of integers are sent as text: the driver looks at each element of a list for longer than
     it takes to write and read its digits (0.6 microseconds; for 0.06 and 0.06).
@@ -32,14 +34,15 @@ class Queries:
         """``ConfigurationError`` when the schema's name is not a plain identifier."""
         self.schema: str = schema_name(schema)
         qualifier = f'"{schema}".'
-        self._integers = {
-            name: sorted({int(number) for number, _ in _INTEGERS.findall(text)})
-            for name, text in _sources().items()
-        }
-        self._texts = {
-            name: _INTEGERS.sub(r"$\1::text::\2[]", _QUALIFIER.sub(qualifier, text))
-            for name, text in _sources().items()
-        }
+        self._integers: dict[str, list[int]] = {}
+        self._texts: dict[str, str] = {}
+        for name, source in _sources().items():
+            text = _QUALIFIER.sub(qualifier, source)
+            self._integers[name] = sorted({int(number) for number, _ in _INTEGERS.findall(text)})
+            self._texts[name] = _INTEGERS.sub(r"$\1::text::\2[]", text)
+            if _ROWS.search(text):
+                self._integers[alone(name)] = []
+                self._texts[alone(name)] = _ROWS.sub(_one_row, text)
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
@@ -54,7 +57,16 @@ class Queries:
         return call
 
     def names(self) -> list[str]:
-        return sorted(self._texts)
+        return sorted(_sources())
+
+
+def alone(name: str) -> str:
+    return f"{name} alone"
+
+
+def _one_row(rows: re.Match[str]) -> str:
+    """``unnest($1::int[], $2::text[])`` as ``(values ($1::int, $2::text))``."""
+    return f"(values ({rows[1].replace('[]', '')}))"
 
 
 def schema_name(schema: str) -> str:

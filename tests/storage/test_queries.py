@@ -30,6 +30,7 @@ HOT_TABLES = {
     "step_heartbeats",
     "queue_items",
 }
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 HOT = {
     "save": (*[[]] * 20, None),
     "open": (
@@ -39,6 +40,10 @@ HOT = {
     "flush": (*[[]] * 20, None, *[[]] * 42),
     "stored": ([],),
     "finish": [[]] * 35,
+    "finish alone": (
+        *(1, 1, 2, 1, 0, 1, 0, 0, None, NOON, None, None, "step", b"1", 1, 0, 1, b"1", None, None),
+        *(None, 7, 1, 1, 1, 1, 5, NOON, NOON, None, None, 0, 1, None, None),
+    ),
     "flush_journal": [[]] * 14,
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),

@@ -10,7 +10,7 @@ with written as (
         $1::bigint[], $2::int[], $3::int[], $4::smallint[], $5::smallint[], $6::int[],
         $7::int[], $8::bigint[], $9::bigint[], $10::timestamptz[], $11::timestamptz[],
         $12::timestamptz[], $13::text[], $14::bytea[]
-    )
+    ) as j
 ),
 given as (
     select * from unnest(

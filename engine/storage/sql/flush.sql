@@ -112,7 +112,7 @@ written as (
         $22::bigint[], $23::int[], $24::int[], $25::smallint[], $26::smallint[], $27::int[],
         $28::int[], $29::bigint[], $30::bigint[], $31::timestamptz[], $32::timestamptz[],
         $33::timestamptz[], $34::text[], $35::bytea[]
-    )
+    ) as j
 ),
 given as (
     select * from unnest(
