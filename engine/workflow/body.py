@@ -11,7 +11,6 @@ import inspect
 import json
 import random
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -97,6 +96,39 @@ class Body:
     ``observed`` is called whenever the body reads its clock.
     """
 
+    __slots__ = (
+        "_called",
+        "_conditions",
+        "_cut_off",
+        "_deferreds",
+        "_failure",
+        "_handling",
+        "_id",
+        "_misfit",
+        "_not_awaited",
+        "_ordinals",
+        "_random",
+        "_run",
+        "_uncounted",
+        "_undo",
+        "_unwinding",
+        "answers",
+        "cancelled",
+        "commands",
+        "compensates",
+        "described",
+        "execution_id",
+        "instance",
+        "interrupted",
+        "loop",
+        "origin",
+        "overdue",
+        "patches",
+        "steps",
+        "suspending",
+        "task",
+    )
+
     def __init__(
         self,
         *,
@@ -116,14 +148,14 @@ class Body:
         self.patches = patches
         self._misfit: NonDeterminism | None = None
         self.overdue: bool = False
-        self.answers: deque[Answer] = deque()
+        self.answers: list[Answer] = []
         self.described: dict[str, object] = {}
         self._random: random.Random | None = None
         self.loop: DeterministicLoop = DeterministicLoop(
             observed=observed, salt=digest(origin.seed.encode())
         )
         self.steps: dict[StepKey, Step] = {}
-        self.commands: deque[Step] = deque()
+        self.commands: list[Step] = []
         self.cancelled: dict[StepKey, Step] = {}
         self._id = id
         self._run = run

@@ -66,6 +66,15 @@ _draw = random.Random()
 class Incoming:
     """Delivers events to one body. ``seen`` are the messages its journal holds already."""
 
+    __slots__ = (
+        "_body",
+        "_clock",
+        "_ledger",
+        "_name",
+        "_outgoing",
+        "_seen",
+    )
+
     def __init__(
         self,
         *,
@@ -285,21 +294,20 @@ class Incoming:
         begin."""
         patches = self._body.patches
         patches.replaying = False
-        while patches.asked:
-            change = patches.asked.popleft()
+        for change in patches.asked:
             self._ledger.append(
                 JournalKind.PATCHED, change, 0, at=self._ledger.at, payload=patches.stored(change)
             )
+        patches.asked.clear()
         if self._body.compensates:
             self._body.compensates = False
             self._ledger.append(JournalKind.COMPENSATING, "compensations", 0, at=self._ledger.at)
-        answers = self._body.answers
-        while answers:
-            answer = answers.popleft()
+        for answer in self._body.answers:
             self._ledger.append(
                 JournalKind.ANSWER, answer.name, 0, source=answer.source, at=self._ledger.at
             )
             self._ledger.answer(answer.source, answer.exit)
+        self._body.answers.clear()
 
     def expired(self) -> None:
         """The execution's time is over."""

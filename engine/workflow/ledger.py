@@ -40,6 +40,40 @@ class Ledger:
     ``paused`` are the pauses that its journal says are not over, by name.
     """
 
+    __slots__ = (
+        "_answers",
+        "_attributes",
+        "_clock",
+        "_commit",
+        "_commit_mark",
+        "_dirty",
+        "_flushed",
+        "_heartbeats",
+        "_missing",
+        "_moved",
+        "_next_version",
+        "_position",
+        "_requests",
+        "_resolved",
+        "_rows",
+        "_settled",
+        "_start_durable",
+        "_start_marked",
+        "_state",
+        "_stored_run",
+        "_update",
+        "_version",
+        "at",
+        "held",
+        "id",
+        "mark",
+        "on_trial",
+        "paused",
+        "reply",
+        "run",
+        "wake_at",
+    )
+
     def __init__(
         self,
         state: StoredExecution,

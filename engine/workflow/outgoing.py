@@ -6,7 +6,6 @@ here before everything the body had seen is durable.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -96,6 +95,28 @@ class Outgoing:
     that is about to commit; ``look`` is called when something was left to write outside a turn.
     """
 
+    __slots__ = (
+        "_alarms",
+        "_answered",
+        "_ended",
+        "_lapsed",
+        "_lapses",
+        "_ledger",
+        "_look",
+        "_name",
+        "_origin",
+        "_over",
+        "_position",
+        "_prototype",
+        "_services",
+        "_shard",
+        "_state",
+        "_trace",
+        "_waiting",
+        "calls",
+        "paused",
+    )
+
     def __init__(
         self,
         *,
@@ -127,7 +148,7 @@ class Outgoing:
         self._answered = answered
         self._position = position
         self._look = look
-        self._waiting: deque[Step] = deque()
+        self._waiting: list[Step] = []
         self._alarms: set[Alarm] = set()
         self._lapses: dict[Step, Alarm] = {}
         self._over = False
@@ -143,16 +164,25 @@ class Outgoing:
         INVARIANT durable-before-command: ``mark`` counts the rows there were when the command was
         found; it leaves when as many have been flushed.
         """
-        while body.commands:
-            step = body.commands.popleft()
+        for step in body.commands:
             if is_transaction(step):
                 # Its row is written off the lane, and who finds no start looks for no journal.
                 self._ledger.need_start()
             self.put(step)
-        while self._waiting and not self.paused and self._ledger.durable(self._waiting[0].mark):
-            step = self._waiting.popleft()
-            if not step.future.done():
-                self._launch(step)
+        body.commands.clear()
+        while not self.paused and (ready := self._durable()):
+            for step in ready:
+                if not step.future.done():
+                    self._launch(step)
+
+    def _durable(self) -> list[Step]:
+        """Take the oldest that wait and need not, since all before them is durable."""
+        waiting, count = self._waiting, 0
+        while count < len(waiting) and self._ledger.durable(waiting[count].mark):
+            count += 1
+        ready = waiting[:count]
+        del waiting[:count]
+        return ready
 
     def put(self, step: Step) -> None:
         """Launch a step once all that is in the ledger now is durable."""

@@ -5,7 +5,6 @@ the journal by ``workflow.incoming``.
 """
 
 import json
-from collections import deque
 from typing import Final
 
 from engine.core.journal import JournalKind, JournalRow
@@ -18,10 +17,17 @@ class Patches:
     """``replaying``: what the body does now it has done before, under code that may have been
     another. ``asked`` are the changes whose answers are to be journaled."""
 
+    __slots__ = (
+        "_answers",
+        "_copied_until",
+        "asked",
+        "replaying",
+    )
+
     def __init__(self, loaded: LoadedExecution) -> None:
         self._copied_until = _copied_until(loaded)
         self.replaying: bool = self._copied_until != 0
-        self.asked: deque[str] = deque()
+        self.asked: list[str] = []
         self._answers: dict[str, bool] = {
             row.name: row.payload == _ANSWERS[True]
             for row in loaded.journal

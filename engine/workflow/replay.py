@@ -67,7 +67,7 @@ def _apply(body: Body, row: JournalRow) -> None:
         case JournalKind.ANSWER:
             if not body.answers or body.answers[0].source != row.source:
                 raise _mismatch(body, row)
-            body.answers.popleft()
+            del body.answers[0]
         case JournalKind.COMPENSATING:
             if not body.compensates:
                 raise _mismatch(body, row)

@@ -70,6 +70,8 @@ from engine.workflow.tags import (
 log: logging.Logger = logging.getLogger(__name__)
 
 _EVENTS_PER_TURN = 200
+_NO_JOURNAL = deque[JournalRow](maxlen=0)
+"""Of all that have just begun. An empty deque takes as much room as twelve empty lists."""
 _AGAIN = 1.0
 
 
@@ -112,6 +114,44 @@ class Residents(Protocol):
 class ResidentExecution:
     """One execution of one epoch of its shard. A ``CommitSource`` of the shard's lane."""
 
+    __slots__ = (
+        "_accused",
+        "_again",
+        "_alarm",
+        "_alarm_at",
+        "_attributes",
+        "_blocked",
+        "_body",
+        "_committing",
+        "_deadline",
+        "_definition",
+        "_envelope",
+        "_events",
+        "_incoming",
+        "_journal",
+        "_kept",
+        "_ledger",
+        "_loaded",
+        "_looked",
+        "_outgoing",
+        "_over",
+        "_prototype",
+        "_queries",
+        "_quiet",
+        "_renewed",
+        "_residents",
+        "_scheduled",
+        "_services",
+        "_state",
+        "_suspending",
+        "_undelivered",
+        "_undoing",
+        "id",
+        "name",
+        "place",
+        "shard",
+    )
+
     def __init__(
         self,
         *,
@@ -132,7 +172,7 @@ class ResidentExecution:
         self._envelope = envelope
         self._services = services
         self._residents = residents
-        self._journal = deque(journal)
+        self._journal = deque(journal) if journal else _NO_JOURNAL
         self._events: deque[Event] = deque()
         self._ledger = Ledger(
             state,
@@ -178,7 +218,7 @@ class ResidentExecution:
         self._undelivered: dict[int, InboxRow] = {}
         self._kept: list[InboxRow] = []
         self._queries: list[Query] = []
-        self._looked: deque[tuple[int, Query, Exit]] = deque()
+        self._looked: list[tuple[int, Query, Exit]] = []
         self._deadline: datetime | None = None
 
     @property
@@ -432,7 +472,7 @@ class ResidentExecution:
         self._queries.clear()
         # INVARIANT durable-before-command: also an answer is something that others go on from.
         while self._looked and self._ledger.durable(self._looked[0][0]):
-            _, query, exit = self._looked.popleft()
+            _, query, exit = self._looked.pop(0)
             query.answers.end(exit)
 
     def drop(self) -> None:

@@ -130,8 +130,8 @@ MUTATIONS = (
     Mutation(
         breaks="G5: no command leaves before what it depends on is durable",
         file="engine/workflow/outgoing.py",
-        old="not self.paused and self._ledger.durable(self._waiting[0].mark):",
-        new="not self.paused:",
+        old="while count < len(waiting) and self._ledger.durable(waiting[count].mark):",
+        new="while count < len(waiting):",
         test="workflow/test_durable_first.py"
         "::test_no_step_begins_before_what_it_depends_on_is_stored",
     ),
