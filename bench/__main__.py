@@ -22,6 +22,7 @@ from bench.silence import failover, handover
 from bench.sleepers import sleepers
 from bench.soak import soak
 from bench.starts import starts
+from bench.timeline import timeline
 from cli.serve import fastest_loop
 
 PLACED: dict[str, Callable[[Place], Awaitable[None]]] = {
@@ -45,6 +46,7 @@ ARRANGED: dict[str, Callable[[Server, Results, Options], Awaitable[None]]] = {
     "W13": failover,
     "H1": handover,
     "W14": soak,
+    "T": timeline,
 }
 """With processes of their own."""
 LONG = {"W12", "W13", "W14"}

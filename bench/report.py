@@ -32,6 +32,7 @@ TITLES = {
     "p95": "p95, ms",
     "p99": "p99, ms",
     "max": "most, ms",
+    "took_ms": "takes, ms",
     "memory_mb": "memory, MiB",
     "cpu_runner_s": "runner, CPU s",
     "cpu_postgres_s": "PostgreSQL, CPU s",

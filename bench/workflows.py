@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from bench.spans import note_if_told
 from engine import Deferred, Entity, Queue, State, Workflow, activity, rpc
 
 
@@ -113,6 +114,7 @@ def served() -> list[
     Workflow[int, int] | Workflow[int, None] | Workflow[float, None] | Entity | Free
 ]:
     """All of it, for a runner."""
+    note_if_told()
     return [
         Steps(), Parent(), Waits(), Sleeps(), Beats(), Feed(), Counter(), Free(), Limited()
     ]  # fmt: skip
