@@ -22,6 +22,7 @@ from bench.silence import failover, handover
 from bench.sleepers import sleepers
 from bench.soak import soak
 from bench.starts import starts
+from bench.tables import tables
 from bench.timeline import timeline
 from cli.serve import fastest_loop
 
@@ -47,9 +48,10 @@ ARRANGED: dict[str, Callable[[Server, Results, Options], Awaitable[None]]] = {
     "H1": handover,
     "W14": soak,
     "T": timeline,
+    "S1": tables,
 }
 """With processes of their own."""
-LONG = {"W12", "W13", "W14"}
+LONG = {"W12", "W13", "W14", "S1"}
 PLACES = {"other": other_process, "same": same_process}
 
 
