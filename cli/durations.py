@@ -5,26 +5,17 @@ from datetime import UTC, datetime, timedelta
 
 from cli.exits import UsageError
 from cli.output import printable
+from engine.core.durations import duration_from
 
-_UNITS = {
-    "ms": timedelta(milliseconds=1),
-    "s": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-}
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
 def parse_duration(text: str) -> timedelta:
     """``30s``, ``1h30m``, ``500ms``, ``1.5d``; anything else is a ``UsageError``."""
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise UsageError(f"{text!r} is not a duration: write 30s, 5m, 2h, 1d or 1h30m")
     try:
-        return sum((float(number) * _UNITS[unit] for number, unit in parts), timedelta(0))
+        return duration_from(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     except OverflowError:
         raise UsageError(f"the duration {text!r} is too long") from None
 

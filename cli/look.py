@@ -53,7 +53,9 @@ async def ls(
         wanted = await filters.read(storage, now)
         if after is not None:
             wanted = replace(wanted, after=(await find(storage, after)).request_id)
-        found = [info async for info in admin.executions(storage, wanted, limit=limit)]
+        silent_before = session.silent_before(storage)
+        infos = admin.executions(storage, wanted, limit=limit, silent_before=silent_before)
+        found = [info async for info in infos]
     filtered = filters.given or after is not None
     session.output.table(
         found,

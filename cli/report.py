@@ -114,9 +114,13 @@ class Report:
         return f"runner {info.runner}{where}, by shard {info.shard}"
 
     def _attempts(self) -> str:
-        """Said when there were more of them than steps."""
-        tries = [e for e in self.events if e.kind in {JournalKind.STEP, JournalKind.ATTEMPT}]
-        steps = {(event.run, event.name, event.ordinal) for event in tries}
+        """Said when there were more of them than steps. What a run has of an earlier one was not
+        done again."""
+        tries: dict[tuple[object, ...], int] = {}
+        for event in self.events:
+            if event.kind in {JournalKind.STEP, JournalKind.ATTEMPT}:
+                tries.setdefault((event.name, event.ordinal, event.attempt, event.at), event.run)
+        steps = {(run, name, ordinal) for (name, ordinal, *_), run in tries.items()}
         if len(tries) == len(steps):
             return ""
         return f"{len(tries)} attempts of {len(steps)} step{'s' if len(steps) > 1 else ''}"

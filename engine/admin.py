@@ -27,7 +27,6 @@ from engine.core.reply import (
 from engine.core.seal import unreadable
 from engine.core.status import Status
 from engine.place import standing
-from engine.storage.pauses import Pause
 from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution, StoredReply
 from engine.why import Situation, why
 
@@ -91,15 +90,30 @@ async def _calls(storage: Storage, journal: Sequence[JournalRow]) -> list[str]:
 
 
 async def executions(
-    storage: Storage, filter: ExecutionFilter, *, limit: int | None = None
+    storage: Storage,
+    filter: ExecutionFilter,
+    *,
+    limit: int | None = None,
+    silent_before: datetime | None = None,
 ) -> AsyncIterator[ExecutionInfo]:
-    """Executions that match, youngest first, read page by page."""
+    """Executions that match, youngest first, read page by page. ``silent_before`` as for
+    ``describe``."""
     left, wanted = limit, filter
     pauses = await storage.pauses()
+    runners = {row.id: row for row in await storage.runners()}
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
-        infos = [summary(each, pauses.get(each.workflow)) for each in page]
+        situations = [
+            Situation(
+                execution=each,
+                owner=None if each.runner is None else runners.get(each.runner),
+                silent_before=silent_before,
+                pause=pauses.get(each.workflow),
+            )
+            for each in page
+        ]
+        infos = [_summary(each) for each in situations]
         for info in await _with_exits(storage, infos):
             yield info
         if len(page) < size:
@@ -144,8 +158,13 @@ def readable(payload: bytes) -> object:
         return payload
 
 
-def summary(execution: StoredExecution, pause: Pause | None = None) -> ExecutionInfo:
-    """What the execution's own row says, and what was last said of its workflow."""
+def summary(execution: StoredExecution) -> ExecutionInfo:
+    """What the execution's own row says."""
+    return _summary(Situation(execution=execution))
+
+
+def _summary(situation: Situation) -> ExecutionInfo:
+    execution = situation.execution
     attributes = readable(execution.attributes or b"")
     return ExecutionInfo(
         workflow=execution.workflow,
@@ -161,7 +180,7 @@ def summary(execution: StoredExecution, pause: Pause | None = None) -> Execution
         parent=execution.parent,
         runner=execution.runner,
         shard=execution.shard,
-        why=why(Situation(execution=execution, pause=pause)),
+        why=why(situation),
         attributes=attributes if isinstance(attributes, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
     )
 

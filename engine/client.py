@@ -244,7 +244,11 @@ class Client:
             version=version,
         )
         wanted = replace(wanted, after=after)
-        async for info in admin.executions(self._node.storage, wanted, limit=limit):
+        silent_before = self._node.clock.now() - self._node.settings.time_to_live
+        storage = self._node.storage
+        async for info in admin.executions(
+            storage, wanted, limit=limit, silent_before=silent_before
+        ):
             yield info
 
     async def versions(

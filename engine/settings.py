@@ -1,12 +1,14 @@
 """Everything that can be set, from arguments or ``OUTLAST_…`` variables, checked at once."""
 
 import getpass
+import logging
 import os
 import re
 import socket
 import warnings
 from contextlib import suppress
 from datetime import timedelta
+from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, Self, get_args
 
@@ -21,8 +23,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.core.codec_names import checked_codecs, codecs_named
+from engine.core.durations import EXAMPLES, duration_from
 from engine.core.errors import ConfigurationError
 from engine.core.seal import Codec, Codecs
+
+log: logging.Logger = logging.getLogger(__name__)
 
 
 def _author() -> str:
@@ -40,8 +45,8 @@ with warnings.catch_warnings():
     class Settings(BaseSettings):
         """Settings of a client or runner; each is also the variable ``OUTLAST_<NAME>``.
 
-        Durations are ``timedelta``; in variables, seconds or ISO 8601. Errors name the variable
-        and the fix.
+        Durations are ``timedelta``; in variables such as ``1h30m``, seconds or ISO 8601. Errors
+        name the variable and the fix.
 
         >>> Settings(dsn="postgresql://app:secret@localhost/shop")
         Settings(dsn='postgresql://app:***@localhost/shop', schema='engine')
@@ -142,6 +147,7 @@ with warnings.catch_warnings():
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 
         def __init__(self, **values: Any) -> None:
+            _look_for_misspelt()
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -170,6 +176,8 @@ with warnings.catch_warnings():
             if isinstance(value, str) and (field.annotation is timedelta or optional):
                 with suppress(ValueError, OverflowError):
                     return timedelta(seconds=float(value))
+                with suppress(ValueError, OverflowError):
+                    return duration_from(value)
             return value
 
         @model_validator(mode="after")
@@ -227,6 +235,24 @@ def _explain(error: ValidationError) -> str:
         name = f"{field} (variable OUTLAST_{field.upper()})" if field else "settings"
         if each["type"] == "extra_forbidden":
             lines.append(f"{field}: there is no such setting; remove it")
+        elif each["type"] == "time_delta_parsing":
+            never = ", or never" if field.startswith("retention") else ""
+            lines.append(f"{name}: it is not a duration; write {EXAMPLES}{never}")
         else:
             lines.append(f"{name}: {each['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
+
+
+_told: set[str] = set()
+
+
+def _look_for_misspelt() -> None:
+    """Say so, once, if a variable is nearly a setting's: it would be passed over in silence."""
+    known = [field.upper() for field in Settings.model_fields]
+    for variable in os.environ:
+        name = variable.removeprefix("OUTLAST_")
+        if name in known or name == variable or variable in _told:
+            continue
+        _told.add(variable)
+        if nearest := get_close_matches(name, known, n=1, cutoff=0.8):
+            log.warning("%s is no setting: did you mean OUTLAST_%s?", variable, nearest[0])

@@ -31,7 +31,8 @@ _NOTHING = (
 class Situation:
     """An execution that has not ended, with as much of what is around it as was read.
 
-    ``queued``: how many messages wait for it. ``starts_at``: not to begin before then.
+    ``journal`` is None if it was not read. ``queued``: how many messages wait for it.
+    ``starts_at``: not to begin before then.
     ``silent_before``: an owner without a later sign of life may be dead; None: not judged.
     ``pause``: what was last said of its workflow as a whole. ``holder``: who has the lock of its
     shard, if that is no live runner.
@@ -39,7 +40,7 @@ class Situation:
     """
 
     execution: StoredExecution
-    journal: Sequence[JournalRow] = ()
+    journal: Sequence[JournalRow] | None = None
     heartbeats: Sequence[StepHeartbeat] = ()
     queued: int = 0
     owner: RunnerRow | None = None
@@ -169,8 +170,10 @@ def _name(situation: Situation) -> str:
     return f"runner {owner.host}:{owner.pid}"
 
 
-def _last(journal: Sequence[JournalRow]) -> str:
+def _last(journal: Sequence[JournalRow] | None) -> str:
     """What its journal ends with."""
+    if journal is None:
+        return ""
     if not journal:
         return "; no step has ended yet"
     row = journal[-1]
@@ -197,7 +200,7 @@ def _beat(heartbeats: Sequence[StepHeartbeat]) -> str:
     return f"; heartbeat of {last.name} at {at}" + (f": {shown}" if shown else "")
 
 
-def _failure(journal: Sequence[JournalRow]) -> str:
+def _failure(journal: Sequence[JournalRow] | None) -> str:
     """The failed attempt that its journal ends with, if it does."""
     if not journal or journal[-1].kind is not JournalKind.ATTEMPT:
         return ""

@@ -130,9 +130,10 @@ class PostgresDoorbell:
             except (StorageUnavailable, asyncpg.PostgresError, *LOST) as error:
                 if monotonic() - since > _SERVED:
                     failures = 0
-                # An outage is told of once, however long it is.
+                # An outage is told of once, however long it is; and one that rings finds the end
+                # of its connection at its next ring only, when it may long be over.
                 log.log(
-                    logging.WARNING if failures == 0 else logging.DEBUG,
+                    logging.WARNING if failures == 0 and role == "listener" else logging.DEBUG,
                     "notifications are cut off; polling until they are back",
                     extra={"role": role, "error": str(error)},
                 )

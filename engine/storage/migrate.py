@@ -24,6 +24,7 @@ from sqlalchemy.schema import CreateSchema
 
 from engine.core.errors import ConfigurationError, StorageUnavailable
 from engine.storage.outage import Address, transient, unavailable, unconnected
+from engine.storage.queries import schema_name
 from engine.storage.schema_version import HEAD, refuse_newer, refuse_other
 
 VERSION_TABLE = "schema_version"
@@ -53,10 +54,10 @@ async def migrate(dsn: str, *, schema: str = "engine") -> None:
     waits behind, and asked for again for two minutes.
 
     Raises ``SchemaMismatch`` when the schema is too new for this code, ``ConfigurationError`` when
-    the DSN or the server cannot work, ``StorageUnavailable`` when it cannot be reached or others do
-    not let go of a table.
+    the DSN, the schema's name or the server cannot work, ``StorageUnavailable`` when it cannot be
+    reached or others do not let go of a table.
     """
-    await asyncio.to_thread(_migrate_alone, dsn, schema)
+    await asyncio.to_thread(_migrate_alone, dsn, schema_name(schema))
 
 
 async def check(dsn: str, *, schema: str = "engine") -> None:
@@ -73,7 +74,7 @@ def migration_sql(*, schema: str = "engine") -> str:
     """All of the migration as SQL for an empty schema, to be reviewed and run by hand."""
     printed = io.StringIO()
     with _alembic_in_use:
-        command.upgrade(_config(schema, output=printed), HEAD, sql=True)
+        command.upgrade(_config(schema_name(schema), output=printed), HEAD, sql=True)
     return printed.getvalue()
 
 

@@ -43,6 +43,7 @@ class Ledger:
     __slots__ = (
         "_answers",
         "_attributes",
+        "_begun_at",
         "_clock",
         "_commit",
         "_commit_mark",
@@ -87,6 +88,7 @@ class Ledger:
         self.id: Snowflake = state.request_id
         self.run: int = state.run
         self.at: datetime = begun_at or clock.now()
+        self._begun_at = self.at
         self.wake_at: datetime | None = state.wake_at
         self.mark: int = 0
         self.held: list[int] = []
@@ -323,7 +325,7 @@ class Ledger:
             request_id=self.id,
             run=self.run,
             status=status,
-            started_at=self.at,
+            started_at=self._begun_at,
             finished_at=finished_at,
             wake_at=None if status.finished else self.wake_at,
             waiting=waiting,

@@ -29,3 +29,10 @@ def test_the_printed_sql_makes_the_schema_too(empty_dsn: str) -> None:
         connection.execute(printed.out.encode())
 
     assert outlast("migrate", "--check", dsn=empty_dsn).code == 0
+
+
+def test_a_schema_that_nothing_else_accepts_is_not_made(empty_dsn: str) -> None:
+    for printed in ([], ["--sql"]):
+        ended = outlast("migrate", "--schema", "bad-name", *printed, dsn=empty_dsn)
+        assert ended.code != 0
+        assert "lower-case identifier" in ended.err

@@ -24,9 +24,17 @@ def test_settings_come_from_arguments_first_then_variables_then_defaults(
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("2.5", 2.5), ("90", 90.0), ("PT5S", 5.0), ("00:00:07", 7.0)]
+    ("text", "seconds"),
+    [
+        ("2.5", 2.5),
+        ("90", 90.0),
+        ("PT5S", 5.0),
+        ("00:00:07", 7.0),
+        ("1h30m", 5400),
+        ("250ms", 0.25),
+    ],
 )
-def test_durations_in_variables_are_seconds_or_iso(
+def test_durations_in_variables_are_seconds_or_iso_or_as_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
 ) -> None:
     monkeypatch.setenv("OUTLAST_SUSPEND_AFTER", text)
@@ -62,6 +70,26 @@ def test_a_wrong_variable_is_named_with_what_it_should_be(
 
     with pytest.raises(ConfigurationError, match=rf"^{name} \(variable OUTLAST_{name.upper()}\): "):
         Settings()
+
+
+def test_what_is_no_duration_is_told_how_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTLAST_RETENTION", "1 fortnight")
+
+    with pytest.raises(ConfigurationError, match=r"write 30s, 5m, 2h, 1d or 1h30m, or never"):
+        Settings()
+
+
+def test_a_variable_that_is_nearly_a_settings_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OUTLAST_RETENTION_FALED", "never")
+    monkeypatch.setenv("OUTLAST_OF_SOMEBODY_ELSE", "1")
+
+    Settings()
+    Settings()
+
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["OUTLAST_RETENTION_FALED is no setting: did you mean OUTLAST_RETENTION_FAILED?"]
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:

@@ -47,6 +47,28 @@ async def test_what_was_resolved_in_an_earlier_run_does_not_turn_the_clock_back(
     assert info.finished_at - info.started_at >= 2 * NAP
 
 
+class Slow(Workflow[None, None]):
+    """A step that takes its time, and nothing else: start and end are stored together."""
+
+    async def execute(self, request: None) -> None:
+        await self.work()
+
+    @activity
+    async def work(self) -> None:
+        await asyncio.sleep(NAP.total_seconds())
+
+
+async def test_an_execution_began_before_its_only_step(world: World) -> None:
+    async with world.cluster(Slow()) as cluster, asyncio.timeout(40):
+        execution = await cluster.client.start(Slow, None, key="only")
+        await world.result(cluster, execution)
+        info = await execution.describe()
+        [step] = [event for event in await execution.history() if event.name == "work"]
+    assert info.started_at is not None
+    assert step.started_at is not None
+    assert info.created_at <= info.started_at <= step.started_at
+
+
 class Mended(Workflow[bool, list[datetime]]):
     """Fails, behind a good step or at its very beginning, until somebody has mended it."""
 
