@@ -60,7 +60,7 @@ async def examine(storage: PostgresStorage, *, time_to_live: timedelta) -> list[
     found = [
         _ok("server", f"PostgreSQL {facts.version}, up since {_at(facts.started_at)}"),
         await _connection(storage),
-        *(found or [_ok("schema", f"at revision {HEAD}, as this version needs it, or newer")]),
+        *(found or [_ok("schema", f"this version works on it, needing revision {HEAD} or later")]),
         clock(offset),
         *server(facts),
     ]

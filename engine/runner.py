@@ -590,7 +590,10 @@ class _Incarnation:
         """Of one that is not told to stop."""
         load, membership = self._in_hand(), self._membership
         if membership is None or not membership.healthy:
-            trouble = "its heartbeats do not get through: its peers may take it for dead"
+            trouble = (
+                "its heartbeats do not get through, as when the database is away: its peers may take"
+                " it for dead"
+            )
         elif load.lanes == 0:
             trouble = "no lane is open: it can own no shard"
         else:

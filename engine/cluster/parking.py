@@ -45,7 +45,7 @@ class Parking:
         rows = self._rows[name]
         if not rows:
             log.warning(
-                "messages wait for a type that %s",
+                "messages wait for a type that %s: let all runners of its shard group serve it",
                 because,
                 extra={"entity_type": name, "runner": str(shard.runner)},
             )
