@@ -591,8 +591,8 @@ class _Incarnation:
         load, membership = self._in_hand(), self._membership
         if membership is None or not membership.healthy:
             trouble = (
-                "its heartbeats do not get through, as when the database is away: its peers may take"
-                " it for dead"
+                "its heartbeats do not get through, as when the database is away: its peers may"
+                " take it for dead"
             )
         elif load.lanes == 0:
             trouble = "no lane is open: it can own no shard"
