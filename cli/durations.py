@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 from cli.exits import UsageError
 from cli.output import printable
-from engine.core.durations import duration_from
 
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)")
 
 
 def parse_duration(text: str) -> timedelta:
     """``30s``, ``1h30m``, ``500ms``, ``1.5d``; anything else is a ``UsageError``."""
+    from engine.core.durations import duration_from
+
     try:
         return duration_from(text)
     except ValueError as error:

@@ -104,11 +104,11 @@ async def test_the_catalog_is_that_of_the_tables_down_to_storage_parameters(dsn:
 
 
 async def test_a_schema_of_another_name_is_the_same(empty_dsn: str) -> None:
-    await migrate(empty_dsn, schema="Billing flows")
+    await migrate(empty_dsn, schema="billing_flows")
     await migrate(empty_dsn)
 
-    assert await catalog(empty_dsn, "Billing flows") == await catalog(empty_dsn, "engine")
-    await check(empty_dsn, schema="Billing flows")
+    assert await catalog(empty_dsn, "billing_flows") == await catalog(empty_dsn, "engine")
+    await check(empty_dsn, schema="billing_flows")
 
 
 async def test_printed_sql_makes_the_same_schema(empty_dsn: str) -> None:
