@@ -239,6 +239,22 @@ async def test_a_sweep_passes_over_a_deep_backlog_of_an_entity_that_is_held(
     assert not swept.more
 
 
+async def test_a_sweep_tells_of_every_transaction_that_has_begun_to_write(
+    postgres: World, sql: asyncpg.Connection
+) -> None:
+    _, lane = await postgres.runner_with_lane()
+    await lane.acquire([ONE])
+
+    async with sql.transaction():
+        writes = int(await sql.fetchval("select pg_current_xact_id()::text"))
+        first = await sweep_of(lane)  # nothing that began later has ended
+        await sweep_of(lane)
+        later = await sweep_of(lane)
+
+        assert writes < first.newest
+        assert writes in later.running
+
+
 async def test_a_shard_that_a_user_transaction_fences_is_left_for_later(
     postgres: World, sql: asyncpg.Connection
 ) -> None:

@@ -4,7 +4,9 @@
 -- those that are admitted, if anything is said of that; nothing up to a shard's floor is looked at.
 -- An interrupt comes with the row of the request that it is for. Of rows and of executions one more
 -- than the limit says that there are more. The first row is the header. Of all transactions that
--- write, those from "newest" on had not begun, and of those before it all but "running" had ended.
+-- write, those from "newest" on had not begun when this looked; "running" are known not to have ended.
+-- (A snapshot's end would not do for "newest": it is behind the last that has ended, and others may
+-- have begun by then.)
 with owned as (
     select o.group_id, o.shard, coalesce(o.floor, 0) as floor
     from unnest($1::int[], $2::smallint[], $9::bigint[]) as o (group_id, shard, floor)
@@ -61,7 +63,7 @@ header as (
     select
         now() as now,
         array(select pg_snapshot_xip(pg_current_snapshot())::text::bigint) as running,
-        pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest,
+        pg_current_xact_id()::text::bigint as newest,
         (
             select max(i.seq)
             from owned o
