@@ -100,6 +100,8 @@ async def start(
             'on_conflict="restart-failed" begins again at once, whatever becomes of your'
             " transaction: leave `connection` or `on_conflict` out"
         )
+    if connection is None and expected is None:
+        await node.outbox.room()
     save = await start.request(node, expected)
     while True:
         if connection is None:
@@ -230,6 +232,7 @@ async def tell(node: "Node", message: Message) -> bool:
 
     ``NotFound`` when there is no such execution.
     """
+    await node.outbox.room()
     saved = await node.outbox.save(await message.request(node))
     _check_target(message, saved)
     return saved.outcome is SaveOutcome.CREATED
@@ -238,6 +241,7 @@ async def tell(node: "Node", message: Message) -> bool:
 async def signal(node: "Node", message: Message) -> None:
     """Store a message that must be handled; a key that is taken was it already. ``NotFound`` when
     the execution is not there or has ended."""
+    await node.outbox.room()
     saved = await node.outbox.save(await message.request(node))
     _check_target(message, saved, ended=True)
     _check_payload(message, saved)
@@ -245,6 +249,7 @@ async def signal(node: "Node", message: Message) -> None:
 
 async def ask(node: "Node", message: Message) -> Exit:
     """As ``signal``, and wait for the answer; with a key, for that of the first."""
+    await node.outbox.room()
     request_id = await node.outbox.next_id()
     with node.replies.expect(request_id) as answer:
         saved = await node.outbox.save(await message.request(node, request_id, wait=True))

@@ -162,6 +162,7 @@ class Client:
         definition = definition_of(workflow)
         start = _start(definition, request, key)
         async with within(timeout):
+            await self._node.outbox.room()
             request_id = await self._node.outbox.next_id()
             with self._node.replies.expect(request_id) as answer:
                 saved = await by_name.start(self._node, start, expected=request_id)

@@ -74,12 +74,9 @@ class Outbox:
                 return  # the lease runs out by itself
 
     async def next_id(self) -> Snowflake:
-        """A request id once there is room for a request, leasing a machine id when there is none or
-        little is left of it.
+        """A request id, leasing a machine id when there is none or little is left of it.
 
         From the ``lender`` if there is one: its lease is looked after."""
-        if self._crowd or len(self._queue) >= _BATCH:
-            await self._room()
         if self.lender is not None:
             try:
                 return self.lender.next()
@@ -115,10 +112,11 @@ class Outbox:
             answer.add_done_callback(lambda _: self._left.pop(request_id, None))
             raise
 
-    async def _room(self) -> None:
-        """Wait in line until another batch can gather. So the first of many requests are on their
-        way before the last have been prepared, and these wait without taking memory."""
-        if not self._closing:
+    async def room(self) -> None:
+        """Wait in line until another batch can gather, if many are to be sent: before a request is
+        prepared. So the first of them are on their way before the last have been encoded, and
+        these wait without taking memory."""
+        if not self._closing and (self._crowd or len(self._queue) >= _BATCH):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._crowd.append(turn)
             await turn

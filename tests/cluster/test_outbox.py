@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from engine import Client, Workflow
+from engine import Client, Entity, Workflow, rpc
 from engine.core.clock import monotonic
 from engine.testing import TestCluster
 
@@ -13,6 +13,12 @@ CONNECTIONS = """
     select count(*) from pg_stat_activity
     where application_name like 'outlast:%' and datname = current_database()
 """
+
+
+class Whispers(Entity):
+    @rpc(persisted=False)
+    async def whisper(self, number: int) -> int:
+        return number
 
 
 class Echo(Workflow[str, int]):
@@ -65,25 +71,25 @@ async def test_held_keys_hold_up_no_other_start_and_cost_one_connection_together
         await watcher.close()
 
 
-async def test_of_many_starts_the_first_are_stored_before_the_last_have_an_id(
+async def test_of_many_starts_the_first_are_stored_before_the_last_are_prepared(
     where: dict[str, Any],
 ) -> None:
     async with TestCluster(Echo(), **where) as cluster:
         outbox = cluster.client._node.outbox
-        ids, at_first_answers = 0, list[int]()
+        admitted, at_first_answers = 0, list[int]()
 
         async def start(number: int) -> None:
-            nonlocal ids
-            await outbox.next_id()
-            ids += 1
+            nonlocal admitted
+            await outbox.room()
+            admitted += 1
             await cluster.client.start(Echo, f"{number}")
-            at_first_answers.append(ids)
+            at_first_answers.append(admitted)
 
         await asyncio.gather(*(start(number) for number in range(3_000)))
         assert at_first_answers[0] < 2_000
 
 
-async def test_who_takes_an_id_for_nothing_or_gives_up_waiting_keeps_nobody_from_his(
+async def test_who_takes_room_for_nothing_or_gives_up_waiting_keeps_nobody_from_his(
     where: dict[str, Any],
 ) -> None:
     async with TestCluster(Echo(), **where) as cluster:
@@ -93,7 +99,7 @@ async def test_who_takes_an_id_for_nothing_or_gives_up_waiting_keeps_nobody_from
             if number < 500:  # enough to fill it
                 await cluster.client.start(Echo, f"{number}")
             else:
-                await outbox.next_id()
+                await outbox.room()
 
         tasks = [asyncio.create_task(start(number)) for number in range(3_000)]
         await asyncio.sleep(0)
@@ -116,3 +122,13 @@ async def test_who_waits_for_room_is_told_when_the_client_closes(where: dict[str
         refused = [each for each in ended if isinstance(each, BaseException)]
         assert 0 < len(refused) < 3_000
         assert all("this client is closed" in str(each) for each in refused)
+
+
+async def test_what_is_not_stored_does_not_wait_behind_many_starts(where: dict[str, Any]) -> None:
+    async with TestCluster(Echo(), Whispers(), **where) as cluster:
+        await cluster.client.entity(Whispers, "a").whisper(0)  # it is in memory
+        starts = [asyncio.create_task(cluster.client.start(Echo, f"{n}")) for n in range(3_000)]
+        await asyncio.sleep(0)
+        assert await cluster.client.entity(Whispers, "a").whisper(1) == 1
+        assert sum(start.done() for start in starts) < 2_500
+        await asyncio.gather(*starts)
