@@ -42,7 +42,14 @@ class Processes:
     async def _keep(self, nth: int) -> int:
         """Have one that runs, until they are told to stop; its exit code, 0 or that of an error."""
         while True:
-            code = await self._run_one(nth)
+            try:
+                code = await self._run_one(nth)
+            except OSError as error:  # no memory or process is to be had now; the others run on
+                _say(f"a runner process cannot be started: {error}; it is tried again")
+                await self._pause()
+                if self._told.is_set():
+                    return 0
+                continue
             if code > 0:
                 self._tell()
             if self._told.is_set():

@@ -1,10 +1,15 @@
 """``outlast run --processes``: several runners that start, are replaced and end together."""
 
+import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cli import processes
 from tests.cli.terminal import do, ended, script
 from tests.cli.watched import running
 from tests.eventually import eventually
@@ -59,3 +64,25 @@ def test_an_app_that_cannot_be_run_ends_them_all_with_its_exit_code(
 
     assert end.code == 2
     assert "there is no module 'nope'" in end.err
+
+
+async def test_one_that_cannot_be_started_now_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "_PAUSE", 0.01)
+    keeper, tries = processes.Processes(["orders:app"], number=1), 0
+
+    async def start(*words: str, environment: object) -> asyncio.subprocess.Process:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await asyncio.create_subprocess_exec("sleep", "60")
+
+    monkeypatch.setattr(processes, "start_runner", start)
+    async with asyncio.timeout(30):
+        await keeper.run()
+
+    assert tries == 3
+    assert capsys.readouterr().err.count("cannot be started") == 2
