@@ -144,6 +144,8 @@ with warnings.catch_warnings():
         health_host: str = Field(default="127.0.0.1", min_length=1)
         """The address of that port: for probes from other machines ``0.0.0.0`` or ``::``."""
         statement_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+        """After so long a statement of ours is given up. The same in all processes of a schema: a
+        runner takes it that what others have begun to store is stored after that, or never."""
         connect_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
 
         def __init__(self, **values: Any) -> None:

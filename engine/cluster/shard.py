@@ -129,12 +129,14 @@ class OwnedShard:
         self._began = monotonic()
         self.floor = self._safe
         if self._began - self._read_all_at > _READ_ALL_EVERY:
-            self.floor, self._read_all_at = 0, self._began
+            self.floor = 0
 
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
         """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
         none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
         self.behind = sweep.more or self._missed
+        if self.floor == 0:
+            self._read_all_at = self._began
         self._highest = max(self._highest, last)
         if sweep.more or self._again:
             return

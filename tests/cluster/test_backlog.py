@@ -251,5 +251,6 @@ async def test_all_is_read_now_and_then_all_the_same(
     for at in (0, 16):
         sweep(shard, clock, at=at, last=1000)
     assert sweep(shard, clock, at=17, last=1000) == 1000
-    assert sweep(shard, clock, at=21, last=1000) == 0
-    assert sweep(shard, clock, at=22, last=1000) == 1000
+    assert sweep(shard, clock, at=36, last=1000) == 1000
+    assert sweep(shard, clock, at=37, last=1000) == 0
+    assert sweep(shard, clock, at=38, last=1000) == 1000

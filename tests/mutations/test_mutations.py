@@ -174,6 +174,14 @@ MUTATIONS = (
         "::test_a_sweep_gives_a_shards_rows_in_the_order_they_were_stored",
     ),
     Mutation(
+        breaks="G8: a sweep begins behind what was seen once all that may come before has come",
+        file=f"{SQL}/sweep.sql",
+        old="array(select pg_snapshot_xip(pg_current_snapshot())::text::bigint) as running",
+        new="array[]::bigint[] as running",
+        test="storage/test_postgres_lane.py"
+        "::test_a_sweep_tells_of_every_transaction_that_has_begun_to_write",
+    ),
+    Mutation(
         breaks="G9: nothing is delivered early",
         file=f"{SQL}/sweep.sql",
         old="and i.due_at <= now()",
