@@ -99,6 +99,24 @@ def _by_key(calls: Sequence[Call], tables: Tables) -> Iterator[tuple[str, Found]
             yield key, _one_request(of, found)
             yield key, checks[kind](of, found)
     yield from _steps(requests, tables)
+    yield from _unseen(requests, tables)
+
+
+def _unseen(requests: Mapping[str, list[Request]], tables: Tables) -> Iterator[tuple[str, Found]]:
+    """What an execution with a result must have left in what the checks above look at."""
+    ran = {key for key, *_ in tables.touched}
+    woke = {timer.key for timer in tables.timers}
+    noted = {row.request for row in tables.rows if row.what == "journal"}
+    for key, found in requests.items():
+        for request in found:
+            if isinstance(request.result, dict):
+                sources = {
+                    "the activity": key in ran,
+                    "what comes after the timer": key in woke,
+                    "the note of its journal's rows": request.id in noted,
+                }
+                missing = [what for what, there in sources.items() if not there]
+                yield key, iter([("lost", what) for what in missing])
 
 
 def _exits(requests: list[Request]) -> Found:

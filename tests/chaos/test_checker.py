@@ -216,6 +216,17 @@ BAD: dict[str, tuple[str, str, tuple[list[Call], Tables]]] = {
         "Life/a",
         (CALLS, replace(GOOD, effects=GOOD.effects[1:])),
     ),
+    "an activity never ran": (
+        "lost",
+        "Life/a",
+        (CALLS, replace(GOOD, touched=GOOD.touched[1:])),
+    ),
+    "nothing came after a timer": ("lost", "Life/a", (CALLS, replace(GOOD, timers=[]))),
+    "no journal row was noted": (
+        "lost",
+        "Life/a",
+        (CALLS, replace(GOOD, rows=[each for each in ROWS if each.what != "journal"])),
+    ),
     "something is left": ("ended", "a row", (CALLS, replace(GOOD, left=["a row"]))),
     "an epoch goes back": ("epochs", "shard 1", with_rows(row(what="shard", epoch=1, owner="r3"))),
     "an epoch has two incarnations": (
