@@ -1,7 +1,7 @@
 """Tables from measured figures: ``python -m bench.report [FILE ...]``.
 
 With files, it prints all that is in them. Without, it fills ``docs/performance.md``, whose comments
-say from which file, where, and with which columns::
+say from which file, until another is named, where, and with which columns::
 
     <!-- results: bench/results/2026-11-27.jsonl -->
     <!-- table: W1 W2 | statements commits -->
@@ -56,11 +56,11 @@ def read(path: Path) -> list[Row]:
 
 
 def filled(page: str) -> str:
-    """A page with its tables made anew."""
-    named = RESULTS.search(page)
-    rows = read(ROOT / named[1]) if named else []
+    """A page with its tables made anew, each of the file that was named last before it."""
+    named = [(found.start(), read(ROOT / found[1])) for found in RESULTS.finditer(page)]
 
     def replaced(found: re.Match[str]) -> str:
+        rows = next((rows for at, rows in reversed(named) if at < found.start()), [])
         what, _, columns = found[2].removeprefix("table: ").partition("|")
         made = conditions(rows) if what == "conditions" else table(rows, what.split(), columns)
         return f"{found[1]}{made}\n<!-- end -->"

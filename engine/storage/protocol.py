@@ -282,8 +282,8 @@ class Sweep:
     """The highest ``seq`` there is in these shards; told only if rows were passed over."""
     running: Sequence[int] = ()
     newest: int = 0
-    """Of all transactions that write, those from ``newest`` on had not begun; all before it but
-    ``running`` had ended."""
+    """Of all transactions that write, those from ``newest`` on had not begun. Of those before that
+    of an earlier sweep of the lane, all but ``running`` had ended."""
     kept: Collection[ShardId] = ()
     """Shards with rows that cannot be delivered here now, and are to be read again."""
 
