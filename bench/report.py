@@ -60,7 +60,7 @@ def filled(page: str) -> str:
     named = [(found.start(), read(ROOT / found[1])) for found in RESULTS.finditer(page)]
 
     def replaced(found: re.Match[str]) -> str:
-        rows = next((rows for at, rows in reversed(named) if at < found.start()), [])
+        rows = next(rows for at, rows in reversed(named) if at < found.start())
         what, _, columns = found[2].removeprefix("table: ").partition("|")
         made = conditions(rows) if what == "conditions" else table(rows, what.split(), columns)
         return f"{found[1]}{made}\n<!-- end -->"
