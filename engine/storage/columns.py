@@ -87,23 +87,10 @@ def state_columns(states: Iterable[State], groups: Groups) -> Columns:
 
 def opening_columns(request: SaveRequest, groups: Groups) -> list[object]:
     """The parameters of ``open``, but for the last two."""
-    opening = request.opening
+    opening, message = request.opening, request.envelope
     assert opening is not None
-    assert opening.execution is not None
-    start, message = opening.envelope, request.envelope
-    address, attributes = start.address, opening.execution.attributes
     return [
-        start.request_id,
-        groups.id(address.shard.group),
-        address.shard.number,
-        address.entity_type,
-        address.entity_id,
-        start.deliver_at,
-        start.key,
-        headers_bytes(start),
-        start.payload,
-        opening.execution.version,
-        None if attributes is None else attributes.decode(),
+        *start_values(opening, groups),
         request.joins,
         message.request_id,
         message.tag,
@@ -123,7 +110,7 @@ def is_plain_start(request: SaveRequest) -> bool:
 
 
 def start_values(request: SaveRequest, groups: Groups) -> list[object]:
-    """The parameters of ``start``, but for the last."""
+    """The parameters of ``start``, but for the last: the first ones of ``open``."""
     envelope, execution = request.envelope, request.execution
     assert execution is not None
     address, attributes = envelope.address, execution.attributes
@@ -133,7 +120,6 @@ def start_values(request: SaveRequest, groups: Groups) -> list[object]:
         address.shard.number,
         address.entity_type,
         address.entity_id,
-        envelope.tag,
         envelope.deliver_at,
         envelope.key,
         headers_bytes(envelope),

@@ -52,7 +52,7 @@ HOT = {
     "ring": (*[[]] * 7, False),
     "ring_owner": (7, 1),
     "ring_waiters": (1,),
-    "start": (1, 7, 1, "Fulfil", "o-1", "run", None, "run/Fulfil/o-1", None, b"", 1, None, None),
+    "start": (1, 7, 1, "Fulfil", "o-1", None, "run/Fulfil/o-1", None, b"", 1, None, None),
     "watch": ([], "outlast_1"),
     "unwatch": ([], "outlast_1"),
     "replies": ([], [], []),
