@@ -61,6 +61,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("epoch", BigInteger, nullable=False, server_default=text("0")),
         Column("runner_id", Uuid),
         at("acquired_at", null=True),
+        Column("backend_pid", Integer),
         postgresql_with={"fillfactor": 50},
     )
     Table(

@@ -43,9 +43,17 @@ MUTATIONS = (
     Mutation(
         breaks="G1: a transaction holds its shard's row to the end",
         file=f"{SQL}/check_fence.sql",
-        old="\nfor share;",
+        old="\nfor share of s;",
         new=";",
         test="storage/test_conformance.py::test_nobody_takes_a_shard_from_under_a_transaction",
+    ),
+    Mutation(
+        breaks="G1: a transaction is the lane's that took its shard, on this very server",
+        file=f"{SQL}/check_fence.sql",
+        old="select from pg_stat_get_activity(s.backend_pid) a\n        where",
+        new="select from (select '' as application_name) a\n        where true or",
+        test="storage/test_conformance.py"
+        "::test_no_transaction_begins_once_the_lane_that_took_its_shard_has_ended",
     ),
     Mutation(
         breaks="G1: a transaction of an epoch that is over is rolled back",
