@@ -25,7 +25,7 @@ JOURNAL_WIDTH = 14
 
 def request_columns(requests: Iterable[SaveRequest], groups: Groups) -> Columns:
     """Parameters 1 to 20 of ``save`` and ``flush``."""
-    return _columns([_request(request, groups) for request in requests], REQUEST_WIDTH)
+    return _columns([request_values(request, groups) for request in requests], REQUEST_WIDTH)
 
 
 def journal_columns(rows: Iterable[JournalRow]) -> Columns:
@@ -187,7 +187,7 @@ def _columns(rows: Sequence[tuple[object, ...]], width: int) -> Columns:
     return [column if column.count(None) < len(rows) else () for column in zip(*rows, strict=True)]
 
 
-def _request(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
+def request_values(request: SaveRequest, groups: Groups) -> tuple[object, ...]:
     envelope, execution, reply_to = (
         request.envelope,
         request.execution,

@@ -17,9 +17,9 @@ _NAME = re.compile(r"\A-- name: ([a-z_]+)\n-- (?=\S)")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _QUALIFIER = re.compile(r"\bengine\.")
 _INTEGERS = re.compile(r"\$(\d+)::(bigint|int|smallint)\[\]")
-_ROWS = re.compile(r"unnest\(((?:\s*\$\d+::\w+\[\],?)+?)\s*\)(?=\s+as\b)")
+_ROWS = re.compile(r"unnest\(((?:\s*\$\d+::\w+\[\],?)+?)\s*\)( with ordinality)?(?=\s+as\b)")
 
-_ALONE = {"finish"}
+_ALONE = {"finish", "save"}
 """The queries that are asked for one row as well."""
 
 
@@ -69,7 +69,8 @@ def alone(name: str) -> str:
 
 def _one_row(rows: re.Match[str]) -> str:
     """``unnest($1::int[], $2::text[])`` as ``(values ($1::int, $2::text))``."""
-    return f"(values ({rows[1].replace('[]', '')}))"
+    nth = ", 1" if rows[2] else ""
+    return f"(values ({rows[1].replace('[]', '')}{nth}))"
 
 
 def schema_name(schema: str) -> str:

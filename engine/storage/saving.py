@@ -17,6 +17,7 @@ from engine.storage.columns import (
     is_plain_start,
     opening_columns,
     request_columns,
+    request_values,
     start_values,
 )
 from engine.storage.foreign import transaction_of
@@ -24,6 +25,7 @@ from engine.storage.groups import Groups, UnknownGroup
 from engine.storage.outage import transient
 from engine.storage.pool import Pool
 from engine.storage.protocol import Saved, SaveOutcome, SaveRequest
+from engine.storage.queries import alone
 from engine.storage.storable import check_storable
 
 _OUTCOMES = (
@@ -163,6 +165,8 @@ class Saving:
         if len(batch) == 1 and is_plain_start(first):
             channel = self._channel if first.wait else None
             return "start", [*start_values(first, self._groups), channel]
+        if len(batch) == 1:
+            return alone("save"), [*request_values(first, self._groups), self._channel]
         return "save", [*request_columns(batch, self._groups), self._channel]
 
     async def _learn(self, requests: Iterable[SaveRequest]) -> None:
