@@ -89,7 +89,8 @@ with warnings.catch_warnings():
         block_limit: timedelta = Field(default=timedelta(seconds=60), gt=timedelta(0))
         """How long code may block the event loop before the runner gives its shards up."""
         suspend_after: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(0))
-        """How long an execution that only waits stays in memory."""
+        """How long an execution that only waits stays in memory; not at all if it is to sleep for
+        longer than twice that, and nobody can call it meanwhile."""
         grace_period: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
         """How long running steps and handlers may go on when a runner stops."""
         handover_limit: timedelta = Field(default=timedelta(seconds=5), ge=timedelta(0))

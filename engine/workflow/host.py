@@ -76,7 +76,7 @@ class ExecutionHost:
     """Runs the executions of the shards owned here (an ``ExecutionsHost`` of delivery).
 
     ``suspend_after``: how long an execution may wait in memory with nothing to do; less when there
-    are ``max_resident`` and others want a place.
+    are ``max_resident`` and others want a place, or when it is to sleep for longer than twice that.
     """
 
     def __init__(
@@ -369,7 +369,11 @@ class ExecutionHost:
         self._leave(execution.id)
 
     def idle(self, execution: ResidentExecution) -> None:
-        self._idle.setdefault(execution, self._clock.now())
+        now = self._clock.now()
+        if execution.sleeps_beyond(now + self._suspend_after * 2):
+            execution.suspend()  # nothing is likely to come that spares it
+            return
+        self._idle.setdefault(execution, now)
         place = self._places.get(execution.id)
         if place is not None:
             self._residency.idle(place)

@@ -875,6 +875,16 @@ class ResidentExecution:
             for step in body.steps.values()
         )
 
+    def sleeps_beyond(self, at: datetime) -> bool:
+        """Whether it waits for a timer that is due after that, and for nothing that may come sooner:
+        neither for a deferred or a step, nor may anybody call it."""
+        body = self._body
+        timer = None if body is None else body.loop.next_timer()
+        if body is None or timer is None or replay.deadline_of(timer.deadline) <= at:
+            return False
+        others = body.steps or self._definition.handlers or body.waiting_for or body.conditions
+        return not others
+
     def suspend(self) -> None:
         """Leave memory if there is nothing to do: the host calls this after a while of idleness."""
         body = self._body
