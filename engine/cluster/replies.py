@@ -309,6 +309,7 @@ class ReplyBoard:
         if monotonic() - self._looked > _LOOK_EVERY:
             self._doubt_all()
         self.read_again()
+        self._remind(self._stored)
         self._arm()
 
     async def _run(self) -> None:
@@ -381,12 +382,20 @@ class ReplyBoard:
 
     def _watch_again(self, rung: set[Snowflake], before: Mapping[Snowflake, int]) -> None:
         """A ring uses a registration up: register those it has brought nothing. (Those it has
-        brought chunks ask for more themselves.)"""
+        brought chunks ask for more themselves.) It may have been for chunks that had come before a
+        fail-over lost them."""
         after = self._after(rung)
         for request in rung & self._waiting.keys():
             waits = not all(waiter.ended for waiter in self._waiting[request])
             if waits and after.get(request) == before.get(request):
                 self.watch(request)
+                self._remind([request])
+
+    def _remind(self, requests: Iterable[Snowflake]) -> None:
+        for request in requests:
+            for waiter in self._waiting[request]:
+                if isinstance(waiter, StreamReader):
+                    waiter.remind()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

@@ -121,8 +121,12 @@ class StreamReader:
             self._next = reply.sequence
         expected = self.after + 1 if self._found else -1
         chunk = reply.kind is ReplyKind.CHUNK
-        if self.ended or (chunk and reply.sequence < expected):
-            return  # it has come before, or comes too late
+        if self.ended:
+            return
+        if chunk and reply.sequence < expected:  # it has come before
+            if pushed:
+                self.remind()
+            return
         if reply.sequence > expected and not pushed and not self._behind:
             self.fail(_taken_elsewhere(self.request_id, expected))
         elif reply.sequence > expected or (chunk and len(self._buffer) >= _LIMIT):
@@ -135,6 +139,13 @@ class StreamReader:
             except InvalidPayload as error:  # as in ``replies``
                 self._failure = error
         self._resume()
+
+    def remind(self) -> None:
+        """If it waits, acknowledge again what it took last: a fail-over may have lost that, and
+        then the producer waits for it, behind what has come here."""
+        waits = self._wake is not None and not self._wake.done()
+        if waits and self._acknowledged and self._acknowledge is not None:
+            self._acknowledge(self._next - 1, more=True)
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come; what has come is still given."""

@@ -876,8 +876,8 @@ class ResidentExecution:
         )
 
     def sleeps_beyond(self, at: datetime) -> bool:
-        """Whether it waits for a timer that is due after that, and for nothing that may come sooner:
-        neither for a deferred or a step, nor may anybody call it."""
+        """Whether it waits for a timer that is due after that, and for nothing that may come
+        sooner: neither for a deferred or a step, nor may anybody call it."""
         body = self._body
         timer = None if body is None else body.loop.next_timer()
         if body is None or timer is None or replay.deadline_of(timer.deadline) <= at:

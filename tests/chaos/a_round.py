@@ -172,7 +172,10 @@ class Run:
             Violation(promise="ended", key=call.key, what=str(call))
             for call in self.calls
             if call.client in self._stuck
-            and (call.ended == float("inf") or (call.client == "settling" and not call.known))
+            and (
+                call.ended - call.invoked > SETTLES_WITHIN
+                or (call.client == "settling" and not call.known)
+            )
         ]
         return stuck + check(self.calls, await tables.read(self.chaos.database))
 

@@ -24,6 +24,13 @@ EXITS = """
     where kind <> 0 and entity_id = $1
 """
 
+LOSE = """
+    with mine as (select request_id from engine.envelopes where entity_id = $1),
+        lost as (delete from engine.replies where request_id in (table mine))
+    update engine.acks set sequence = 0 where request_id in (table mine)
+"""
+"""Chunks and acknowledgements are as they were after the first one."""
+
 
 async def test_a_stream_comes_complete_and_in_order_wherever_it_is_made(live: Live) -> None:
     async def read(id: str, number: int) -> None:
@@ -100,6 +107,28 @@ async def test_streams_move_with_their_shards_when_runners_join_and_leave(live: 
         leaver.send(signal.SIGTERM)
         assert await leaver.process.wait() == 0
     assert [task.result() for task in tasks] == [list(range(300))] * 6
+
+
+@pytest.mark.runners(1)
+async def test_a_stream_goes_on_though_a_fail_over_lost_what_its_caller_has_taken(
+    live: Live,
+) -> None:
+    id, number = live.name(), live.settings.stream_window * 10
+    async with asyncio.timeout(50):
+        chunks = aiter(live.client.entity(Single, id).count(number))
+        got = [await anext(chunks) for _ in range(live.settings.stream_window * 2)]
+        [runner] = live.runners
+        runner.send(signal.SIGTERM)
+        assert await runner.process.wait() == 0
+        waiting = asyncio.ensure_future(anext(chunks))
+        while (await asyncio.wait([waiting], timeout=1))[0]:
+            got.append(await waiting)
+            waiting = asyncio.ensure_future(anext(chunks))
+        await live.database.execute(LOSE, id)
+        await live.processes.start_runner()
+        got.append(await waiting)
+        got += [each async for each in chunks]
+    assert got == list(range(number))
 
 
 async def test_a_caller_that_leaves_its_loop_ends_the_stream(live: Live) -> None:
