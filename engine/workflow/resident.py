@@ -876,14 +876,24 @@ class ResidentExecution:
         )
 
     def sleeps_beyond(self, at: datetime) -> bool:
-        """Whether it waits for a timer that is due after that, and for nothing that may come
-        sooner: neither for a deferred or a step, nor may anybody call it."""
+        """Whether it waits for a time after that, its timer's and its own limit's, and for nothing
+        that may come sooner: neither for a deferred or a step, nor may anybody call it."""
         body = self._body
-        timer = None if body is None else body.loop.next_timer()
-        if body is None or timer is None or replay.deadline_of(timer.deadline) <= at:
+        if body is None or body.loop.next_timer() is None or min(self._wakes(body)) <= at:
             return False
         others = body.steps or self._definition.handlers or body.waiting_for or body.conditions
         return not others
+
+    def _wakes(self, body: Body) -> list[datetime]:
+        """When it has to go on by itself."""
+        times = (at for step in body.steps.values() for at in (step.retry_at, step.due_at))
+        wakes = [at for at in times if at is not None]
+        if self._deadline is not None and not body.overdue:
+            wakes.append(self._deadline)
+        timer = body.loop.next_timer()
+        if timer is not None:
+            wakes.append(replay.deadline_of(timer.deadline))
+        return wakes
 
     def suspend(self) -> None:
         """Leave memory if there is nothing to do: the host calls this after a while of idleness."""
@@ -892,15 +902,8 @@ class ResidentExecution:
             return
         if not self._can_suspend(body):
             return
-        times = (at for step in body.steps.values() for at in (step.retry_at, step.due_at))
-        wakes = [at for at in times if at is not None]
-        if self._deadline is not None and not body.overdue:
-            wakes.append(self._deadline)
-        timer = body.loop.next_timer()
-        if timer is not None:
-            wakes.append(replay.deadline_of(timer.deadline))
         self._suspending = self._outgoing.paused = True
-        self._ledger.wake_at = min(wakes, default=None)
+        self._ledger.wake_at = min(self._wakes(body), default=None)
         self._ledger.set_status(Status.SUSPENDED, waiting=replay.waits(body))
         self._ledger.settle_all()
         self._submit()

@@ -488,6 +488,23 @@ async def test_an_execution_that_does_not_end_in_its_time_is_cleaned_up_and_fail
         assert slow.undone == ["it"]
 
 
+async def test_one_that_nears_the_end_of_its_time_is_not_replayed_by_every_sweep() -> None:
+    begun: list[int] = []
+
+    class Sleeps(Workflow[int, int]):
+        async def execute(self, request: int) -> int:
+            begun.append(request)
+            await self.sleep(HOUR * 10)
+            return request
+
+    soon = timedelta(milliseconds=20)
+    async with TestCluster(Sleeps(), suspend_after=HOUR / 6, poll_interval=soon) as cluster:
+        await cluster.client.start(Sleeps, 1, timeout=HOUR)
+        await cluster.advance(HOUR * 0.95)  # sweeps look for what is due within half of that
+        await asyncio.sleep(0.5)
+        assert len(begun) <= 2
+
+
 async def test_the_time_of_one_that_is_put_off_counts_from_when_it_is_due() -> None:
     async with TestCluster(Slow()) as cluster:
         execution = await cluster.client.start(Slow, "it", delay=HOUR * 5, timeout=HOUR * 11)
