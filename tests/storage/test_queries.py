@@ -33,6 +33,10 @@ HOT_TABLES = {
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 HOT = {
     "save": (*[[]] * 20, None),
+    "save alone": (
+        *(1, 7, 1, "Fulfil", "o-1", "signal/say", 0, None, None, None, None, "message/Fulfil/o-1"),
+        *(b"", b"", "run/Fulfil/o-1", None, None, None, False, None, None),
+    ),
     "open": (
         *(1, 7, 1, "Fulfil", "o-1", None, "run/Fulfil/o-1", None, b"", 0, None, True),
         *(2, "signal/say", "message/Fulfil/o-1", None, b"", False, None, None),
