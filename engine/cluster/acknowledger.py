@@ -31,8 +31,8 @@ class Acknowledger:
     """Sends acknowledgements and interrupts; what comes while a batch is sent is the next one.
 
     ``registered`` is told of requests that this process has just been registered for as a waiter,
-    ``ring`` of the shards that have an interrupt to deliver. ``settled`` calls back when a request
-    is no longer being stored.
+    with how far they are acknowledged, ``ring`` of the shards that have an interrupt to deliver.
+    ``settled`` calls back when a request is no longer being stored.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Acknowledger:
         *,
         storage: Storage,
         next_id: Callable[[], Awaitable[Snowflake]],
-        registered: Callable[[Snowflake], None],
+        registered: Callable[[Snowflake, int], None],
         ring: Callable[[Collection[ShardId]], None],
         settled: Callable[[Snowflake, Callable[[], None]], None],
     ) -> None:
@@ -152,7 +152,7 @@ class Acknowledger:
         if elsewhere:
             self._storage.doorbell.ring_acks(elsewhere)
         for request_id in waiting:
-            self._registered(request_id)
+            self._registered(request_id, taken[request_id])
 
     async def _interrupt(self, interrupts: dict[Snowflake, Interrupt]) -> None:
         if interrupts:

@@ -7,6 +7,7 @@ and on which shards, is the runner's, which is a ``Place`` here.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from engine.cluster.acknowledger import Acknowledger
 from engine.cluster.call import IN_HAND
@@ -166,7 +167,10 @@ class ClusterSharding:
         request = await self._storage.request(ack.request_id)
         if request is None:
             raise NotFound(f"there is no request {ack.request_id}; it may have been pruned")
-        await self._acknowledger.acknowledged(ack.request_id, request.address.shard, ack.sequence)
+        taken = ack.request_id, request.address.shard, ack.sequence
+        await self._acknowledger.acknowledged(*taken)
+        again = partial(self._acknowledger.acknowledge, *taken, more=True)
+        self._replies.acknowledged(ack.request_id, again)
 
     async def interrupt(self, interrupt: Interrupt) -> None:
         self._check_entered()

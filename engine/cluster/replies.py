@@ -31,6 +31,7 @@ _READ = 1000
 _LINGER = 1.0
 _LOOK_AFTER = 2.0
 _LOOK_EVERY = 60.0
+_REMIND_EVERY = 10.0
 _CLOSED = "this client is closed; open a new one"
 
 
@@ -67,7 +68,7 @@ class ReplyBoard:
         self._doubtful: set[Snowflake] = set()
         self._doubted: set[Snowflake] = set()
         self._looking: asyncio.TimerHandle | None = None
-        self._looked = monotonic()
+        self._looked = self._reminded = monotonic()
         self._rung: set[Snowflake] = set()
         self._wake = asyncio.Event()
         self._registered: set[Snowflake] = set()
@@ -203,9 +204,13 @@ class ReplyBoard:
         self._doubtful = set()
         self._wake.set()
 
-    def read(self, request_id: Snowflake) -> None:
-        """Read the request's replies: this process has been registered for more of them."""
+    def read(self, request_id: Snowflake, acked: int) -> None:
+        """Read the request's replies: this process has been registered for more of them, and the
+        chunks up to ``acked`` are acknowledged."""
         if request_id in self._waiting:
+            for waiter in self._waiting[request_id]:
+                if isinstance(waiter, StreamReader):
+                    waiter.lags = acked < waiter.after
             self._registered.add(request_id)
             self._unread.add(request_id)
             self._wake.set()
@@ -287,6 +292,7 @@ class ReplyBoard:
         which took over and does not have all that the last one had."""
         self._unwatched.update(self._stored)
         self._doubt_all()
+        self._remind(self._stored, everyone=True)
         self._wake.set()
 
     def read_again(self) -> None:
@@ -309,7 +315,7 @@ class ReplyBoard:
         if monotonic() - self._looked > _LOOK_EVERY:
             self._doubt_all()
         self.read_again()
-        self._remind(self._stored)
+        self._remind(self._stored, everyone=monotonic() - self._reminded > _REMIND_EVERY)
         self._arm()
 
     async def _run(self) -> None:
@@ -389,13 +395,23 @@ class ReplyBoard:
             waits = not all(waiter.ended for waiter in self._waiting[request])
             if waits and after.get(request) == before.get(request):
                 self.watch(request)
-                self._remind([request])
+                self._remind([request], everyone=False)
 
-    def _remind(self, requests: Iterable[Snowflake]) -> None:
+    def _remind(self, requests: Iterable[Snowflake], *, everyone: bool) -> None:
+        """Have consumers acknowledge again, those that lag or ``everyone``."""
+        if everyone:
+            self._reminded = monotonic()
         for request in requests:
             for waiter in self._waiting[request]:
-                if isinstance(waiter, StreamReader):
+                if isinstance(waiter, StreamReader) and (everyone or waiter.lags):
                     waiter.remind()
+
+    def acknowledged(self, request_id: Snowflake, again: Callable[[], None]) -> None:
+        """Somebody has acknowledged chunks that he was given by a reader of this process, which
+        knows by this how to say it ``again``."""
+        for waiter in self._waiting.get(request_id, ()):
+            if isinstance(waiter, StreamReader):
+                waiter.reminder = again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

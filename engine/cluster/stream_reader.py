@@ -31,7 +31,8 @@ class StreamReader:
 
     Asking for the next chunk acknowledges the one before, if there is an ``acknowledge``. ``watch``
     has this process registered for the request's replies, and then read what is there.
-    ``registered``: it is so already, and there was nothing before.
+    ``registered``: it is so already, and there was nothing before. It ``lags`` when less than has
+    come is stored as acknowledged.
     """
 
     __slots__ = (
@@ -47,6 +48,8 @@ class StreamReader:
         "_taken",
         "_wake",
         "_watch",
+        "lags",
+        "reminder",
         "request_id",
     )
 
@@ -72,6 +75,8 @@ class StreamReader:
         self._exit: Exit | None = None
         self._failure: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
+        self.reminder: Callable[[], None] | None = None
+        self.lags: bool = False
 
     @property
     def after(self) -> int:
@@ -143,9 +148,12 @@ class StreamReader:
     def remind(self) -> None:
         """If it waits, acknowledge again what it took last: a fail-over may have lost that, and
         then the producer waits for it, behind what has come here."""
-        waits = self._wake is not None and not self._wake.done()
-        if waits and self._acknowledged and self._acknowledge is not None:
+        if self._wake is None or self._wake.done():
+            return
+        if self._acknowledged and self._acknowledge is not None:
             self._acknowledge(self._next - 1, more=True)
+        elif self.reminder is not None:
+            self.reminder()
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come; what has come is still given."""

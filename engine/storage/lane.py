@@ -227,17 +227,16 @@ class Lane:
                     extra={"lane": self.index, "generation": self.generation, "error": str(error)},
                 )
                 session.terminate()
-                self._closed()
-                short_lives = short_lives + 1 if monotonic() - since < _SHORT_LIFE else 1
-                await self._pause(again_in(short_lives, first=0.02, longest=1))
             except BaseException:
                 session.terminate()
                 self._closed()
                 raise
-            else:
-                if not session.closed:
-                    await session.close()
-                self._closed()
+            if not session.closed:
+                await session.close()
+            self._closed()
+            if not self._closing:  # it was lost, or ended from outside
+                short_lives = short_lives + 1 if monotonic() - since < _SHORT_LIFE else 1
+                await self._pause(again_in(short_lives, first=0.02, longest=1))
         self._refuse_orders()
 
     async def _pause(self, seconds: float) -> None:

@@ -33,11 +33,7 @@ class UserConnection:
         fence = self._fence
         with self._database.mutex:
             shard = self._database.shards.get(fence.shard)
-            if (
-                shard is None
-                or shard.holder is None
-                or (shard.epoch, shard.runner) != (fence.epoch, fence.runner)
-            ):
+            if shard is None or (shard.epoch, shard.runner) != (fence.epoch, fence.runner):
                 raise OwnershipLost(
                     "the shard has another owner by now; the transaction is rolled back"
                 )

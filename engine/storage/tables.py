@@ -61,7 +61,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("epoch", BigInteger, nullable=False, server_default=text("0")),
         Column("runner_id", Uuid),
         at("acquired_at", null=True),
-        Column("backend_pid", Integer),
+        at("server_started_at", null=True),
         postgresql_with={"fillfactor": 50},
     )
     Table(

@@ -87,7 +87,9 @@ class UserTransactions:
             arguments = group_id, number, fence.epoch, fence.runner
             held = await self._ours(session, "check_fence", *arguments)
             if not held:
-                raise OwnershipLost(f"shard {fence.shard} has another owner, epoch or lane by now")
+                raise OwnershipLost(
+                    f"shard {fence.shard} has another owner or epoch by now, or is another server's"
+                )
             row = await work(transaction)
             if not session.is_in_transaction():
                 raise ConfigurationError(

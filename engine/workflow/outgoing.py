@@ -356,8 +356,11 @@ class Outgoing:
             result = Errored(error, ErrorDetails.of(error), Outcome.FAILED)
         except StepDropped:
             return
-        except OwnershipLost:
+        except OwnershipLost as error:
             if self._shard.alive:  # another owner took the shard, so this lane's lock is gone
+                log.warning(
+                    "the lane of a refused transaction begins anew", extra={"error": str(error)}
+                )
                 self._shard.lane.terminate()
             return
         finally:

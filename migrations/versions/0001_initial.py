@@ -96,7 +96,7 @@ def make_cluster(schema: str | None) -> None:
         number("epoch", sa.BigInteger, default=0),
         sa.Column("runner_id", sa.Uuid),
         at("acquired_at", null=True),
-        sa.Column("backend_pid", sa.Integer),
+        at("server_started_at", null=True),
         sa.PrimaryKeyConstraint("group_id", "shard"),
         schema=schema,
         postgresql_with={"fillfactor": 50},

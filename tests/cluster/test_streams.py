@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import BaseModel
 
@@ -21,6 +22,7 @@ from engine import (
     ExecutionFailed,
     Interrupt,
     NotFound,
+    Reply,
     ReplyChunk,
     ReplyReceiver,
     ReplyWithExit,
@@ -269,6 +271,36 @@ async def test_a_receiver_gives_chunks_and_exit_to_whoever_asks(cluster: TestClu
     exit = ReplyWithExit(request_id=receiver.request_id, exit=Success(b"null"))
     assert got == [*chunks, exit]
     assert again == [exit]
+
+
+async def test_what_a_receiver_has_acknowledged_is_said_again_when_a_fail_over_lost_it(
+    feed: Feed, dsn: str
+) -> None:
+    sql = await asyncpg.connect(dsn)
+    async with (
+        asyncio.timeout(40),
+        TestCluster(feed, dsn=dsn, stream_window=WINDOW) as cluster,
+        asyncio.TaskGroup() as group,
+    ):
+        receiver = await ask(cluster, "items", count=WINDOW * 4)
+        taken = asyncio.Queue[Reply]()
+
+        async def consume() -> None:
+            async for reply in receiver.replies():
+                await taken.put(reply)
+
+        group.create_task(consume())
+        for _ in range(WINDOW * 2):
+            await acknowledge(cluster, receiver.request_id, (await taken.get()).sequence)
+        await eventually(lambda: taken.qsize() == WINDOW)
+        await sql.execute("delete from engine.replies; update engine.acks set sequence = 0")
+        await cluster.crash()
+        await eventually(lambda: stored_is(cluster, receiver, range(WINDOW * 2, WINDOW * 3)))
+        await acknowledge(cluster, receiver.request_id, WINDOW * 3 - 1)
+        await eventually(lambda: taken.qsize() == WINDOW * 2)
+        await acknowledge(cluster, receiver.request_id, WINDOW * 4 - 1)
+        assert await receiver == Success(b"null")
+    await sql.close()
 
 
 async def test_a_chunk_of_an_unknown_request_cannot_be_acknowledged(cluster: TestCluster) -> None:

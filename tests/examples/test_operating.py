@@ -15,7 +15,8 @@ async def statuses(cluster: TestCluster) -> dict[str, Status]:
 
 async def test_nothing_begins_while_the_workflow_is_paused() -> None:
     bank = Bank()
-    async with TestCluster(Invoice(bank)) as cluster:
+    resident = timedelta(days=30)
+    async with TestCluster(Invoice(bank), suspend_after=resident) as cluster:
         client = cluster.client
         early = await client.start(Invoice, "ada", key="ada")
         await cluster.settle()

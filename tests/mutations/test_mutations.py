@@ -43,17 +43,17 @@ MUTATIONS = (
     Mutation(
         breaks="G1: a transaction holds its shard's row to the end",
         file=f"{SQL}/check_fence.sql",
-        old="\nfor share of s;",
+        old="\nfor share;",
         new=";",
         test="storage/test_conformance.py::test_nobody_takes_a_shard_from_under_a_transaction",
     ),
     Mutation(
-        breaks="G1: a transaction is the lane's that took its shard, on this very server",
+        breaks="G1: a transaction is of the server that its shard was taken of",
         file=f"{SQL}/check_fence.sql",
-        old="select from pg_stat_get_activity(s.backend_pid) a\n        where",
-        new="select from (select '' as application_name) a\n        where true or",
-        test="storage/test_conformance.py"
-        "::test_no_transaction_begins_once_the_lane_that_took_its_shard_has_ended",
+        old="and server_started_at = pg_postmaster_start_time()",
+        new="",
+        test="storage/test_postgres_transaction.py"
+        "::test_no_transaction_begins_on_a_server_that_took_another_ones_place",
     ),
     Mutation(
         breaks="G1: a transaction of an epoch that is over is rolled back",

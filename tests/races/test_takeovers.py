@@ -146,7 +146,7 @@ async def test_a_transaction_step_against_a_takeover(
         "takeover": ("ends its lane", "takes", "reads"),
     }
     orders = await every_order(gates, sides, race)
-    assert len(orders) == 10 + 3  # one that begins after its lane has ended is over at once
+    assert len(orders) == 20 - 4 + 2  # one that begins after it was taken is over at once
 
 
 async def test_a_start_in_a_users_transaction_against_a_takeover(

@@ -1506,32 +1506,6 @@ async def test_a_transaction_of_an_earlier_epoch_is_refused_before_it_begins(
     assert began == []
 
 
-async def test_no_transaction_begins_once_the_lane_that_took_its_shard_has_ended(
-    process: Process, lane: LaneSession
-) -> None:
-    """A standby that was promoted is such a server: it has the epoch, and perhaps no more."""
-    fence = Fence(shard=ONE, epoch=1, runner=process.runner)
-    began: list[JournalRow] = []
-
-    async def work(transaction: Transaction) -> JournalRow:
-        began.append(step(next_id(), 1))
-        return began[-1]
-
-    async def refused() -> bool:
-        try:
-            await process.storage.transact(fence, work)
-        except OwnershipLost:
-            return True
-        return False
-
-    assert not await refused()
-    lane.terminate()
-    assert await eventually(refused)
-    begun = len(began)
-    assert await refused()
-    assert len(began) == begun
-
-
 async def test_what_a_transaction_raises_rolls_it_back(process: Process, lane: LaneSession) -> None:
     async def work(transaction: Transaction) -> JournalRow:
         raise ZeroDivisionError

@@ -117,6 +117,21 @@ async def test_a_fence_waits_for_a_takeover_under_way_and_then_refuses(
         await running
 
 
+async def test_no_transaction_begins_on_a_server_that_took_another_ones_place(
+    owner: Owner, sql: asyncpg.Connection
+) -> None:
+    """A standby that was promoted has the epoch, and perhaps not what was written after it."""
+    process, _, fence = owner
+    await sql.execute(
+        "update engine.shards set server_started_at = server_started_at - '1 s'::interval"
+    )
+
+    with pytest.raises(OwnershipLost, match="another server's"):
+        await process.storage.transact(fence, paying(5, step(next_id(), 1)))
+
+    assert await sql.fetchval(COUNT) == 0
+
+
 async def test_a_position_that_is_taken_rolls_the_users_rows_back(
     owner: Owner, sql: asyncpg.Connection
 ) -> None:

@@ -446,7 +446,7 @@ async def test_an_execution_that_is_blocked_is_terminated() -> None:
         await cluster.settle()
         Picky.changed = True
         await cluster.crash()
-        await cluster.settle()
+        await cluster.advance(HOUR)
         assert (await picky.describe()).status is Status.BLOCKED
         await picky.terminate("give up")
         with pytest.raises(ExecutionTerminated, match="give up"):

@@ -18,7 +18,7 @@ with free as (
 claimed as (
     update engine.shards s
     set epoch = greatest(s.epoch, f.had) + 1, runner_id = $3::uuid, acquired_at = clock_timestamp(),
-        backend_pid = pg_backend_pid()
+        server_started_at = pg_postmaster_start_time()
     from free f
     where s.group_id = f.group_id and s.shard = f.shard
     returning s.group_id, s.shard, s.epoch, f.lost
