@@ -113,10 +113,10 @@ async def test_streams_move_with_their_shards_when_runners_join_and_leave(live: 
 async def test_a_stream_goes_on_though_a_fail_over_lost_what_its_caller_has_taken(
     live: Live,
 ) -> None:
-    id, number = live.name(), live.settings.stream_window * 10
+    id, number = live.name(), live.settings.stream_window * 5
     async with asyncio.timeout(50):
         chunks = aiter(live.client.entity(Single, id).count(number))
-        got = [await anext(chunks) for _ in range(live.settings.stream_window * 2)]
+        got = [await anext(chunks) for _ in range(live.settings.stream_window)]
         [runner] = live.runners
         runner.send(signal.SIGTERM)
         assert await runner.process.wait() == 0
