@@ -136,6 +136,14 @@ class Booth(Actor):
         return await self.wait_at(gate)
 
 
+class Hall(Actor):
+    """Where many may wait. A mailbox that is full for a moment has the inbox looked at anew."""
+
+    @rpc(persisted=False)
+    async def say(self, what: str) -> str:
+        return what
+
+
 class Courier(Actor):
     """Tells what came with a message, its own or that of one it sends."""
 
@@ -196,5 +204,5 @@ def latecomer(name: str) -> type[Actor]:
 
 
 CHARACTERS: list[type[Actor]] = [
-    *(Lingering, Clinging, Desk, Account, Booth, Courier, Fleeting, Adrift),
+    *(Lingering, Clinging, Desk, Account, Booth, Hall, Courier, Fleeting, Adrift),
 ]

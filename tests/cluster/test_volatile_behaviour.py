@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from engine import MailboxFull, RequestFailed
-from tests.cluster.characters import Booth
+from tests.cluster.characters import Booth, Hall
 from tests.cluster.live import Live
 from tests.eventually import eventually
 
@@ -67,15 +67,17 @@ async def test_a_volatile_message_to_another_process_goes_through_an_unlogged_ta
 
 
 async def test_a_volatile_message_within_a_process_is_no_statement_at_all(live: Live) -> None:
-    """All that its runner sends meanwhile are its own looks at the database."""
+    """Its runner sends hardly anything meanwhile: its own looks at the database, now and then."""
     id, times = live.name(), 2000
-    command = {"entity": "Booth", "entity_id": id, "method": "say", "args": ["here"]}
+    command = {"entity": "Hall", "entity_id": id, "method": "say", "args": ["here"]}
     async with asyncio.timeout(100):
-        owner = await live.owner(live.address(Booth, id).shard)
+        owner = await live.owner(live.address(Hall, id).shard)
         async with written(live) as tables:
             before = await owner.statements()
             assert await owner.ask("calls", times=times, **command) == "here"
-            assert await owner.statements() - before < times / 2
+            looks = await owner.statements() - before
+    # Where all mailboxes hold one message, each that was full has the inbox looked at anew.
+    assert looks < times / 50 or live.hostility.name
     assert tables == set()
 
 
