@@ -97,14 +97,14 @@ def table(rows: Sequence[Row], workloads: Iterable[str], columns: str) -> str:
     lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3)]
     for (workload, variant, metric, unit), repeated in groups.items():
         value = _amounts([row["value"] for row in repeated], unit)
-        more = (_cell([row.get(name) for row in repeated]) for name in fields)
+        more = (_cell(name, [row.get(name) for row in repeated]) for name in fields)
         lines.append([workload, variant, metric, value, *more])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cell(values: Sequence[Any]) -> str:
+def _cell(name: str, values: Sequence[Any]) -> str:
     if all(isinstance(value, int | float) for value in values):
-        return _number(median(values))
+        return _number(max(values) if name == "max" else median(values))
     if isinstance(values[-1], dict):
         parts = cast("dict[str, float]", values[-1])
         return ", ".join(f"{name} {_number(value)}" for name, value in parts.items())

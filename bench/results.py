@@ -28,10 +28,16 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _checked_out() -> str:
-    """The commit that is checked out, or ``unknown``."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """The commit that is checked out, or ``unknown``; ``-dirty`` if more than results is new."""
+    commit = _git("describe", "--always")
+    changed = commit and _git("status", "--porcelain", "--", ".", ":!bench/results")
+    return f"{commit}-dirty" if changed else commit or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
 
 
 def _processor() -> str:

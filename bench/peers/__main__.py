@@ -36,7 +36,8 @@ class Comparison:
         self._hopeless: set[tuple[str, str, str]] = set()
 
     async def round(self, number: int) -> None:
-        for session in self._sessions:
+        first = number % len(self._sessions)  # nobody is always the first, or behind the same
+        for session in (*self._sessions[first:], *self._sessions[:first]):
             workloads = self._workloads(session, idle=False)
             self._add(session, number, await session.measured(workloads))
         await self._idle(number)

@@ -1,7 +1,6 @@
 """Our own engine, driven as the others are."""
 
 import asyncio
-import gc
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -10,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from bench.peers.load import Kind, main
+from cli.serve import calm_collector
 from engine import Client, Deferred, Execution, Runner, Settings, Workflow, activity
 from engine.storage.migrate import migrate
 
@@ -71,8 +71,7 @@ async def owns_all(serving: Runner) -> None:
 
 async def work(variant: str, dsn: str) -> None:
     await migrate(dsn)
-    gc.collect()  # as `outlast run` does
-    gc.freeze()
+    calm_collector()  # as `outlast run` does
     serving = runner(dsn)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(serving.run())
