@@ -14,6 +14,8 @@ from engine.storage.lane import CommitSource, Lane
 from engine.storage.protocol import Fence, Recipient, Sweep
 
 _READ_ALL_EVERY = 5.0
+_READ_ALL_REST, _READ_ALL_LATEST = 40, 60.0
+"""Rows that nobody may vacuum away make that slow: it is to take a fortieth of the time at most."""
 _RIPE_AFTER = 2.0
 """Between a row's number and its transaction's there is a moment, which is over by then."""
 
@@ -128,7 +130,7 @@ class OwnedShard:
         self._again = False
         self._began = monotonic()
         self.floor = self._safe
-        if self._began - self._read_all_at > _READ_ALL_EVERY:
+        if self._began > self._read_all_at:
             self.floor = 0
 
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
@@ -136,7 +138,8 @@ class OwnedShard:
         none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
         self.behind = sweep.more or self._missed
         if self.floor == 0:
-            self._read_all_at = self._began
+            rest = min((monotonic() - self._began) * _READ_ALL_REST, _READ_ALL_LATEST)
+            self._read_all_at = self._began + max(rest, _READ_ALL_EVERY)
         self._highest = max(self._highest, last)
         if sweep.more or self._again:
             return
