@@ -32,6 +32,8 @@ _QUEUE = {
     "autovacuum_vacuum_cost_delay": 0,
 }
 _UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
+_ENDED = {"autovacuum_vacuum_scale_factor": 0.02}
+"""Of a row whose updates change what is indexed, so that room in its page is of no use."""
 
 
 def metadata_for(schema: str) -> MetaData:
@@ -296,7 +298,7 @@ def metadata_for(schema: str) -> MetaData:
         Column("failed_position", Integer, nullable=False, server_default=text("0")),
         Column("trial", Boolean, nullable=False, server_default=text("false")),
         Column("followers", ARRAY(BigInteger)),
-        postgresql_with=_UPDATED,
+        postgresql_with=_ENDED,
     )
     Index(
         "executions_wake",

@@ -44,6 +44,7 @@ QUEUE = {
     "autovacuum_vacuum_cost_delay": 0,
 }
 UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
+ENDED = {"autovacuum_vacuum_scale_factor": 0.02}
 
 
 def upgrade() -> None:
@@ -278,7 +279,7 @@ def make_executions(schema: str | None) -> None:
         sa.Column("followers", ARRAY(sa.BigInteger)),
         sa.PrimaryKeyConstraint("request_id"),
         schema=schema,
-        postgresql_with=UPDATED,
+        postgresql_with=ENDED,
     )
     op.create_index(
         "executions_wake",
