@@ -45,7 +45,7 @@ class OwnedShard:
         "_began",
         "_highest",
         "_missed",
-        "_read_all_at",
+        "_read_all_due",
         "_ripening",
         "_safe",
         "_settled_after",
@@ -82,7 +82,7 @@ class OwnedShard:
         self._highest: int = 0
         self._ripening: tuple[int, float, int] | None = None
         self._began: float = 0.0
-        self._read_all_at: float = 0.0
+        self._read_all_due: float = 0.0
         self._again: bool = False
         self._settled_after: float = settled_after.total_seconds()
         self.alive: bool = True
@@ -130,7 +130,7 @@ class OwnedShard:
         self._again = False
         self._began = monotonic()
         self.floor = self._safe
-        if self._began > self._read_all_at:
+        if self._began > self._read_all_due:
             self.floor = 0
 
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
@@ -139,7 +139,7 @@ class OwnedShard:
         self.behind = sweep.more or self._missed
         if self.floor == 0:
             rest = min((monotonic() - self._began) * _READ_ALL_REST, _READ_ALL_LATEST)
-            self._read_all_at = self._began + max(rest, _READ_ALL_EVERY)
+            self._read_all_due = self._began + max(rest, _READ_ALL_EVERY)
         self._highest = max(self._highest, last)
         if sweep.more or self._again:
             return
