@@ -27,6 +27,7 @@ class RunningTasks:
     """
 
     def __init__(self, *, context: Context, patience: timedelta = _PATIENCE) -> None:
+        self._loop = asyncio.get_running_loop()
         self._context = context
         self._patience = patience.total_seconds()
         self._tasks: dict[asyncio.Task[None], Coroutine[Any, Any, None]] = {}
@@ -39,7 +40,7 @@ class RunningTasks:
             raise RuntimeError("the runner has ended; nothing runs in it any more")
         # In the runner's own context: nothing of the sender's gets into a handler of this process
         # that would not get into one of another.
-        task = asyncio.get_running_loop().create_task(_guarded(work), context=self._context.copy())
+        task = self._loop.create_task(_guarded(work), context=self._context.copy())
         self._tasks[task] = work
         task.add_done_callback(self._ended)
         return task

@@ -480,10 +480,13 @@ class Delivery:
 
     def committed(self, shard: OwnedShard, commit: Commit, flushed: Flushed) -> None:
         """After a flush: forget what it settled, wake who waits, hand on what it sent."""
-        shard.in_flight.difference_update(commit.settled)
-        if self._suspects:
-            self._suspects.settled(commit.settled)
-        self.parking.settled(commit.settled)
+        if commit.settled:
+            shard.in_flight.difference_update(commit.settled)
+            if self._suspects:
+                self._suspects.settled(commit.settled)
+            self.parking.settled(commit.settled)
+        if not (commit.replies or commit.requests):
+            return
         awaited: set[Snowflake] = set()
         elsewhere: list[ShardId] = []
         for reply in commit.replies:

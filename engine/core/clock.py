@@ -45,7 +45,7 @@ class SystemClock:
         self._base = datetime.now(UTC) - timedelta(seconds=time.monotonic())
 
     def now(self) -> datetime:
-        return self._base + timedelta(seconds=time.monotonic())
+        return self._base + timedelta(0, time.monotonic())
 
     def align(self, *, database: datetime, sent: float, received: float) -> None:
         """Follow the database's time, read between two readings of ``monotonic`` (seconds).

@@ -37,21 +37,20 @@ _PLAIN: tuple[object, ...] = (str, int, float, bool, type(None))
 class ValueCodec(Generic[T]):
     """Encodes and decodes values of one annotated type. ``what`` names it in errors."""
 
-    __slots__ = ("_adapter", "_plain", "_sort", "what")
+    __slots__ = ("_adapter", "_dump", "_plain", "_sort", "what")
 
     def __init__(self, annotation: object, *, what: str) -> None:
         self.what: str = what
         self._adapter: TypeAdapter[T] = _adapter(annotation, what)
+        self._dump = self._adapter.serializer.to_json
         self._sort = set_sorter(self._adapter)
         self._plain = annotation if annotation in _PLAIN else type(None)
 
     def encode(self, value: T) -> bytes:
         """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
-        _refuse_not_finite(self.what, value)
+        _refuse_not_finite("", self.what, value)
         try:
-            payload = self._adapter.dump_json(
-                value, warnings="error", by_alias=False, round_trip=True
-            )
+            payload = self._dump(value, warnings="error", by_alias=False, round_trip=True)
             return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
@@ -87,7 +86,7 @@ class Signature:
     ``skip`` leading parameters (``self``, a transaction) are not part of it.
     """
 
-    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "result", "what")
+    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "_to_json", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
         self.what: str = what
@@ -102,6 +101,7 @@ class Signature:
         shape = make("Arguments", fields)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
         self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
+        self._to_json = self._adapter.serializer.to_json
         self._sort = set_sorter(self._adapter)
         returned = hints.get("return", Any)
         self.result: ValueCodec[Any] = ValueCodec(
@@ -143,16 +143,15 @@ class Signature:
         return list(bound.args), dict(bound.kwargs)
 
     def _dump(self, named: dict[str, object]) -> bytes:
-        what = f"the arguments of {self.what}"
         for value in named.values():
-            _refuse_not_finite(what, value)
+            _refuse_not_finite("the arguments of ", self.what, value)
         try:
-            payload = self._adapter.dump_json(
-                named, warnings=False, by_alias=False, round_trip=True
-            )
+            payload = self._to_json(named, warnings=False, by_alias=False, round_trip=True)
             return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise InvalidPayload(f"{what} cannot be encoded: {_first_line(error)}") from error
+            raise InvalidPayload(
+                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
+            ) from error
 
 
 def digest(payload: bytes) -> int:
@@ -183,10 +182,10 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(one == other) and (type(one) is bool) is (type(other) is bool)
 
 
-def _refuse_not_finite(what: str, value: object) -> None:
+def _refuse_not_finite(of: str, what: str, value: object) -> None:
     """JSON would turn it into null, and a replay would see something else than the first run."""
     if type(value) is float and not math.isfinite(value):
-        raise InvalidPayload(f"{what} cannot be encoded: JSON has no {value}; use None instead")
+        raise InvalidPayload(f"{of}{what} cannot be encoded: JSON has no {value}; use None instead")
 
 
 def _field(parameter: inspect.Parameter, annotation: Any) -> Any:

@@ -202,7 +202,9 @@ class Body:
 
     def set_time(self, at: datetime) -> None:
         """Its clock never steps back, also not for what was resolved in an earlier run."""
-        self.loop.now = max(self.loop.now, (at - _EPOCH).total_seconds())
+        now = (at - _EPOCH).total_seconds()
+        if now > self.loop.now:
+            self.loop.now = now
 
     def end_step(self, step: Step, outcome: Outcome, value: object) -> None:
         """Hand a step's result (or, if it failed, its ``ErrorDetails``) to whoever awaits it."""

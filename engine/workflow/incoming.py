@@ -44,7 +44,6 @@ from engine.workflow.steps import (
     Errored,
     Postponed,
     Unavailable,
-    is_transaction,
     out_of_time,
 )
 from engine.workflow.tags import (
@@ -98,7 +97,7 @@ class Incoming:
             return
         match result:
             case Ended(payload, value):
-                if is_transaction(step):  # which has written its row itself
+                if step.transaction:  # which has written its row itself
                     self._ledger.move(self._ledger.at)
                 else:
                     self._ledger.append_step(step, Outcome.OK, payload, source)
@@ -384,8 +383,9 @@ class Incoming:
         self._ledger.still(step)
 
     def _settle_completion(self, step: Step) -> None:
-        step.postponed, step.due_at = False, None
-        self._outgoing.await_no_more(step)
+        if step.postponed:
+            step.postponed, step.due_at = False, None
+            self._outgoing.await_no_more(step)
         if step.completion is not None:
             self._ledger.settle(step.completion.seq)
             step.completion = None

@@ -35,7 +35,7 @@ class Ledger:
 
     ``mark`` counts what was appended, ``durable(mark)`` says whether as much has been flushed.
     ``version`` is that of its code, which is pinned by the first commit. ``moved`` is told of every
-    step of the execution's clock. Of the inbox rows it holds, one stays
+    step of the execution's clock, once there is a body. Of the inbox rows it holds, one stays
     unsettled while the execution runs: by that row (or by its ``wake_at``) a next owner finds it.
     ``paused`` are the pauses that its journal says are not over, by name.
     """
@@ -51,7 +51,6 @@ class Ledger:
         "_flushed",
         "_heartbeats",
         "_missing",
-        "_moved",
         "_next_version",
         "_position",
         "_requests",
@@ -68,6 +67,7 @@ class Ledger:
         "held",
         "id",
         "mark",
+        "moved",
         "on_trial",
         "paused",
         "reply",
@@ -83,13 +83,13 @@ class Ledger:
         begun_at: datetime | None,
         last_position: int,
         clock: Clock,
-        moved: Callable[[datetime], None],
     ) -> None:
         self.id: Snowflake = state.request_id
         self.run: int = state.run
         self.at: datetime = begun_at or clock.now()
         self._begun_at = self.at
         self.wake_at: datetime | None = state.wake_at
+        self.moved: Callable[[datetime], None] = _nobody
         self.mark: int = 0
         self.held: list[int] = []
         self.reply: NewReply | None = None
@@ -97,7 +97,6 @@ class Ledger:
         self.paused: dict[str, JournalRow] = {}
         self._resolved: dict[str, JournalRow] = {}
         self._clock = clock
-        self._moved = moved
         self._position = last_position
         self._flushed = 0
         self._version = self._next_version = version
@@ -119,7 +118,7 @@ class Ledger:
 
     def free(self) -> None:
         """Tell nobody any more."""
-        self._moved = _nobody
+        self.moved = _nobody
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -129,8 +128,9 @@ class Ledger:
         return self.at
 
     def move(self, at: datetime) -> None:
-        self.at = max(self.at, at)
-        self._moved(self.at)
+        if at > self.at:
+            self.at = at
+        self.moved(self.at)
 
     def append(
         self,
@@ -172,7 +172,8 @@ class Ledger:
             payload=payload,
         )
         self._rows.append(row)
-        self.keep(row)
+        if kind in _KEPT:
+            self.keep(row)
         return row
 
     def amend(self, row: JournalRow, by: JournalRow) -> None:
@@ -388,8 +389,8 @@ class Ledger:
             self._weigh()
         # A new run is there as a whole or not at all: half a copied journal would run steps again,
         # and after a crash its rows would be in the way of those of the next attempt.
-        fitting = _fitting(self._rows)
-        if fitting < len(self._rows):
+        fitting = len(self._rows)
+        if fitting > 1 and (fitting := _fitting(self._rows)) < len(self._rows):
             fitting = min(fitting, sum(row.run == self._stored_run for row in self._rows))
             if fitting:
                 return self._collect_some(fitting, shard)
@@ -463,6 +464,9 @@ class Ledger:
         self._answers = []
         self._heartbeats = {}
         self._dirty = False
+
+
+_KEPT = frozenset({JournalKind.RESOLVED, JournalKind.PAUSED, JournalKind.RESUMED})
 
 
 def _fitting(rows: Sequence[JournalRow]) -> int:

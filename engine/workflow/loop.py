@@ -169,7 +169,7 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
         ready = self._ready
         if not ready:
             return True
-        with self.running():
+        with _Running(self, self._begun, self._finalize):
             for _ in range(_DRAIN_BUDGET):
                 if not ready:
                     return True

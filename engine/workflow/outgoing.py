@@ -55,7 +55,6 @@ from engine.workflow.steps import (
     Postponed,
     StepDropped,
     Unavailable,
-    is_transaction,
     run_activity,
     run_transaction,
 )
@@ -93,6 +92,7 @@ class Outgoing:
     with, which it sends on. ``ended``, ``lapsed`` and ``answered`` take an attempt's end, one whose
     completion is overdue, and a shared reply; ``position`` gives the journal row of a transaction
     that is about to commit; ``look`` is called when something was left to write outside a turn.
+    ``waiting`` are the commands that wait for a flush.
     """
 
     __slots__ = (
@@ -112,9 +112,9 @@ class Outgoing:
         "_shard",
         "_state",
         "_trace",
-        "_waiting",
         "calls",
         "paused",
+        "waiting",
     )
 
     def __init__(
@@ -134,6 +134,7 @@ class Outgoing:
         look: Callable[[], None],
     ) -> None:
         self.calls: dict[Snowflake, Step] = {}
+        self.waiting: list[Step] = []
         self.paused: bool = False
         self._state = state
         self._origin = origin.seed.replace(":", "/")
@@ -148,15 +149,9 @@ class Outgoing:
         self._answered = answered
         self._position = position
         self._look = look
-        self._waiting: list[Step] = []
         self._alarms: set[Alarm] = set()
         self._lapses: dict[Step, Alarm] = {}
         self._over = False
-
-    @property
-    def waiting(self) -> bool:
-        """Whether commands wait for a flush."""
-        return bool(self._waiting)
 
     def launch_ready(self, body: Body) -> None:
         """Start what the body asked for, as far as everything before it is durable.
@@ -165,19 +160,19 @@ class Outgoing:
         found; it leaves when as many have been flushed.
         """
         for step in body.commands:
-            if is_transaction(step):
+            if step.transaction:
                 # Its row is written off the lane, and who finds no start looks for no journal.
                 self._ledger.need_start()
             self.put(step)
         body.commands.clear()
-        while not self.paused and (ready := self._durable()):
+        while self.waiting and not self.paused and (ready := self._durable()):
             for step in ready:
                 if not step.future.done():
                     self._launch(step)
 
     def _durable(self) -> list[Step]:
         """Take the oldest that wait and need not, since all before them is durable."""
-        waiting, count = self._waiting, 0
+        waiting, count = self.waiting, 0
         while count < len(waiting) and self._ledger.durable(waiting[count].mark):
             count += 1
         ready = waiting[:count]
@@ -187,7 +182,7 @@ class Outgoing:
     def put(self, step: Step) -> None:
         """Launch a step once all that is in the ledger now is durable."""
         step.mark = self._ledger.mark
-        self._waiting.append(step)
+        self.waiting.append(step)
 
     def again_soon(self, step: Step) -> None:
         """The same attempt once more: the database could not be asked."""
@@ -203,7 +198,7 @@ class Outgoing:
         self._ended = self._lapsed = self._answered = self._look = _nobody
         self._position = _drop
         self.calls.clear()
-        self._waiting.clear()
+        self.waiting.clear()
 
     def resume(self, body: Body) -> None:
         """Go on after a pause: what fell due meanwhile was not started."""
@@ -347,8 +342,10 @@ class Outgoing:
         step.task = self._services.spawn(self._attempt(step))
 
     async def _attempt(self, step: Step) -> None:
+        TRACE.set(self._trace)  # of this attempt's task alone
+        work = self._run_transaction if step.transaction else self._run_activity
         try:
-            result = await self._run(step)
+            result = await work(step)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -367,16 +364,11 @@ class Outgoing:
             step.task = None
         self._ended(step, result)
 
-    async def _run(self, step: Step) -> Result:
-        definition = step.definition
-        assert definition is not None
-        TRACE.set(self._trace)  # of this attempt's task alone
-        if not is_transaction(step):
-            return await self._run_activity(step, definition)
+    async def _run_transaction(self, step: Step) -> Result:
         return await run_transaction(
             self._prototype,
             step,
-            definition,
+            _definition_of(step),
             self._context(step),
             storage=self._services.storage,
             fence=self._shard.fence,
@@ -384,18 +376,21 @@ class Outgoing:
             limit=self._services.limit,
         )
 
-    async def _run_activity(self, step: Step, definition: StepDefinition) -> Result:
+    async def _run_activity(self, step: Step) -> Result:
+        definition = _definition_of(step)
         if definition.heartbeat_timeout is not None and step.details is None:
             try:
                 step.details = await self._recall(step)
             except (StorageUnavailable, TimeoutError, OSError) as error:
                 return Unavailable(error)
+        task = step.task
+        assert task is not None
         pulse = Pulse(
             clock=self._services.clock,
             timeout=definition.heartbeat_timeout,
             details=step.details or b"",
             report=partial(self._report, step),
-            task=step.task,
+            task=task,
         )
         context = self._context(step, pulse)
         threads = self._services.threads
@@ -517,6 +512,11 @@ class Outgoing:
         alarm = self._services.clock.call_at(when, ring)
         self._alarms.add(alarm)
         return alarm
+
+
+def _definition_of(step: Step) -> StepDefinition:
+    assert step.definition is not None
+    return step.definition
 
 
 def _token(state: StoredExecution, step: Step, attempt: int) -> StepToken:

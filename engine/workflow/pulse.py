@@ -30,7 +30,6 @@ class Pulse:
         "_ended",
         "_host",
         "_last",
-        "_loop",
         "_report",
         "_sending",
         "_sent",
@@ -48,7 +47,7 @@ class Pulse:
         timeout: timedelta | None,
         details: bytes,
         report: Callable[[datetime, bytes], None],
-        task: asyncio.Task[None] | None,
+        task: asyncio.Task[None],
     ) -> None:
         self.details: bytes = details
         self.silent: bool = False
@@ -58,7 +57,6 @@ class Pulse:
         self._host = threading.get_ident()
         self._task = task
         self._ended = False
-        self._loop = asyncio.get_running_loop()
         self._last: datetime | None = None
         self._sent: datetime | None = None
         self._unsent = False
@@ -70,7 +68,7 @@ class Pulse:
     @property
     def over(self) -> bool:
         """Whether the attempt has ended, or is to end."""
-        return self._ended or (self._task is not None and self._task.cancelling() > 0)
+        return self._ended or self._task.cancelling() > 0
 
     def beat(self, details: object) -> None:
         """A sign of life. In a thread, ``CancelledError`` once the attempt is over."""
@@ -90,7 +88,7 @@ class Pulse:
         self._last = self._clock.now()
         if not self._unsent:
             self._unsent = True
-            self._loop.call_soon_threadsafe(self._soon)
+            self._task.get_loop().call_soon_threadsafe(self._soon)
 
     def reported(self) -> object:
         """The details, decoded."""
@@ -100,7 +98,8 @@ class Pulse:
 
     def begin(self) -> None:
         """The step's code begins, which it calls itself: a thread may have been waited for."""
-        self._last = self._clock.now()
+        if self._timeout is not None:
+            self._last = self._clock.now()
 
     def watch(self, scope: asyncio.Timeout) -> None:
         """Let ``scope`` time out when no heartbeat comes in time."""
@@ -126,7 +125,7 @@ class Pulse:
         due = (self._last or now) + timeout
         if due <= now:
             self.silent = True
-            scope.reschedule(self._loop.time())
+            scope.reschedule(self._task.get_loop().time())
         else:
             self._alarm = self._clock.call_at(due, lambda: self._look(scope, timeout))
 

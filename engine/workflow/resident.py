@@ -180,7 +180,6 @@ class ResidentExecution:
             begun_at=replay.begun_at(loaded),
             last_position=journal[-1].position if journal else 0,
             clock=services.clock,
-            moved=self._set_time,
         )
         self._outgoing = Outgoing(
             state=state,
@@ -329,7 +328,8 @@ class ResidentExecution:
         except InvalidPayload as error:
             self._end(Defect(ErrorDetails.of(error)))
             return
-        self._body.set_time(self._ledger.at)
+        self._ledger.moved = self._body.set_time
+        self._ledger.moved(self._ledger.at)
         self._incoming = Incoming(
             name=self.name,
             body=self._body,
@@ -596,7 +596,8 @@ class ResidentExecution:
             if self._committing is None and not self._ledger.paused:
                 self._arm_timer(body)  # else what is due stays due until that is over
         self._submit()
-        self._check_quiet()
+        if self._quiet is not None:
+            self._check_quiet()
         if self._ledger.paused:
             self._stand_still(body)
         elif self._can_suspend(body):
@@ -623,10 +624,10 @@ class ResidentExecution:
             return
         event = partial(self._in.ended, step, result)
         if self._committing is not step:
-            self._push(event)
-            return
-        self._committing = None
-        self._events.appendleft(event)
+            self._events.append(event)
+        else:
+            self._committing = None
+            self._events.appendleft(event)
         self._schedule()
 
     def _answered(self, step: Step, exit: Exit, source: Snowflake | None) -> None:
@@ -657,11 +658,9 @@ class ResidentExecution:
         if not self._ledger.paused:
             event()
 
-    def _set_time(self, at: datetime) -> None:
-        if self._body is not None:
-            self._body.set_time(at)
-
     def _arm_timer(self, body: Body) -> None:
+        if self._deadline is None and not body.loop.timers:
+            return
         timer = body.loop.next_timer()
         deadlines = [] if timer is None else [replay.deadline_of(timer.deadline)]
         if self._deadline is not None and not body.overdue:
@@ -715,7 +714,8 @@ class ResidentExecution:
         if self._over:
             return
         self._submit()  # what did not fit into that commit
-        self._end_trial()
+        if self._accused:
+            self._end_trial()
         if self._ledger.reply is not None and self._ledger.reply in commit.replies:
             self._leave()
             return
@@ -867,13 +867,15 @@ class ResidentExecution:
         )
 
     def _can_suspend(self, body: Body) -> bool:
-        busy = self._busy or self._outgoing.waiting or self._ledger.paused
-        return not busy and all(
-            (step.task is None or step.followed)
-            and step.completion is None
-            and (step.call is not None or step.postponed or step.retry_at is not None)
-            for step in body.steps.values()
-        )
+        if self._outgoing.waiting:
+            return False
+        for step in body.steps.values():
+            if step.task is not None and not step.followed:
+                return False
+            away = step.call is not None or step.postponed or step.retry_at is not None
+            if step.completion is not None or not away:
+                return False
+        return not (self._busy or self._ledger.paused)
 
     def sleeps_beyond(self, at: datetime) -> bool:
         """Whether it waits for a time after that, its timer's and its own limit's, and for nothing

@@ -15,7 +15,7 @@ from engine.core.ids import Snowflake
 from engine.core.journal import Outcome
 from engine.core.retry import RetryPolicy
 from engine.storage.protocol import InboxRow, SaveRequest
-from engine.workflow.activity import StepDefinition
+from engine.workflow.activity import StepDefinition, StepKind
 
 StepKey = tuple[str, int]
 
@@ -102,6 +102,7 @@ class Step:
         "retry_at",
         "started_at",
         "task",
+        "transaction",
         "where",
     )
 
@@ -129,6 +130,8 @@ class Step:
         self.call: Call | None = call
         self.args: tuple[object, ...] = args
         self.kwargs: dict[str, object] = kwargs or {}
+        kind = None if definition is None else definition.kind
+        self.transaction: bool = kind is StepKind.TRANSACTION
         self.attempt: int = 1
         self.mark: int = 0
         self.retry_at: datetime | None = None

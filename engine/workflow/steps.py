@@ -18,7 +18,7 @@ from engine.core.journal import JournalRow, Outcome
 from engine.core.payload import PayloadLimit
 from engine.storage.protocol import Fence, Storage
 from engine.storage.transaction import Transaction
-from engine.workflow.activity import StepDefinition, StepKind
+from engine.workflow.activity import StepDefinition
 from engine.workflow.activity_group import CompleteLater
 from engine.workflow.body import copy_of
 from engine.workflow.definition import Workflow, definition_of
@@ -86,12 +86,19 @@ async def run_activity(
     timeout = definition.timeout
     try:
         if timeout is None and definition.heartbeat_timeout is None:
-            result = await _call(definition, instance, step, pulse, threads)
+            if definition.sync:
+                result = await _run_in(threads, definition, instance, step, pulse)
+            else:
+                result = await definition.function(instance, *step.args, **step.kwargs)
         else:
             seconds = None if timeout is None else timeout.total_seconds()
             async with asyncio.timeout(seconds) as scope:
                 pulse.watch(scope)
-                result = await _call(definition, instance, step, pulse, threads)
+                if definition.sync:
+                    result = await _run_in(threads, definition, instance, step, pulse)
+                else:
+                    pulse.begin()
+                    result = await definition.function(instance, *step.args, **step.kwargs)
         return _ended(definition, result, limit)
     except CompleteLater:
         return Postponed()
@@ -176,16 +183,13 @@ def out_of_time(what: str, limit: timedelta | None) -> str:
     return f"no {what} within {limit.total_seconds() if limit else 0:g} s"
 
 
-async def _call(
+async def _run_in(
+    threads: StepThreads,
     definition: StepDefinition,
     instance: Workflow[Any, Any],
     step: Step,
     pulse: Pulse,
-    threads: StepThreads,
 ) -> Any:
-    if not definition.sync:
-        pulse.begin()
-        return await definition.function(instance, *step.args, **step.kwargs)
     context = copy_context()
 
     def run() -> Any:
@@ -196,7 +200,3 @@ async def _call(
             raise RuntimeError("the step raised StopIteration") from error
 
     return await threads.run(run)
-
-
-def is_transaction(step: Step) -> bool:
-    return step.definition is not None and step.definition.kind is StepKind.TRANSACTION

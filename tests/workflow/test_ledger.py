@@ -33,7 +33,6 @@ def ledger() -> Ledger:
         begun_at=None,
         last_position=0,
         clock=SystemClock(),
-        moved=lambda _: None,
     )
 
 
