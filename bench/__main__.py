@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.alone import idle, resolve_to_result, start_to_result
+from bench.limits import limits
 from bench.many import children, long_workflow, many_steps, many_workflows
 from bench.messages import free_items, limited_items, streams_and_calls
 from bench.past import past
@@ -24,7 +25,7 @@ from bench.soak import soak
 from bench.starts import starts
 from bench.tables import tables
 from bench.timeline import timeline
-from cli.serve import fastest_loop
+from cli.serve import calm_collector, fastest_loop
 
 PLACED: dict[str, Callable[[Place], Awaitable[None]]] = {
     "W3": start_to_result,
@@ -48,6 +49,7 @@ ARRANGED: dict[str, Callable[[Server, Results, Options], Awaitable[None]]] = {
     "H1": handover,
     "W14": soak,
     "T": timeline,
+    "L": limits,
     "S1": tables,
 }
 """With processes of their own."""
@@ -93,8 +95,10 @@ def main() -> None:
         "--full", action="store_true", help=f"{', '.join(sorted(LONG))} too, at their full length"
     )
     parser.add_argument("--output", type=Path, default=ROOT / f"bench/results/{day}.jsonl")
+    arguments = parser.parse_args()
+    calm_collector()
     with asyncio.Runner(loop_factory=fastest_loop()) as loop:
-        loop.run(measure(parser.parse_args()))
+        loop.run(measure(arguments))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    from cli.serve import fastest_loop
+    from cli.serve import calm_collector, fastest_loop
 
+    calm_collector()
     with asyncio.Runner(loop_factory=fastest_loop()) as loop:
         loop.run(main())

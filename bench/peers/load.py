@@ -7,6 +7,7 @@ library and uvloop.
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -178,7 +179,12 @@ def main(
 ) -> None:
     """The command line of an adapter: ``work`` and ``connect`` take the variant and the address."""
     role, variant, address, *rest = sys.argv[1:]
-    uvloop.install()  # as `outlast run` does; every engine gets the same loop
+    # As `outlast run` does: every engine gets the same loop, and a collector that leaves alone what
+    # was imported.
+    uvloop.install()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     if role == "work":
         asyncio.run(work(variant, address))
     else:

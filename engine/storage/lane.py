@@ -26,7 +26,8 @@ R = TypeVar("R")
 
 BATCH = 1000
 BATCH_BYTES = 16 << 20
-_SWEEP_LIMIT = 1000
+_SWEEP_LIMIT = 300
+"""Rows that are delivered without a pause, and begin before the first of them is written."""
 _ASIDE = (0.1, 5.0)
 _SHORT_LIFE = 0.2
 """Seconds: a session that was lost so soon says that the next will be as well."""
