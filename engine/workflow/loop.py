@@ -316,6 +316,8 @@ class DeterministicLoop(Refusals, asyncio.AbstractEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         if isinstance(handle, DurableTimer):
             self.timers.pop(handle.ordinal, None)
+            if not self.timers:
+                self._schedule.clear()
 
     def next_order(self) -> int:
         self._order = (self._order + 1) & _HASH_BITS

@@ -383,7 +383,7 @@ class Outgoing:
                 step.details = await self._recall(step)
             except (StorageUnavailable, TimeoutError, OSError) as error:
                 return Unavailable(error)
-        task = step.task
+        task = asyncio.current_task()  # a host's loop may begin tasks before it hands them out
         assert task is not None
         pulse = Pulse(
             clock=self._services.clock,
