@@ -186,7 +186,8 @@ class Outgoing:
 
     def again_soon(self, step: Step) -> None:
         """The same attempt once more: the database could not be asked."""
-        self._later(self._services.clock.now() + PAUSE, partial(self._start, step))
+        step.retry_at = self._services.clock.now() + PAUSE
+        self._later(step.retry_at, partial(self._start, step))
 
     def stop(self) -> None:
         """Start nothing any more."""
@@ -339,7 +340,9 @@ class Outgoing:
         step.attempt_at = self._services.clock.now()
         step.started_at = step.started_at or step.attempt_at
         step.retry_at = None
-        step.task = self._services.spawn(self._attempt(step))
+        task = self._services.spawn(self._attempt(step))
+        if not task.done():  # as it may be where the host's loop begins tasks at once
+            step.task = task
 
     async def _attempt(self, step: Step) -> None:
         TRACE.set(self._trace)  # of this attempt's task alone

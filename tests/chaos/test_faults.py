@@ -177,6 +177,23 @@ async def test_a_journal_row_that_cannot_be_written_now_is_no_failure_of_a_trans
     assert await sql.fetchval(EFFECTS) == 1
 
 
+async def test_a_transaction_that_is_to_come_again_survives_a_pause(
+    dsn: str, sql: "Sql[Any]", caplog: pytest.LogCaptureFixture
+) -> None:
+    await strangers.install_mishaps(sql)
+    once = Once()
+    async with TestCluster(once, dsn=dsn, **QUICK) as engine:
+        begun = await engine.client.start(Once, "a")
+        await once.inside.wait()
+        async with strangers.mishaps(dsn, "53100", 1, table="journal"):
+            once.go.set()
+            await eventually(lambda: "a step could not reach the database" in caplog.text)
+        await begun.pause()
+        await begun.resume()
+        assert await begun.join(LIMIT) == "a"
+    assert await sql.fetchval(EFFECTS) == 1
+
+
 async def test_a_shard_that_others_have_locked_is_no_failure_of_a_transaction(
     dsn: str, sql: "Sql[Any]", caplog: pytest.LogCaptureFixture
 ) -> None:
