@@ -1,8 +1,7 @@
-"""L3 and L6: what W3 and W6 would take if the engine did nothing.
+"""L3 and L6: what W3 and W6 would take if their statements were plain and the engine did nothing.
 
-Two processes hand a row to and fro by as few statements as can keep it: the driver inserts it and
-notifies, the worker reads it, writes its result and notifies, the driver reads that. Each write is
-durable before anybody is told of it.
+Two processes hand a row to and fro: the driver inserts it and notifies, the worker reads it, writes
+its result and notifies, the driver reads that. Each write is durable before anybody is told of it.
 """
 
 import asyncio
@@ -80,7 +79,7 @@ async def limits(server: Server, results: Results, options: Options) -> None:
                 began = perf_counter()
                 await connection.fetchval(ASK, id)
                 await own.ring(WORKER)
-                await own.heard()
+                await within(30, own.heard(), what="an answer")
                 if await connection.fetchval(RESULT, id) != id:
                     raise AssertionError(f"{id} came back as another")
                 taken.append(perf_counter() - began)
@@ -121,7 +120,8 @@ async def work(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    from cli.serve import fastest_loop
+    from cli.serve import calm_collector, fastest_loop
 
+    calm_collector()
     with asyncio.Runner(loop_factory=fastest_loop()) as loop:
         loop.run(work(sys.argv[1]))

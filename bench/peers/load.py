@@ -179,15 +179,14 @@ def main(
 ) -> None:
     """The command line of an adapter: ``work`` and ``connect`` take the variant and the address."""
     role, variant, address, *rest = sys.argv[1:]
-    # As `outlast run` does: every engine gets the same loop, and a collector that leaves alone what
-    # was imported.
-    uvloop.install()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    uvloop.install()  # as `outlast run` does; every engine gets the same loop
     if role == "work":
         asyncio.run(work(variant, address))
     else:
+        # Workers have the collector they come with; drivers' leaves alone what was imported.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         scale, worker, *workloads = rest
         asyncio.run(_drive(connect(variant, address), float(scale), int(worker), workloads))
 

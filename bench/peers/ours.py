@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from bench.peers.load import Kind, main
+from cli.serve import calm_collector
 from engine import Client, Deferred, Execution, Runner, Settings, Workflow, activity
 from engine.storage.migrate import migrate
 
@@ -70,6 +71,7 @@ async def owns_all(serving: Runner) -> None:
 
 async def work(variant: str, dsn: str) -> None:
     await migrate(dsn)
+    calm_collector()  # as `outlast run` does
     serving = runner(dsn)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(serving.run())

@@ -37,12 +37,11 @@ _PLAIN: tuple[object, ...] = (str, int, float, bool, type(None))
 class ValueCodec(Generic[T]):
     """Encodes and decodes values of one annotated type. ``what`` names it in errors."""
 
-    __slots__ = ("_adapter", "_dump", "_plain", "_sort", "what")
+    __slots__ = ("_adapter", "_plain", "_sort", "what")
 
     def __init__(self, annotation: object, *, what: str) -> None:
         self.what: str = what
         self._adapter: TypeAdapter[T] = _adapter(annotation, what)
-        self._dump = self._adapter.serializer.to_json
         self._sort = set_sorter(self._adapter)
         self._plain = annotation if annotation in _PLAIN else type(None)
 
@@ -50,7 +49,9 @@ class ValueCodec(Generic[T]):
         """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
         _refuse_not_finite("", self.what, value)
         try:
-            payload = self._dump(value, warnings="error", by_alias=False, round_trip=True)
+            payload = self._adapter.serializer.to_json(
+                value, warnings="error", by_alias=False, round_trip=True
+            )
             return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
@@ -86,7 +87,7 @@ class Signature:
     ``skip`` leading parameters (``self``, a transaction) are not part of it.
     """
 
-    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "_to_json", "result", "what")
+    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
         self.what: str = what
@@ -101,7 +102,6 @@ class Signature:
         shape = make("Arguments", fields)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
         self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
-        self._to_json = self._adapter.serializer.to_json
         self._sort = set_sorter(self._adapter)
         returned = hints.get("return", Any)
         self.result: ValueCodec[Any] = ValueCodec(
@@ -146,7 +146,9 @@ class Signature:
         for value in named.values():
             _refuse_not_finite("the arguments of ", self.what, value)
         try:
-            payload = self._to_json(named, warnings=False, by_alias=False, round_trip=True)
+            payload = self._adapter.serializer.to_json(
+                named, warnings=False, by_alias=False, round_trip=True
+            )
             return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(

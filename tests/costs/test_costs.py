@@ -201,9 +201,7 @@ WORK: dict[str, tuple[Work, int]] = {
     "a workflow that is resolved alone": (resolved, 40),
 }
 MOST = {
-    "a one-step workflow of many": Costs(
-        statements=1, commits=0.8, rows=10.2, wal=2500, calls=850
-    ),
+    "a one-step workflow of many": Costs(statements=1, commits=0.8, rows=10.2, wal=2500, calls=850),
     "a step of many workflows": Costs(statements=0.2, commits=0.1, rows=2.1, wal=600, calls=260),
     "a one-step workflow alone": Costs(statements=8, commits=6, rows=10.5, wal=3500, calls=1750),
     "a step of one long workflow": Costs(statements=1.3, commits=1.2, rows=1.2, wal=500, calls=390),
