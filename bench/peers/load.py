@@ -25,6 +25,7 @@ LIMIT = 90.0  # for one workload
 SAMPLING = 10.0  # for calls one after the other, where the engine is slow
 SLEEP = 5.0
 SETTLE = 0.05
+REST = 2.0  # before each workload: what the one before has left is not measured with it
 
 Kind = Literal["one_step", "many_steps", "fan_out", "sleeper"]
 
@@ -202,6 +203,7 @@ async def _drive(
         load = Load(engine, worker=worker or os.getpid(), scale=scale)
         await load.warm_up()
         for workload in workloads:
+            await asyncio.sleep(REST)
             try:
                 await load.run(workload)
             except TimeoutError:
