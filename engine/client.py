@@ -557,8 +557,9 @@ def _start(
     attributes: Mapping[str, object] | None = None,
     timeout: timedelta | None = None,
 ) -> by_name.Start:
-    payload = _encode(definition, request)
-    id = entity_id(key if key is not None else definition.cls.key(request), what="the key")
+    valid = definition.request.validate(request)
+    payload = definition.request.encode(valid)
+    id = entity_id(key if key is not None else definition.cls.key(valid), what="the key")
     return by_name.Start(
         workflow=definition.name,
         group=definition.group,
@@ -568,10 +569,6 @@ def _start(
         attributes=_attributes(attributes),
         timeout=timeout,
     )
-
-
-def _encode(definition: WorkflowDefinition, request: object) -> bytes:
-    return definition.request.encode(definition.request.validate(request))
 
 
 def _attributes(attributes: Mapping[str, object] | None) -> bytes | None:

@@ -33,7 +33,7 @@ class Signup(Workflow[Member, str]):
 
     @activity(retry=RetryPolicy(attempts=10), timeout=timedelta(seconds=30))
     async def send(self, email: str, message: str) -> None:
-        """A step: tried until it works, and never run again once its end is stored."""
+        """A step: tried ten times at most, and never run again once its end is stored."""
         print(f"to {email}: {message}", flush=True)
 
 

@@ -210,7 +210,9 @@ class NonDeterminism(EngineError):
         super().__init__(
             f"the journal holds {expected}, but the code now {found} ({where});"
             " restore the code this execution began with, or guard the change with"
-            " self.patched(...): it goes on by itself on a runner whose code fits"
+            " self.patched(...): it goes on by itself on a runner whose code fits. If the code has"
+            " not changed, it asks for something that differs from run to run, such as the time:"
+            " 'outlast lint' shows where"
         )
         self.expected = expected
         self.found = found

@@ -27,13 +27,18 @@ async def check_schema(pool: Pool) -> None:
 def refuse_other(found: str | None, schema: str) -> None:
     """Raise ``SchemaMismatch`` for any revision that this code does not work on."""
     if found is None:
-        raise SchemaMismatch(f"schema {schema!r} is not there yet: run 'outlast migrate'")
+        raise SchemaMismatch(f"schema {schema!r} is not there yet: run {_migrate(schema)}")
     refuse_newer(found, schema)
     if found < HEAD:
         raise SchemaMismatch(
             f"schema {schema!r} is at revision {found}, this code needs {HEAD}: "
-            "run 'outlast migrate'"
+            f"run {_migrate(schema)}"
         )
+
+
+def _migrate(schema: str) -> str:
+    of = "" if schema == "engine" else f" --schema {schema}"
+    return f"'outlast migrate{of}'"
 
 
 def refuse_newer(found: str | None, schema: str) -> None:

@@ -8,6 +8,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pydantic
 import pytest
 
 from engine import (
@@ -73,6 +74,27 @@ async def test_the_default_key_is_the_requests_digest(world: World) -> None:
         same = await cluster.client.start(Echo, "a")
         other = await cluster.client.start(Echo, "b")
         assert one.id == same.id != other.id
+
+
+class Order(pydantic.BaseModel):
+    number: int
+
+
+class Ship(Workflow[Order, int]):
+    @classmethod
+    def key(cls, request: Order) -> str:
+        return f"o-{request.number}"
+
+    async def execute(self, request: Order) -> int:
+        return request.number
+
+
+async def test_a_key_is_made_of_the_request_as_it_validates(world: World) -> None:
+    async with world.cluster(Ship()) as cluster:
+        plain: Any = {"number": 7}
+        execution = await cluster.client.start(Ship, plain)
+        assert execution.id == "o-7"
+        assert await execution.join(10 * SECOND) == 7
 
 
 async def test_who_wants_to_be_the_first_is_told_when_it_is_not(world: World) -> None:
