@@ -218,8 +218,8 @@ async def test_items_for_which_there_is_no_place_keep_nobody_waiting(dsn: str) -
         items = await asyncio.gather(*(client.submit(Crowd, f"a{n}") for n in range(6000)))
 
         async def crowded() -> bool:
-            # of which a sweep reads a thousand at once, and the desk has taken as many
-            return (await client.queue(Crowd).describe()).running > 2500
+            # of which a sweep reads 300 at once, and the desk has taken a thousand
+            return (await client.queue(Crowd).describe()).running > 1500
 
         await eventually(crowded)
         execution = await client.start(Greets, "ada", key="g-1")
