@@ -25,7 +25,7 @@ LIMIT = 90.0  # for one workload
 SAMPLING = 10.0  # for calls one after the other, where the engine is slow
 SLEEP = 5.0
 SETTLE = 0.05
-REST = 2.0  # before each workload: what the one before has left is not measured with it
+REST = 1.0  # before each workload: what the one before has left is not measured with it
 
 Kind = Literal["one_step", "many_steps", "fan_out", "sleeper"]
 
