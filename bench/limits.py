@@ -5,8 +5,7 @@ its result and notifies, the driver reads that. Each write is durable before any
 """
 
 import asyncio
-import subprocess
-import sys
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -15,9 +14,9 @@ import asyncpg
 
 from bench.alone import RESOLVED, STARTED, UNTIL_IT_WAITS
 from bench.place import WARM_UP, Options
-from bench.process import within
-from bench.results import ROOT, Results
-from bench.server import Connection, Database, Server
+from bench.process import driver_process, within
+from bench.results import Results
+from bench.server import Connection, Server
 
 TABLE = """
     create table handed (id int primary key, request int not null, result int);
@@ -85,26 +84,12 @@ async def limits(server: Server, results: Results, options: Options) -> None:
                 taken.append(perf_counter() - began)
             return taken
 
-        async with _worker(database):
+        async with driver_process(database, module="bench.limits"):
             await hand_over(WARM_UP, rest=0)
             alone = await hand_over(options.sized(STARTED), rest=0)
             results.add_durations("L3", "no engine", "there and back", alone)
             rested = await hand_over(options.sized(RESOLVED), rest=UNTIL_IT_WAITS)
             results.add_durations("L6", "no engine", "there and back", rested)
-
-
-@asynccontextmanager
-async def _worker(database: Database) -> AsyncGenerator[None]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.limits", database.dsn, cwd=ROOT, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        await within(30, process.stdout.readline(), what="a worker that listens")
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def work(dsn: str) -> None:
@@ -124,4 +109,4 @@ if __name__ == "__main__":
 
     calm_collector()
     with asyncio.Runner(loop_factory=fastest_loop()) as loop:
-        loop.run(work(sys.argv[1]))
+        loop.run(work(os.environ["OUTLAST_DSN"]))

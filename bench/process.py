@@ -71,9 +71,11 @@ async def runner_process(
 
 
 @asynccontextmanager
-async def driver_process(database: Database) -> AsyncGenerator[DriverProcess]:
+async def driver_process(
+    database: Database, *, module: str = "bench.driver"
+) -> AsyncGenerator[DriverProcess]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.driver", cwd=ROOT, env=_env(database, None),
+        sys.executable, "-m", module, cwd=ROOT, env=_env(database, None),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     async with _ending(driver := DriverProcess(process)):

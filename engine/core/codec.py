@@ -47,7 +47,7 @@ class ValueCodec(Generic[T]):
 
     def encode(self, value: T) -> bytes:
         """JSON bytes; ``InvalidPayload`` when the value has no JSON form of this type."""
-        _refuse_not_finite("", self.what, value)
+        _refuse_not_finite(self.what, value)
         try:
             payload = self._adapter.serializer.to_json(
                 value, warnings="error", by_alias=False, round_trip=True
@@ -87,10 +87,11 @@ class Signature:
     ``skip`` leading parameters (``self``, a transaction) are not part of it.
     """
 
-    __slots__ = ("_adapter", "_bind", "_by_name", "_names", "_sort", "result", "what")
+    __slots__ = ("_adapter", "_arguments", "_bind", "_by_name", "_names", "_sort", "result", "what")
 
     def __init__(self, function: Callable[..., object], *, what: str, skip: int = 1) -> None:
         self.what: str = what
+        self._arguments = f"the arguments of {what}"
         hints = _hints(function, what)
         parameters = list(inspect.signature(function).parameters.values())[skip:]
         self._bind = inspect.Signature(parameters)
@@ -101,7 +102,7 @@ class Signature:
         make: Any = TypedDict  # type checkers take literal fields only
         shape = make("Arguments", fields)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}
-        self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, f"the arguments of {what}")
+        self._adapter: TypeAdapter[dict[str, Any]] = _adapter(shape, self._arguments)
         self._sort = set_sorter(self._adapter)
         returned = hints.get("return", Any)
         self.result: ValueCodec[Any] = ValueCodec(
@@ -126,9 +127,7 @@ class Signature:
         try:
             valid = self._adapter.validate_python(bound, by_alias=True, by_name=True)
         except Exception as error:  # as above
-            raise InvalidPayload(
-                f"the arguments of {self.what} do not validate: {_fields(error)}"
-            ) from error
+            raise InvalidPayload(f"{self._arguments} do not validate: {_fields(error)}") from error
         return self._dump(valid)
 
     def decode(self, payload: bytes) -> tuple[list[object], dict[str, object]]:
@@ -136,7 +135,7 @@ class Signature:
         try:
             named = self._adapter.validate_json(payload, by_alias=True, by_name=True)
         except Exception as error:  # as above
-            raise _undecodable(f"the arguments of {self.what}", payload, error) from error
+            raise _undecodable(self._arguments, payload, error) from error
         if self._by_name:
             return [], named
         bound = inspect.BoundArguments(self._bind, OrderedDict(named))
@@ -144,7 +143,7 @@ class Signature:
 
     def _dump(self, named: dict[str, object]) -> bytes:
         for value in named.values():
-            _refuse_not_finite("the arguments of ", self.what, value)
+            _refuse_not_finite(self._arguments, value)
         try:
             payload = self._adapter.serializer.to_json(
                 named, warnings=False, by_alias=False, round_trip=True
@@ -152,7 +151,7 @@ class Signature:
             return payload if self._sort is None else self._sort(payload)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise InvalidPayload(
-                f"the arguments of {self.what} cannot be encoded: {_first_line(error)}"
+                f"{self._arguments} cannot be encoded: {_first_line(error)}"
             ) from error
 
 
@@ -184,10 +183,10 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(one == other) and (type(one) is bool) is (type(other) is bool)
 
 
-def _refuse_not_finite(of: str, what: str, value: object) -> None:
+def _refuse_not_finite(what: str, value: object) -> None:
     """JSON would turn it into null, and a replay would see something else than the first run."""
     if type(value) is float and not math.isfinite(value):
-        raise InvalidPayload(f"{of}{what} cannot be encoded: JSON has no {value}; use None instead")
+        raise InvalidPayload(f"{what} cannot be encoded: JSON has no {value}; use None instead")
 
 
 def _field(parameter: inspect.Parameter, annotation: Any) -> Any:

@@ -596,8 +596,7 @@ class ResidentExecution:
             if self._committing is None and not self._ledger.paused:
                 self._arm_timer(body)  # else what is due stays due until that is over
         self._submit()
-        if self._quiet is not None:
-            self._check_quiet()
+        self._check_quiet()
         if self._ledger.paused:
             self._stand_still(body)
         elif self._can_suspend(body):
@@ -714,8 +713,7 @@ class ResidentExecution:
         if self._over:
             return
         self._submit()  # what did not fit into that commit
-        if self._accused:
-            self._end_trial()
+        self._end_trial()
         if self._ledger.reply is not None and self._ledger.reply in commit.replies:
             self._leave()
             return

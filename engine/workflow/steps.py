@@ -85,20 +85,18 @@ async def run_activity(
     instance = copy_of(prototype)
     timeout = definition.timeout
     try:
+        if definition.sync:
+            work = _run_in(threads, definition, instance, step, pulse)
+        else:
+            pulse.begin()
+            work = definition.function(instance, *step.args, **step.kwargs)
         if timeout is None and definition.heartbeat_timeout is None:
-            if definition.sync:
-                result = await _run_in(threads, definition, instance, step, pulse)
-            else:
-                result = await definition.function(instance, *step.args, **step.kwargs)
+            result = await work
         else:
             seconds = None if timeout is None else timeout.total_seconds()
             async with asyncio.timeout(seconds) as scope:
                 pulse.watch(scope)
-                if definition.sync:
-                    result = await _run_in(threads, definition, instance, step, pulse)
-                else:
-                    pulse.begin()
-                    result = await definition.function(instance, *step.args, **step.kwargs)
+                result = await work
         return _ended(definition, result, limit)
     except CompleteLater:
         return Postponed()
