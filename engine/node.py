@@ -10,8 +10,9 @@ from typing import Self
 from uuid import UUID
 
 from engine.cluster.acknowledger import Acknowledger
+from engine.cluster.delivery import Delivery
 from engine.cluster.mail import Mail
-from engine.cluster.outbox import Outbox
+from engine.cluster.outbox import Outbox, Taker
 from engine.cluster.replies import ReplyBoard
 from engine.cluster.sender import Sender
 from engine.core.clock import Clock, SystemClock
@@ -46,13 +47,8 @@ def postgres(settings: Settings) -> OpenStorage:
     return make
 
 
-def _rings(_: SaveRequest) -> bool:
-    return False
-
-
 class Node:
-    """Enter it to open; ``local`` is asked first to ring shards and gives those not owned here.
-    ``waits`` says of which stored requests their owner, here, need not be told."""
+    """Enter it to open. ``delivery`` is that of the runner in this process, while there is one."""
 
     def __init__(
         self,
@@ -67,7 +63,11 @@ class Node:
         self.ids: SnowflakeGenerator = SnowflakeGenerator(now=self.clock.now)
         self.limit: PayloadLimit = PayloadLimit(settings.payload_limit)
         self.outbox: Outbox = Outbox(
-            storage=self.storage, ids=self.ids, limit=self.limit, ring=self._ring
+            storage=self.storage,
+            ids=self.ids,
+            limit=self.limit,
+            stored=self._stored,
+            taker=self._taker,
         )
         self.replies: ReplyBoard = ReplyBoard(storage=self.storage, poll=self.poll)
         self.mail: Mail = Mail(
@@ -85,8 +85,7 @@ class Node:
             ring=self.ring_shards,
             settled=self.outbox.settled,
         )
-        self.local: Callable[[Sequence[ShardId]], Sequence[ShardId]] = lambda shards: shards
-        self.waits: Callable[[SaveRequest], bool] = _rings
+        self.delivery: Delivery | None = None
         self.entered: bool = False
         self._groups: set[str] = set()
         self._stack = AsyncExitStack()
@@ -118,14 +117,17 @@ class Node:
         healthy = self.storage.doorbell.healthy
         return self.settings.poll_interval if healthy else self.settings.poll_interval_degraded
 
-    def _ring(self, request: SaveRequest) -> None:
+    def _taker(self, request: SaveRequest) -> Taker | None:
+        return None if self.delivery is None else self.delivery.taker(request)
+
+    def _stored(self, request: SaveRequest, taken: bool) -> None:
         self.replies.sent(request.envelope.request_id)
-        if not self.waits(request):
+        if not taken and (self.delivery is None or not self.delivery.waits(request)):
             self.ring_shards((request.envelope.address.shard,))
 
     def ring_shards(self, shards: Collection[ShardId]) -> None:
         """Have the owners of these shards read their inboxes."""
-        others = self.local(tuple(shards))
+        others = shards if self.delivery is None else self.delivery.ring(shards)
         if others:
             self.storage.doorbell.ring_shards(others)
 

@@ -344,8 +344,7 @@ class Runner:
                 async with incarnation:
                     self._incarnation = incarnation
                     incarnation.serve_registered()  # what came while it was being entered
-                    self._node.local = incarnation.ring
-                    self._node.waits = incarnation.delivery.waits
+                    self._node.delivery = incarnation.delivery
                     self._node.acknowledger.producers = incarnation.streams
                     self._node.mail.volatile.local = incarnation.reception
                     failures = 0
@@ -364,8 +363,7 @@ class Runner:
                 await asyncio.sleep(again_in(failures, first=0.1))
             finally:
                 self._incarnation = None
-                self._node.local = lambda shards: shards
-                self._node.waits = lambda _: False
+                self._node.delivery = None
                 self._node.acknowledger.producers = None
                 self._node.mail.volatile.local = None
 
@@ -711,9 +709,6 @@ class _Incarnation:
         """Of the ids that the process itself makes; its runner has others."""
         node = self._node
         return MachineTenant(generator=node.ids, clock=node.clock, lease=node.storage.lease_machine)
-
-    def ring(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
-        return list(self.delivery.ring(shards))
 
     def _poll(self) -> timedelta:
         return self._poll_unless_deaf(self._settings.poll_interval)

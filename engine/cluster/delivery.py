@@ -32,6 +32,7 @@ from engine.storage.protocol import (
     InboxKind,
     InboxRow,
     NewReply,
+    Saved,
     SaveOutcome,
     SaveRequest,
     StreamPosition,
@@ -433,6 +434,34 @@ class Delivery:
         if shard is None or not shard.held or request.envelope.deliver_at is not None:
             return False
         return entity_key(address.entity_type, address.entity_id) in shard.held
+
+    def taker(self, request: SaveRequest) -> Callable[[Saved], bool] | None:
+        """Who begins with an execution that is about to be stored, without reading its row; None
+        if only a sweep can."""
+        envelope, start = request.envelope, request.execution
+        shard = self.shards.get(envelope.address.shard)
+        if shard is None or start is None or envelope.deliver_at is not None:
+            return None
+        sweeps = shard.sweeps
+
+        def take(saved: Saved) -> bool:
+            # INVARIANT start-once: a sweep since then may have delivered the row, and its end be
+            # stored by now. One that is under way finds it in flight.
+            if not shard.alive or shard.sweeps != sweeps or saved.seq is None:
+                return False
+            self.deliver(
+                InboxRow(
+                    seq=saved.seq,
+                    kind=InboxKind.REQUEST,
+                    shard=shard.id,
+                    envelope=envelope,
+                    execution=envelope.request_id,
+                    state=request.begun(start, self._clock.now()),
+                )
+            )
+            return True
+
+        return take
 
     def read_again(self, shards: Iterable[ShardId]) -> None:
         """Let the next sweep of these shards look at all they have."""

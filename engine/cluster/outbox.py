@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Self
+from typing import Self, TypeAlias
 
 from engine.cluster.blocked import BlockedRequests, Pending
 from engine.core.errors import ConfigurationError, InvalidPayload, StorageUnavailable
@@ -23,11 +23,15 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _BATCH = 400
 
+Taker: TypeAlias = Callable[[Saved], bool]
+"""Begins with a request at once, now that it is stored, or says that it cannot."""
+
 
 class Outbox:
     """Saves requests in their senders' order and rings the owners of their shards.
 
-    ``ring`` is told of each stored request after its commit.
+    ``stored`` is told of each request after its commit, and whether one that was saved alone was
+    taken: ``taker`` says before the commit who may take it then.
     """
 
     def __init__(
@@ -36,12 +40,14 @@ class Outbox:
         storage: Storage,
         ids: SnowflakeGenerator,
         limit: PayloadLimit,
-        ring: Callable[[SaveRequest], None] | None = None,
+        stored: Callable[[SaveRequest, bool], None] | None = None,
+        taker: Callable[[SaveRequest], Taker | None] = lambda _: None,
     ) -> None:
         self._storage = storage
         self._ids = ids
         self._limit = limit
-        self._ring = ring or self._ring_owner
+        self._stored = stored or self._ring_owner
+        self._taker = taker
         self.lender: SnowflakeGenerator | None = None
         self._queue: deque[Pending] = deque()
         self._crowd: deque[asyncio.Future[None]] = deque()
@@ -175,6 +181,7 @@ class Outbox:
         return batch
 
     async def _save(self, batch: list[Pending], *, apart: bool = False) -> None:
+        taker = self._taker(batch[0][0]) if len(batch) == 1 else None
         try:
             saved = await self._storage.save([request for request, _ in batch], apart=apart)
         except Exception as error:  # noqa: BLE001 -- the callers get it, the loop goes on
@@ -189,7 +196,7 @@ class Outbox:
         blocked: list[Pending] = []
         for pending, outcome in zip(batch, saved, strict=True):
             if outcome.outcome is not SaveOutcome.BLOCKED:
-                self._answer(*pending, outcome)
+                self._answer(*pending, outcome, taker)
             elif apart:
                 self._blocked.hold(pending)
             else:
@@ -197,11 +204,17 @@ class Outbox:
         if blocked:
             self._blocked.put(blocked)
 
-    def _ring_owner(self, request: SaveRequest) -> None:
+    def _ring_owner(self, request: SaveRequest, _: bool) -> None:
         self._storage.doorbell.ring_shards([request.envelope.address.shard])
 
-    def _answer(self, request: SaveRequest, answer: asyncio.Future[Saved], saved: Saved) -> None:
+    def _answer(
+        self,
+        request: SaveRequest,
+        answer: asyncio.Future[Saved],
+        saved: Saved,
+        taker: Taker | None,
+    ) -> None:
         if saved.outcome is SaveOutcome.CREATED:
-            self._ring(request)
+            self._stored(request, taker is not None and taker(saved))
         if not answer.done():
             answer.set_result(saved)

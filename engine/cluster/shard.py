@@ -35,6 +35,8 @@ class OwnedShard:
     walked over time and again: the long backlog of an entity that is held, and rows that are long
     deleted but cannot be vacuumed while somebody's transaction is open.
 
+    ``sweeps``: how many have read of this shard.
+
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
     ``begin_sweep`` on.
@@ -62,6 +64,7 @@ class OwnedShard:
         "leaving",
         "passed_over",
         "runner",
+        "sweeps",
     )
 
     def __init__(
@@ -75,6 +78,7 @@ class OwnedShard:
         self.in_flight: set[int] = set()
         self.held: set[int] = set()
         self.passed_over: set[Recipient] = set()
+        self.sweeps: int = 0
         self.behind: bool = True
         self._missed: bool = True
         self.floor: int = 0
@@ -136,6 +140,7 @@ class OwnedShard:
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
         """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
         none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
+        self.sweeps += 1
         self.behind = sweep.more or self._missed
         if self.floor == 0:
             rest = min((monotonic() - self._began) * _READ_ALL_REST, _READ_ALL_LATEST)

@@ -284,21 +284,7 @@ class MemoryRows:
                 return Saved(outcome=SaveOutcome.TARGET_FINISHED, request_id=asked)
         elif request.execution is not None:
             execution = asked
-            start, address = request.execution, envelope.address
-            self.executions.start(
-                StoredExecution(
-                    request_id=asked,
-                    workflow=address.entity_type,
-                    execution_id=address.entity_id,
-                    shard=address.shard,
-                    status=Status.SCHEDULED,
-                    run=1,
-                    version=start.version,
-                    created_at=now,
-                    parent=start.parent,
-                    attributes=start.attributes,
-                )
-            )
+            self.executions.start(request.begun(request.execution, now))
         if envelope.key is not None:
             self._dedup[envelope.key] = asked
         self._envelopes[asked] = envelope

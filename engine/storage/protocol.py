@@ -81,6 +81,22 @@ class SaveRequest:
     joins: bool = True
     alike: bytes | None = None
 
+    def begun(self, start: ExecutionStart, at: datetime) -> "StoredExecution":
+        """The execution that it starts, as it is stored."""
+        address = self.envelope.address
+        return StoredExecution(
+            request_id=self.envelope.request_id,
+            workflow=address.entity_type,
+            execution_id=address.entity_id,
+            shard=address.shard,
+            status=Status.SCHEDULED,
+            run=1,
+            version=start.version,
+            created_at=at,
+            parent=start.parent,
+            attributes=start.attributes,
+        )
+
 
 class SaveOutcome(Enum):
     CREATED = "created"

@@ -118,19 +118,24 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def costs(server: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> Costs:
+async def costs(
+    server: str, work: Work, monkeypatch: pytest.MonkeyPatch, *, embedded: bool = False
+) -> Costs:
     """What a runner and a client spend on some work, from their start to their end, on a database
-    of its own."""
+    of its own. ``embedded``: it is the runner's own client that has the work done."""
     name = f"costs_{id(work)}"
     async with connected(server) as admin:
         await admin.execute(f"create database {name}")
         try:
-            return await _costs(server.rsplit("/", 1)[0] + f"/{name}", work, monkeypatch)
+            dsn = server.rsplit("/", 1)[0] + f"/{name}"
+            return await _costs(dsn, work, monkeypatch, embedded=embedded)
         finally:
             await admin.execute(f"drop database {name} with (force)")
 
 
-async def _costs(dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> Costs:
+async def _costs(
+    dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch, *, embedded: bool
+) -> Costs:
     await migrate(dsn)
     counter, settings = Counter(), Settings(dsn=dsn, **RARELY)
     async with connected(dsn) as sql:
@@ -143,7 +148,7 @@ async def _costs(dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> Costs
             async with runner, Client(settings) as client:
                 await eventually(lambda: len(runner.epochs) == settings.shards_per_group)
                 sys.setprofile(counter.called)
-                await work(client)
+                await work(runner.client if embedded else client)
                 sys.setprofile(None)
         after = await sql.fetchrow(COUNTED)
     assert before is not None
@@ -193,12 +198,14 @@ async def resolved(client: Client) -> None:
         await each.join()
 
 
+EMBEDDED = "a one-step workflow alone in its runner's process"
 WORK: dict[str, tuple[Work, int]] = {
     "a one-step workflow of many": (many(400, steps=1), 400),
     "a step of many workflows": (many(100, steps=10), 1000),
     "a one-step workflow alone": (one_after_the_other, 40),
     "a step of one long workflow": (one_long, 200),
     "a workflow that is resolved alone": (resolved, 40),
+    EMBEDDED: (one_after_the_other, 40),
 }
 MOST = {
     "a one-step workflow of many": Costs(statements=1, commits=0.8, rows=10.2, wal=2500, calls=850),
@@ -208,6 +215,7 @@ MOST = {
     "a workflow that is resolved alone": Costs(
         statements=15, commits=10, rows=16, wal=4600, calls=2850
     ),
+    EMBEDDED: Costs(statements=3.5, commits=3.5, rows=10.5, wal=3500, calls=1100),
 }
 
 
@@ -219,7 +227,7 @@ async def test_nothing_costs_more_than_it_did(
     for name, (work, number) in WORK.items():
         spent: list[Costs] = []
         while len(spent) < TRIES and not least(spent).within(MOST[name]):
-            measured = await costs(own_server, work, monkeypatch)
+            measured = await costs(own_server, work, monkeypatch, embedded=name == EMBEDDED)
             spent.append(measured.per(number, above=base))
         if not least(spent).within(MOST[name]):
             dearer[name] = spent
