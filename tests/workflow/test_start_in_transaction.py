@@ -64,6 +64,7 @@ async def test_it_starts_with_the_commit_though_later_rows_were_delivered_long_b
 
             async def passed() -> bool:
                 await cluster.client.execute(Double, 5, key=f"{next(keys)}")
+                await cluster.runner.sharding.poll_storage()
                 return owned.floor >= seq
 
             await eventually(passed)
