@@ -449,6 +449,7 @@ class Delivery:
             # stored by now. One that is under way finds it in flight.
             if not shard.alive or shard.sweeps != sweeps or saved.seq is None:
                 return False
+            shard.handed(saved.seq)
             self.deliver(
                 InboxRow(
                     seq=saved.seq,
@@ -546,6 +547,7 @@ class Delivery:
         direct = target is not None and target.lane is sender.lane and not target.behind
         if target is not None and direct and plain:
             if request.envelope.deliver_at is None:
+                target.handed(seq)
                 self.deliver(
                     InboxRow(
                         seq=seq,

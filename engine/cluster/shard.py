@@ -45,6 +45,7 @@ class OwnedShard:
     __slots__ = (
         "_again",
         "_began",
+        "_handed",
         "_highest",
         "_missed",
         "_read_all_due",
@@ -84,6 +85,7 @@ class OwnedShard:
         self.floor: int = 0
         self._safe: int = 0
         self._highest: int = 0
+        self._handed: int = 0
         self._ripening: tuple[int, float, int] | None = None
         self._began: float = 0.0
         self._read_all_due: float = 0.0
@@ -127,8 +129,13 @@ class OwnedShard:
         """There are rows that the sweep under way, if any, does not read."""
         self.behind = self._missed = True
 
+    def handed(self, seq: int) -> None:
+        """This row was delivered from memory, as its commit has been answered."""
+        self._handed = max(self._handed, seq)
+
     def begin_sweep(self, *, crowded: bool) -> None:
         """``crowded``: rows of entities that are not in memory are passed over."""
+        self._highest = max(self._highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
         self._again = False
