@@ -133,9 +133,7 @@ async def costs(
             await admin.execute(f"drop database {name} with (force)")
 
 
-async def _costs(
-    dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch, *, embedded: bool
-) -> Costs:
+async def _costs(dsn: str, work: Work, monkeypatch: pytest.MonkeyPatch, *, embedded: bool) -> Costs:
     await migrate(dsn)
     counter, settings = Counter(), Settings(dsn=dsn, **RARELY)
     async with connected(dsn) as sql:
