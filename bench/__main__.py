@@ -6,6 +6,7 @@ Starts and joins workflows from this process, once with the runner in a process 
 
 import argparse
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / f"bench/results/{day}.jsonl")
     arguments = parser.parse_args()
     calm_collector()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what we started ends with us
     with asyncio.Runner(loop_factory=fastest_loop()) as loop:
         loop.run(measure(arguments))
 
