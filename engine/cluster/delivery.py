@@ -442,12 +442,15 @@ class Delivery:
         shard = self.shards.get(envelope.address.shard)
         if shard is None or start is None or envelope.deliver_at is not None:
             return None
-        sweeps = shard.sweeps
 
         def take(saved: Saved) -> bool:
-            # INVARIANT start-once: a sweep since then may have delivered the row, and its end be
-            # stored by now. One that is under way finds it in flight.
-            if not shard.alive or shard.sweeps != sweeps or saved.seq is None:
+            # INVARIANT start-once: a sweep may have delivered the row by now, and its end be
+            # stored. One that is under way finds it in flight.
+            if not shard.accepting or saved.seq is None or saved.seq <= shard.highest:
+                return False
+            # INVARIANT order: what is rung for was stored before this, and the execution may be the
+            # next to write to whom it is for.
+            if shard.lane.rung:
                 return False
             shard.handed(saved.seq)
             self.deliver(
@@ -491,11 +494,11 @@ class Delivery:
             lane.ring_all()
 
     def ring(self, shards: Collection[ShardId]) -> Collection[ShardId]:
-        """Sweep those of the shards that are owned here; gives the others."""
+        """Sweep those of the shards that are served here; gives the others."""
         others: list[ShardId] = []
         for id in shards:
             shard = self.shards.get(id)
-            if shard is None:
+            if shard is None or not shard.accepting:
                 others.append(id)
             else:
                 shard.lane.ring((id,))

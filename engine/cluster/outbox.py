@@ -28,7 +28,7 @@ Taker: TypeAlias = Callable[[Saved], bool]
 
 
 class Outbox:
-    """Saves requests in their senders' order and rings the owners of their shards.
+    """Saves requests in their senders' order.
 
     ``stored`` is told of each request after its commit, and whether one that was saved alone was
     taken: ``taker`` says before the commit who may take it then.
@@ -40,13 +40,13 @@ class Outbox:
         storage: Storage,
         ids: SnowflakeGenerator,
         limit: PayloadLimit,
-        stored: Callable[[SaveRequest, bool], None] | None = None,
-        taker: Callable[[SaveRequest], Taker | None] = lambda _: None,
+        stored: Callable[[SaveRequest, bool], None],
+        taker: Callable[[SaveRequest], Taker | None],
     ) -> None:
         self._storage = storage
         self._ids = ids
         self._limit = limit
-        self._stored = stored or self._ring_owner
+        self._stored = stored
         self._taker = taker
         self.lender: SnowflakeGenerator | None = None
         self._queue: deque[Pending] = deque()
@@ -203,9 +203,6 @@ class Outbox:
                 blocked.append(pending)
         if blocked:
             self._blocked.put(blocked)
-
-    def _ring_owner(self, request: SaveRequest, _: bool) -> None:
-        self._storage.doorbell.ring_shards([request.envelope.address.shard])
 
     def _answer(
         self,

@@ -35,7 +35,7 @@ class OwnedShard:
     walked over time and again: the long backlog of an entity that is held, and rows that are long
     deleted but cannot be vacuumed while somebody's transaction is open.
 
-    ``sweeps``: how many have read of this shard.
+    ``highest``: no row behind this one was delivered by a sweep.
 
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
@@ -46,7 +46,6 @@ class OwnedShard:
         "_again",
         "_began",
         "_handed",
-        "_highest",
         "_missed",
         "_read_all_due",
         "_ripening",
@@ -59,13 +58,13 @@ class OwnedShard:
         "floor",
         "generation",
         "held",
+        "highest",
         "id",
         "in_flight",
         "lane",
         "leaving",
         "passed_over",
         "runner",
-        "sweeps",
     )
 
     def __init__(
@@ -79,12 +78,11 @@ class OwnedShard:
         self.in_flight: set[int] = set()
         self.held: set[int] = set()
         self.passed_over: set[Recipient] = set()
-        self.sweeps: int = 0
         self.behind: bool = True
         self._missed: bool = True
         self.floor: int = 0
         self._safe: int = 0
-        self._highest: int = 0
+        self.highest: int = 0
         self._handed: int = 0
         self._ripening: tuple[int, float, int] | None = None
         self._began: float = 0.0
@@ -135,7 +133,7 @@ class OwnedShard:
 
     def begin_sweep(self, *, crowded: bool) -> None:
         """``crowded``: rows of entities that are not in memory are passed over."""
-        self._highest = max(self._highest, self._handed)
+        self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
         self._again = False
@@ -147,12 +145,11 @@ class OwnedShard:
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
         """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
         none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
-        self.sweeps += 1
         self.behind = sweep.more or self._missed
         if self.floor == 0:
             rest = min((monotonic() - self._began) * _READ_ALL_REST, _READ_ALL_LATEST)
             self._read_all_due = self._began + max(rest, _READ_ALL_EVERY)
-        self._highest = max(self._highest, last)
+        self.highest = max(self.highest, last)
         if sweep.more or self._again:
             return
         # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
@@ -166,7 +163,7 @@ class OwnedShard:
             if ripe < _RIPE_AFTER or (oldest < newest and ripe <= self._settled_after):
                 return
             self._safe = highest
-        self._ripening = self._highest, self._began, sweep.newest
+        self._ripening = self.highest, self._began, sweep.newest
 
     @property
     def fence(self) -> Fence:
