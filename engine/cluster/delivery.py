@@ -448,10 +448,6 @@ class Delivery:
             # stored. One that is under way finds it in flight.
             if not shard.accepting or saved.seq is None or saved.seq <= shard.highest:
                 return False
-            # INVARIANT order: what is rung for was stored before this, and the execution may be the
-            # next to write to whom it is for.
-            if shard.lane.rung:
-                return False
             shard.handed(saved.seq)
             self.deliver(
                 InboxRow(
@@ -501,6 +497,7 @@ class Delivery:
             if shard is None or not shard.accepting:
                 others.append(id)
             else:
+                shard.fall_behind()
                 shard.lane.ring((id,))
         return others
 

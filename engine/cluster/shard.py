@@ -124,7 +124,7 @@ class OwnedShard:
         self.fall_behind()
 
     def fall_behind(self) -> None:
-        """There are rows that the sweep under way, if any, does not read."""
+        """There may be rows that the sweep under way, if any, does not read."""
         self.behind = self._missed = True
 
     def handed(self, seq: int) -> None:

@@ -116,11 +116,6 @@ class Lane:
     def connected(self) -> bool:
         return self._session is not None and not self._session.closed
 
-    @property
-    def rung(self) -> bool:
-        """Whether a sweep is asked for that has not begun."""
-        return bool(self._rung)
-
     def submit(self, source: CommitSource, generation: int) -> None:
         """Ask for ``source`` to be collected into the next flush. Asking again changes nothing.
 
