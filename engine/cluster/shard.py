@@ -16,7 +16,7 @@ from engine.storage.protocol import Fence, Recipient, Sweep
 _READ_ALL_EVERY = 5.0
 _READ_ALL_REST, _READ_ALL_LATEST = 40, 60.0
 """Rows that nobody may vacuum away make that slow: it is to take a fortieth of the time at most."""
-_RIPE_AFTER = 2.0
+_RIPE_AFTER = 0.5
 """Between a row's number and its transaction's there is a moment, which is over by then."""
 
 
