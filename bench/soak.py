@@ -109,28 +109,48 @@ async def _sample(admin: Connection, load: _Load, runner: int, seconds: float) -
         "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
         "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
         "runner_mb": resident_mb(runner),
+        "host_ms": _host_ms(),
         **{name: float(value) for name, value in row.items()},
     }
 
 
-UNITS = {
-    "rate": "workflows/s", "p50": "ms", "p99": "ms", "runner_mb": "MiB", "table_mb": "MiB",
-    "index_mb": "MiB", "dead_rows": "rows", "live_rows": "rows",
-}  # fmt: skip
+def _host_ms() -> float:
+    """How long the same work takes, to see what becomes of the host meanwhile."""
+    taken: list[float] = []
+    for _ in range(5):
+        began = perf_counter()
+        sum(range(100_000))
+        taken.append(perf_counter() - began)
+    return min(taken) * 1000
+
+
+METRICS = {
+    "rate": ("rate", "workflows/s"),
+    "p50": ("p50", "ms"),
+    "p99": ("p99", "ms"),
+    "runner_mb": ("runner memory", "MiB"),
+    "table_mb": ("table size", "MiB"),
+    "index_mb": ("index size", "MiB"),
+    "dead_rows": ("dead rows", "rows"),
+    "live_rows": ("live rows", "rows"),
+    "host_ms": ("a sum of 100,000 numbers", "ms"),
+}
+"""By the names of a sample: how they are told, and in what."""
 
 
 def _add(results: Results, variant: str, metric: str, samples: Sequence[float]) -> None:
     """What it is in the end, beside what it was once it had settled."""
     settled = samples[int(len(samples) * SETTLING) :]
     third = max(1, len(settled) // 3)
+    name, unit = METRICS[metric]
     first, last = percentile(settled[:third], 0.5), percentile(settled[-third:], 0.5)
     results.add(
         "W14",
         variant,
-        metric.replace("_mb", " memory" if metric == "runner_mb" else " size").replace("_", " "),
+        name,
         last,
-        UNITS[metric],
+        unit,
         settled=round(first, 2),
         growth=round(last / first - 1, 3) if first else None,
-        samples=[round(value, 1) for value in samples],
+        samples=[round(value, 2) for value in samples],
     )
