@@ -13,9 +13,7 @@ from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
 from engine.storage.protocol import Fence, Recipient, Sweep
 
-_READ_ALL_EVERY = 5.0
-_READ_ALL_REST, _READ_ALL_LATEST = 40, 60.0
-"""Rows that nobody may vacuum away make that slow: it is to take a fortieth of the time at most."""
+_READ_ALL_EVERY, _READ_ALL_LATEST = 5.0, 60.0
 _RIPE_AFTER = 0.5
 """Between a row's number and its transaction's there is a moment, which is over by then."""
 
@@ -44,7 +42,6 @@ class OwnedShard:
 
     __slots__ = (
         "_again",
-        "_began",
         "_handed",
         "_missed",
         "_read_all_due",
@@ -53,6 +50,7 @@ class OwnedShard:
         "_settled_after",
         "accepting",
         "alive",
+        "began",
         "behind",
         "epoch",
         "floor",
@@ -85,7 +83,7 @@ class OwnedShard:
         self.highest: int = 0
         self._handed: int = 0
         self._ripening: tuple[int, float, int] | None = None
-        self._began: float = 0.0
+        self.began: float = 0.0
         self._read_all_due: float = 0.0
         self._again: bool = False
         self._settled_after: float = settled_after.total_seconds()
@@ -131,15 +129,16 @@ class OwnedShard:
         """This row was delivered from memory, as its commit has been answered."""
         self._handed = max(self._handed, seq)
 
-    def begin_sweep(self, *, crowded: bool) -> None:
-        """``crowded``: rows of entities that are not in memory are passed over."""
+    def begin_sweep(self, *, crowded: bool, thorough: bool) -> None:
+        """``crowded``: rows of entities that are not in memory are passed over. ``thorough``: there
+        is time to read the inbox from its beginning, if that has not been done for a while."""
         self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
         self._again = False
-        self._began = monotonic()
+        self.began = monotonic()
         self.floor = self._safe
-        if self._began > self._read_all_due:
+        if self.began - self._read_all_due > (0 if thorough else _READ_ALL_LATEST):
             self.floor = 0
 
     def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
@@ -147,8 +146,7 @@ class OwnedShard:
         none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
         self.behind = sweep.more or self._missed
         if self.floor == 0:
-            rest = min((monotonic() - self._began) * _READ_ALL_REST, _READ_ALL_LATEST)
-            self._read_all_due = self._began + max(rest, _READ_ALL_EVERY)
+            self._read_all_due = self.began + _READ_ALL_EVERY
         self.highest = max(self.highest, last)
         if sweep.more or self._again:
             return
@@ -159,11 +157,11 @@ class OwnedShard:
         # connection may commit later than that: its ring says so, and all is read now and then.)
         if self._ripening is not None:
             highest, began, newest = self._ripening
-            ripe = self._began - began
+            ripe = self.began - began
             if ripe < _RIPE_AFTER or (oldest < newest and ripe <= self._settled_after):
                 return
             self._safe = highest
-        self._ripening = self.highest, self._began, sweep.newest
+        self._ripening = self.highest, self.began, sweep.newest
 
     @property
     def fence(self) -> Fence:
