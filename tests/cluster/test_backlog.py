@@ -1,7 +1,7 @@
 """Long lines: what is kept in memory of them, and what they cost those beside them."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from engine import Entity, rpc
+from engine.cluster import delivery as deliveries
 from engine.cluster import residency
 from engine.cluster import shard as shards
 from engine.cluster.delivery import Delivery
@@ -141,6 +142,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(shards, "monotonic", clock)
     monkeypatch.setattr(shards, "_READ_ALL_EVERY", 60.0)
+    monkeypatch.setattr(shards, "_RIPE_AFTER", 2.0)
     return clock
 
 
@@ -172,11 +174,12 @@ def sweep(
     last: int,
     more: bool = False,
     running: Range = ALWAYS,
+    thorough: bool = True,
 ) -> int:
     """Sweep all there is up to ``last``; where the sweep began to look. ``running`` are the first
     transaction that writes now, and the next."""
     clock.now = 100 + at
-    shard.begin_sweep(crowded=False)
+    shard.begin_sweep(crowded=False, thorough=thorough)
     floor = shard.floor
     oldest, newest = running
     shard.end_sweep(swept(more=more, newest=newest), last=last, oldest=oldest)
@@ -228,7 +231,7 @@ async def test_what_is_given_back_during_a_sweep_is_not_below_its_floor(clock: C
     shard.hold(1)
     sweep(shard, clock, at=0, last=1000)
     clock.now = 116
-    shard.begin_sweep(crowded=False)
+    shard.begin_sweep(crowded=False, thorough=True)
     shard.give_back(7, Snowflake(1))
     shard.end_sweep(swept(), last=1000, oldest=1)
     assert sweep(shard, clock, at=17, last=1000) == 0
@@ -254,3 +257,41 @@ async def test_all_is_read_now_and_then_all_the_same(
     assert sweep(shard, clock, at=36, last=1000) == 1000
     assert sweep(shard, clock, at=37, last=1000) == 0
     assert sweep(shard, clock, at=38, last=1000) == 1000
+
+
+async def test_without_time_to_read_all_it_is_put_off_for_a_minute_at_most(clock: Clock) -> None:
+    shard = await owned_shard()
+    shard.hold(1)
+    for at in (0, 16):
+        sweep(shard, clock, at=at, last=1000)
+    assert sweep(shard, clock, at=77, last=1000, thorough=False) == 1000
+    assert sweep(shard, clock, at=135, last=1000, thorough=False) == 1000
+    assert sweep(shard, clock, at=137, last=1000, thorough=False) == 0
+    assert sweep(shard, clock, at=138, last=1000) == 1000
+
+
+async def test_a_lane_reads_all_in_a_fortieth_of_its_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "monotonic", clock)
+    async with TestCluster(Quick(), shards_per_group=2, lanes=1) as cluster:
+        assert cluster.runner._incarnation is not None
+        delivery = cluster.runner._incarnation.delivery
+        for shard in delivery.shards.values():
+            shard.read_again()
+            for at in (0, 16):
+                sweep(shard, clock, at=at, last=1000)
+        one, other = delivery.shards
+
+        def floor(id: ShardId, *, at: float, takes: float = 0.0) -> Sequence[int]:
+            clock.now = 100 + at
+            delivery.held([id])
+            floors = delivery.floors([id])
+            clock.now += takes
+            delivery.swept([id], swept())
+            return floors
+
+        assert floor(one, at=77, takes=1) == [0]
+        assert floor(other, at=78) == [1000]
+        assert floor(other, at=117) == [1000]
+        assert floor(other, at=119) == [0]
