@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from engine.cluster.handover import Handover, InHand
 from engine.cluster.parking import Parking
@@ -36,6 +35,7 @@ from engine.storage.protocol import (
     Saved,
     SaveOutcome,
     SaveRequest,
+    StoredExecution,
     StreamPosition,
     Sweep,
 )
@@ -146,7 +146,7 @@ class Delivery:
         self._acquired = acquired
         self._settled_after = settled_after
         self._running: dict[int, float] = {}
-        self._thorough_from: WeakKeyDictionary[Lane, float] = WeakKeyDictionary()
+        self._thorough_from: dict[int, float] = {}
         self._residency = residency
         residency.reopened.append(self._read_again)
         self._hosts: dict[str, MessageHost] = {}
@@ -319,8 +319,9 @@ class Delivery:
 
     def held(self, shards: Collection[ShardId]) -> Sequence[int]:
         owned = [shard for id in shards if (shard := self.shards.get(id))]
+        # all are of one lane
+        thorough = bool(owned) and monotonic() > self._thorough_from.get(owned[0].lane.index, 0)
         for shard in owned:
-            thorough = monotonic() > self._thorough_from.get(shard.lane, 0)
             shard.begin_sweep(crowded=self._residency.closed, thorough=thorough)
         return [key for shard in owned for key in shard.held]
 
@@ -345,7 +346,7 @@ class Delivery:
                 if shard.floor == 0:
                     now = monotonic()
                     rest = min((now - shard.began) * _THOROUGH_REST, _THOROUGH_LATEST)
-                    self._thorough_from[shard.lane] = now + rest
+                    self._thorough_from[shard.lane.index] = now + rest
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
@@ -458,16 +459,8 @@ class Delivery:
             # stored. One that is under way finds it in flight.
             if not shard.accepting or saved.seq is None or saved.seq <= shard.highest:
                 return False
-            shard.handed(saved.seq)
-            self.deliver(
-                InboxRow(
-                    seq=saved.seq,
-                    kind=InboxKind.REQUEST,
-                    shard=shard.id,
-                    envelope=envelope,
-                    execution=envelope.request_id,
-                    state=request.begun(start, self._clock.now()),
-                )
+            self._deliver_saved(
+                shard, envelope, saved.seq, state=request.begun(start, self._clock.now())
             )
             return True
 
@@ -557,19 +550,32 @@ class Delivery:
         direct = target is not None and target.lane is sender.lane and not target.behind
         if target is not None and direct and plain:
             if request.envelope.deliver_at is None:
-                target.handed(seq)
-                self.deliver(
-                    InboxRow(
-                        seq=seq,
-                        kind=InboxKind.REQUEST,
-                        shard=target.id,
-                        envelope=request.envelope,
-                    )
-                )
+                self._deliver_saved(target, request.envelope, seq)
             else:
                 self.due_at(request.envelope.deliver_at)
         elif not (plain and self.waits(request)):
             elsewhere.extend(self.ring((request.envelope.address.shard,)))
+
+    def _deliver_saved(
+        self,
+        shard: OwnedShard,
+        envelope: EnvelopeRequest,
+        seq: int,
+        *,
+        state: StoredExecution | None = None,
+    ) -> None:
+        """Deliver from memory what was stored a moment ago."""
+        shard.handed(seq)
+        self.deliver(
+            InboxRow(
+                seq=seq,
+                kind=InboxKind.REQUEST,
+                shard=shard.id,
+                envelope=envelope,
+                execution=None if state is None else state.request_id,
+                state=state,
+            )
+        )
 
     def _all_work(self) -> list[ShardWork]:
         return [*self._all_hosts(), *self._followers]
