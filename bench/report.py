@@ -45,6 +45,7 @@ TITLES = {
     "cpu_share": "share of the CPU time",
     "cpu_ms": "all CPU ms",
     "settled": "once settled",
+    "anew": "begun anew",
 }
 """Of columns whose field's name does not do."""
 Row = Mapping[str, Any]

@@ -1,7 +1,8 @@
 """W14: half of what it can do, for long, with retention on: whether anything grows."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -10,14 +11,14 @@ from bench.meter import Meter
 from bench.place import Options, settings_of, settled_in
 from bench.process import runner_process
 from bench.results import Results, percentile
-from bench.server import Connection, Server
+from bench.server import Connection, Database, Server
 from bench.usage import resident_mb
 from engine import Client
 
 TOP, TOP_AT_ONCE = 10_000, 2000
 SHARE = 0.5
 MINUTES, FULL_MINUTES = 3.0, 30.0
-SAMPLES = 30
+SAMPLES, ANEW = 30, 4
 KEPT = {"OUTLAST_RETENTION": "20", "OUTLAST_PRUNE_INTERVAL": "5"}
 SETTLING = 0.3
 """The share of the time after which nothing should grow any more."""
@@ -31,6 +32,8 @@ SIZES = """
         sum(n_dead_tup)::float8 as dead_rows, sum(n_live_tup)::float8 as live_rows
     from pg_stat_user_tables where schemaname = 'engine'
 """
+
+Sample = dict[str, float]
 
 
 @dataclass(slots=True)
@@ -66,32 +69,27 @@ class _Load:
 
 
 async def soak(server: Server, results: Results, options: Options) -> None:
+    """The last minutes again on a new database with a new runner: what is different there is not
+    the host's."""
     seconds = (FULL_MINUTES if options.full else MINUTES) * 60 * min(1.0, options.scale)
-    async with server.database() as database, runner_process(database, env=KEPT) as process:
-        await settled_in(database, runners=1)
-        async with Client(settings_of(database)) as client, database.connected() as admin:
-            await run_many(client, Keys(), TOP, at_once=TOP_AT_ONCE)
-            began = perf_counter()
-            await run_many(client, Keys(), TOP, at_once=TOP_AT_ONCE)
-            load = _Load(client, TOP / (perf_counter() - began) * SHARE)
-            variant = f"{load.rate:.0f} a second for {seconds / 60:.0f} min"
-            async with (
-                Meter(database, runners=[process.pid]) as meter,
-                asyncio.TaskGroup() as group,
-            ):
-                group.create_task(load.run(seconds))
-                samples = [
-                    await _sample(admin, load, process.pid, seconds / SAMPLES)
-                    for _ in range(SAMPLES)
-                ]
-    for metric in samples[0]:
-        _add(results, variant, metric, [sample[metric] for sample in samples])
-    total = sum(int(sample["rate"] * seconds / SAMPLES) for sample in samples)
+    each = seconds / SAMPLES
+    async with _soaked(server) as soaked:
+        await soaked.top()
+        rate = await soaked.top() * SHARE
+        async with Meter(soaked.database, runners=[soaked.runner]) as meter:
+            samples = await soaked.run(rate, [each] * SAMPLES)
+    async with _soaked(server) as fresh:
+        await fresh.top()
+        anew = await fresh.run(rate, [each] * ANEW)
+    variant = f"{rate:.0f} a second for {seconds / 60:.0f} min"
+    for metric in METRICS:
+        _add(results, variant, metric, samples, anew)
+    total = sum(int(sample["rate"] * each) for sample in samples)
     results.add(
         "W14",
         variant,
         "left out, being behind",
-        load.late,
+        sum(sample["late"] for sample in samples),
         "workflows",
         n=total,
         cores=meter.cores(),
@@ -99,19 +97,52 @@ async def soak(server: Server, results: Results, options: Options) -> None:
     )
 
 
-async def _sample(admin: Connection, load: _Load, runner: int, seconds: float) -> dict[str, float]:
-    await asyncio.sleep(seconds)
-    taken, load.taken = load.taken, []
-    row = await admin.fetchrow(SIZES)
-    assert row is not None
-    return {
-        "rate": len(taken) / seconds,
-        "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
-        "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
-        "runner_mb": resident_mb(runner),
-        "host_ms": _host_ms(),
-        **{name: float(value) for name, value in row.items()},
-    }
+@asynccontextmanager
+async def _soaked(server: Server) -> AsyncGenerator["_Soaked"]:
+    async with server.database() as database, runner_process(database, env=KEPT) as process:
+        await settled_in(database, runners=1)
+        async with Client(settings_of(database)) as client, database.connected() as admin:
+            yield _Soaked(database, client, admin, process.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Soaked:
+    """A database with a runner and a client of its own."""
+
+    database: Database
+    client: Client
+    admin: Connection
+    runner: int
+
+    async def top(self) -> float:
+        """The most it can do, in workflows a second."""
+        began = perf_counter()
+        await run_many(self.client, Keys(), TOP, at_once=TOP_AT_ONCE)
+        return TOP / (perf_counter() - began)
+
+    async def run(self, rate: float, seconds: Sequence[float]) -> list[Sample]:
+        load = _Load(self.client, rate)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(sum(seconds)))
+            return [await self._sample(load, each) for each in seconds]
+
+    async def _sample(self, load: _Load, seconds: float) -> Sample:
+        async with Meter(self.database, runners=[self.runner]) as meter:
+            await asyncio.sleep(seconds)
+        taken, load.taken = load.taken, []
+        late, load.late = load.late, 0
+        row = await self.admin.fetchrow(SIZES)
+        assert row is not None
+        return {
+            "rate": len(taken) / seconds,
+            "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
+            "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
+            "cpu_ms": sum(meter.cores().values()) * meter.seconds / max(1, len(taken)) * 1000,
+            "runner_mb": resident_mb(self.runner),
+            "host_ms": _host_ms(),
+            "late": late,
+            **{name: float(value) for name, value in row.items()},
+        }
 
 
 def _host_ms() -> float:
@@ -128,6 +159,7 @@ METRICS = {
     "rate": ("rate", "workflows/s"),
     "p50": ("p50", "ms"),
     "p99": ("p99", "ms"),
+    "cpu_ms": ("processor time of all", "ms"),
     "runner_mb": ("runner memory", "MiB"),
     "table_mb": ("table size", "MiB"),
     "index_mb": ("index size", "MiB"),
@@ -138,12 +170,19 @@ METRICS = {
 """By the names of a sample: how they are told, and in what."""
 
 
-def _add(results: Results, variant: str, metric: str, samples: Sequence[float]) -> None:
-    """What it is in the end, beside what it was once it had settled."""
-    settled = samples[int(len(samples) * SETTLING) :]
+def _add(
+    results: Results,
+    variant: str,
+    metric: str,
+    samples: Sequence[Sample],
+    anew: Sequence[Sample],
+) -> None:
+    """What it is in the end, beside what it was once it had settled and what it is begun anew."""
+    settled = [sample[metric] for sample in samples[int(len(samples) * SETTLING) :]]
     third = max(1, len(settled) // 3)
     name, unit = METRICS[metric]
     first, last = percentile(settled[:third], 0.5), percentile(settled[-third:], 0.5)
+    begun = [sample[metric] for sample in anew]
     results.add(
         "W14",
         variant,
@@ -152,5 +191,7 @@ def _add(results: Results, variant: str, metric: str, samples: Sequence[float]) 
         unit,
         settled=round(first, 2),
         growth=round(last / first - 1, 3) if first else None,
-        samples=[round(value, 2) for value in samples],
+        anew=round(percentile(begun, 0.5), 2),
+        samples=[round(sample[metric], 2) for sample in samples],
+        samples_anew=[round(value, 2) for value in begun],
     )
