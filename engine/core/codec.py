@@ -111,11 +111,14 @@ class Signature:
         )
 
     def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
-        """Arguments by name, defaults left out; ``TypeError`` as Python's own call would raise."""
+        """Arguments by name, defaults left out; ``TypeError`` where Python's own call would."""
         names = self._names
         if names is not None and not kwargs and len(args) == len(names):
             return dict(zip(names, args, strict=True))
-        return dict(self._bind.bind(*args, **kwargs).arguments)
+        try:
+            return dict(self._bind.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise TypeError(f"{self.what}{self._bind}: {error}") from None
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """The call as JSON bytes, not validated; ``InvalidPayload`` when it has no JSON form."""

@@ -305,10 +305,10 @@ def test_leading_parameters_can_be_skipped() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"z": 1}), ((1,), {"a": 1})]
 )
-def test_a_call_python_would_refuse_is_a_type_error(
+def test_a_call_python_would_refuse_is_a_type_error_that_says_what_takes_what(
     args: tuple[object, ...], kwargs: dict[str, object]
 ) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^f\(a: .*\): "):
         Signature(defaults, what="f", skip=0).encode(args, kwargs)
 
 
