@@ -3,7 +3,7 @@
 ``python -m bench.peers.report FILE`` prints them in Markdown. Without a file it fills the page
 whose comment says from which, as ``bench.report`` does::
 
-    <!-- peers: bench/results/peers-2026-11-27.jsonl -->
+    <!-- peers: bench/results/peers-2026-11-28.jsonl -->
     <!-- end of peers -->
 
 A ratio above 1 says that ours is so
