@@ -80,6 +80,11 @@ def _hash(self: "DurableTask | DurableFuture") -> int:
         return self.order
 
 
+TIMEOUTS_COMPARE: bool = "cancelling" in asyncio.Timeout.__aenter__.__code__.co_names
+"""Whether a timeout that expires compares with how often its task was being cancelled when it
+began; in the first versions of Python 3.11 it asks whether that is not at all."""
+
+
 class Interruption(str):
     """The message of a ``CancelledError`` that comes from outside the body."""
 
@@ -121,6 +126,11 @@ class DurableTask(asyncio.Task[Any]):
 
     def cancelling(self) -> int:
         return _Cancellations(super().cancelling())
+
+    if not TIMEOUTS_COMPARE:  # Debian 12's Python, for one
+
+        def uncancel(self) -> int:
+            return super().uncancel() + _interruptions()
 
 
 class DurableFuture(asyncio.Future[Any]):
