@@ -27,7 +27,7 @@ from engine import Client
 
 COUNT = 300
 STEPS = 500
-UNTIL_IT_WAITS = 0.02
+UNTIL_IT_WAITS = 0.05
 
 Operate: TypeAlias = Callable[[Client, Keys], Awaitable[Span]]
 NotedRunner: TypeAlias = tuple[Client, list[Span]]
