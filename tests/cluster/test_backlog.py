@@ -202,6 +202,21 @@ async def test_a_shard_is_not_read_from_the_beginning_once_all_that_wrote_has_en
     assert sweep(shard, clock, at=8, last=0, running=(13, 14)) == 1200
 
 
+async def test_what_was_delivered_from_memory_before_a_sweep_is_not_read_again_either(
+    clock: Clock,
+) -> None:
+    shard = await owned_shard()
+    shard.handed(1000)
+    assert sweep(shard, clock, at=0, last=0, running=(9, 9)) == 0
+    clock.now = 103
+    shard.begin_sweep(crowded=False, thorough=True)
+    shard.handed(1100)
+    shard.end_sweep(swept(newest=12), last=0, oldest=12)
+    assert sweep(shard, clock, at=6, last=0, running=(12, 12)) == 1000
+    assert sweep(shard, clock, at=9, last=0, running=(12, 12)) == 1000
+    assert sweep(shard, clock, at=10, last=0, running=(12, 12)) == 1100
+
+
 async def test_a_backlog_is_not_looked_at_again_once_no_statement_can_add_to_it(
     clock: Clock,
 ) -> None:
