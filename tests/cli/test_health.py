@@ -60,7 +60,7 @@ async def test_a_runner_that_serves_is_live_and_ready(
     runner = Runner(settings(dsn)).register(Slow())
     assert not runner.health().ready
     async with runner:
-        await eventually(lambda: len(runner.epochs) == 4)
+        await eventually(lambda: len(runner.epochs) == 4 and runner.health().notifications)
         port = port_in(caplog.text)
         live, ready = await ask(port, "/live"), await ask(port, "/ready?full=1")
 
