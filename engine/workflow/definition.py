@@ -51,8 +51,9 @@ _DEFINITION = "__outlast_workflow__"
 class Workflow(ActivityGroup, Generic[In, Out_co]):
     """Base class of workflows: ``execute`` is the durable body, its steps are marked methods.
 
-    The object you register is a prototype: each execution gets a shallow copy, so ``self.x`` is
-    the execution's own and is rebuilt by replay. The body may use plain asyncio (gather,
+    The object you register is a prototype: each execution gets a shallow copy, so what the body
+    assigns to ``self.x`` is the execution's own and is rebuilt by replay; a list or dict that
+    ``__init__`` made is shared by all of them. The body may use plain asyncio (gather,
     TaskGroup, timeout, Event, …); time, random numbers and everything outside come through steps
     and the methods below, so that a replay sees the same again.
 
