@@ -60,6 +60,10 @@ class Meter:
             **{f"{name}_ms": round(value, 3) for name, value in each.items()},
         }
 
+    def cpu_ms(self, number: int) -> float:
+        """The processor time of all together for one of so many, in milliseconds."""
+        return sum(self.cores().values()) * self.seconds / number * 1000
+
     def cores(self) -> dict[str, float]:
         """How many processors driver, runners and PostgreSQL used."""
         return {

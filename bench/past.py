@@ -176,6 +176,8 @@ class _Served:
     async def round(self) -> Round:
         async with Meter(self.database, runners=[self._runner]) as meter:
             await run_many(self._client, self._keys, WORKFLOWS, at_once=AT_ONCE)
-        each = meter.each(WORKFLOWS)
-        cpu = sum(value for name, value in each.items() if name.endswith("_ms"))
-        return {"rate": WORKFLOWS / meter.seconds, "cpu_ms": cpu, **each}
+        return {
+            "rate": WORKFLOWS / meter.seconds,
+            "cpu_ms": meter.cpu_ms(WORKFLOWS),
+            **meter.each(WORKFLOWS),
+        }

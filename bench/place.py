@@ -1,6 +1,6 @@
 """Where a workload runs: its client, the runner and the database, and what notes its figures."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -47,10 +47,10 @@ class Place:
 
 @asynccontextmanager
 async def other_process(
-    server: Server, results: Results, options: Options
+    server: Server, results: Results, options: Options, *, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[Place]:
     """The runner is ``outlast run``, the client here; both have been used."""
-    async with server.database() as database, runner_process(database) as process:
+    async with server.database() as database, runner_process(database, env=env) as process:
         await settled_in(database, runners=1)
         async with Client(settings_of(database)) as client:
             place = Place(

@@ -1,17 +1,14 @@
 """W14: half of what it can do, for long, with retention on: whether anything grows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from bench.driver import Keys, run_many, run_one
-from bench.meter import Meter
-from bench.place import Options, settings_of, settled_in
-from bench.process import runner_process
+from bench.place import Options, Place, other_process
 from bench.results import Results, percentile
-from bench.server import Connection, Database, Server
+from bench.server import Connection, Server
 from bench.usage import resident_mb
 from engine import Client
 
@@ -73,14 +70,14 @@ async def soak(server: Server, results: Results, options: Options) -> None:
     the host's."""
     seconds = (FULL_MINUTES if options.full else MINUTES) * 60 * min(1.0, options.scale)
     each = seconds / SAMPLES
-    async with _soaked(server) as soaked:
-        await soaked.top()
-        rate = await soaked.top() * SHARE
-        async with Meter(soaked.database, runners=[soaked.runner]) as meter:
-            samples = await soaked.run(rate, [each] * SAMPLES)
-    async with _soaked(server) as fresh:
-        await fresh.top()
-        anew = await fresh.run(rate, [each] * ANEW)
+    async with other_process(server, results, options, env=KEPT) as place:
+        await _top(place)
+        rate = await _top(place) * SHARE
+        async with place.metered() as meter:
+            samples = await _sampled(place, rate, SAMPLES, each)
+    async with other_process(server, results, options, env=KEPT) as fresh:
+        await _top(fresh)
+        anew = await _sampled(fresh, rate, ANEW, each)
     variant = f"{rate:.0f} a second for {seconds / 60:.0f} min"
     for metric in METRICS:
         _add(results, variant, metric, samples, anew)
@@ -97,52 +94,38 @@ async def soak(server: Server, results: Results, options: Options) -> None:
     )
 
 
-@asynccontextmanager
-async def _soaked(server: Server) -> AsyncGenerator["_Soaked"]:
-    async with server.database() as database, runner_process(database, env=KEPT) as process:
-        await settled_in(database, runners=1)
-        async with Client(settings_of(database)) as client, database.connected() as admin:
-            yield _Soaked(database, client, admin, process.pid)
+async def _top(place: Place) -> float:
+    """The most it can do, in workflows a second."""
+    began = perf_counter()
+    await run_many(place.client, place.keys, TOP, at_once=TOP_AT_ONCE)
+    return TOP / (perf_counter() - began)
 
 
-@dataclass(frozen=True, slots=True)
-class _Soaked:
-    """A database with a runner and a client of its own."""
+async def _sampled(place: Place, rate: float, count: int, seconds: float) -> list[Sample]:
+    """So many samples of so many seconds, under a load of ``rate``."""
+    load = _Load(place.client, rate)
+    async with place.database.connected() as admin, asyncio.TaskGroup() as group:
+        group.create_task(load.run(count * seconds))
+        return [await _sample(place, admin, load, seconds) for _ in range(count)]
 
-    database: Database
-    client: Client
-    admin: Connection
-    runner: int
 
-    async def top(self) -> float:
-        """The most it can do, in workflows a second."""
-        began = perf_counter()
-        await run_many(self.client, Keys(), TOP, at_once=TOP_AT_ONCE)
-        return TOP / (perf_counter() - began)
-
-    async def run(self, rate: float, seconds: Sequence[float]) -> list[Sample]:
-        load = _Load(self.client, rate)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(load.run(sum(seconds)))
-            return [await self._sample(load, each) for each in seconds]
-
-    async def _sample(self, load: _Load, seconds: float) -> Sample:
-        async with Meter(self.database, runners=[self.runner]) as meter:
-            await asyncio.sleep(seconds)
-        taken, load.taken = load.taken, []
-        late, load.late = load.late, 0
-        row = await self.admin.fetchrow(SIZES)
-        assert row is not None
-        return {
-            "rate": len(taken) / seconds,
-            "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
-            "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
-            "cpu_ms": sum(meter.cores().values()) * meter.seconds / max(1, len(taken)) * 1000,
-            "runner_mb": resident_mb(self.runner),
-            "host_ms": _host_ms(),
-            "late": late,
-            **{name: float(value) for name, value in row.items()},
-        }
+async def _sample(place: Place, admin: Connection, load: _Load, seconds: float) -> Sample:
+    async with place.metered() as meter:
+        await asyncio.sleep(seconds)
+    taken, load.taken = load.taken, []
+    late, load.late = load.late, 0
+    row = await admin.fetchrow(SIZES)
+    assert row is not None
+    return {
+        "rate": len(taken) / seconds,
+        "p50": percentile(taken, 0.5) * 1000 if taken else 0.0,
+        "p99": percentile(taken, 0.99) * 1000 if taken else 0.0,
+        "cpu_ms": meter.cpu_ms(max(1, len(taken))),
+        "runner_mb": resident_mb(*place.runners),
+        "host_ms": _host_ms(),
+        "late": late,
+        **{name: float(value) for name, value in row.items()},
+    }
 
 
 def _host_ms() -> float:

@@ -16,6 +16,7 @@ from statistics import median
 from time import perf_counter
 from typing import TypeAlias
 
+from bench.alone import UNTIL_IT_WAITS
 from bench.driver import Keys, run_one
 from bench.place import WARM_UP, Options, settings_of, settled_in
 from bench.process import runner_process
@@ -27,7 +28,6 @@ from engine import Client
 
 COUNT = 300
 STEPS = 500
-UNTIL_IT_WAITS = 0.05
 
 Operate: TypeAlias = Callable[[Client, Keys], Awaitable[Span]]
 NotedRunner: TypeAlias = tuple[Client, list[Span]]
