@@ -234,9 +234,8 @@ class Delivery:
     async def release(self, shards: Collection[ShardId]) -> None:
         """Let running work end while the shards are served; then stop intake, drain, flush, unlock.
         A runner that stops does not serve them meanwhile. Passes over those that are kept."""
-        owned = [self.shards[id] for id in shards if id in self.shards]
         async with asyncio.TaskGroup() as group:
-            drains = {group.create_task(self._drain(shard)) for shard in owned}
+            drains = {group.create_task(self._drain(shard)) for shard in self._owned(shards)}
             while drains:
                 done, drains = await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED)
                 await self._unlock([shard for each in done if (shard := each.result())])
@@ -308,17 +307,17 @@ class Delivery:
     # --- the lanes' sink ------------------------------------------------------------------------
 
     def in_flight(self, shards: Collection[ShardId]) -> Sequence[int]:
-        return [seq for id in shards if (s := self.shards.get(id)) for seq in s.in_flight]
+        return [seq for shard in self._owned(shards) for seq in shard.in_flight]
 
     def resident(self, shards: Collection[ShardId]) -> Sequence[Snowflake]:
         host = self._executions
         if host is None:
             return []
-        resident = [e for id in shards if (s := self.shards.get(id)) for e in host.resident(s)]
+        resident = [id for shard in self._owned(shards) for id in host.resident(shard)]
         return [*resident, *host.loading]
 
     def held(self, shards: Collection[ShardId]) -> Sequence[int]:
-        owned = [shard for id in shards if (shard := self.shards.get(id))]
+        owned = self._owned(shards)
         # all are of one lane
         thorough = bool(owned) and monotonic() > self._thorough_from.get(owned[0].lane.index, 0)
         for shard in owned:
@@ -328,7 +327,7 @@ class Delivery:
     def admitted(self, shards: Collection[ShardId]) -> Sequence[int] | None:
         if not self._residency.closed:
             return None
-        owned = [shard for id in shards if (shard := self.shards.get(id))]
+        owned = self._owned(shards)
         return [key for host in self._hosts.values() for each in owned for key in host.keys(each)]
 
     def floors(self, shards: Collection[ShardId]) -> Sequence[int]:
@@ -339,14 +338,14 @@ class Delivery:
         self.read_again(sweep.kept)
         oldest = self._oldest(sweep)
         seen = {row.shard: row.seq for row in sweep.rows}  # in their order, so the last of each
-        for id in shards:
-            shard = self.shards.get(id)
-            if shard is not None:
-                shard.end_sweep(sweep, last=sweep.last or seen.get(id, 0), oldest=oldest)
-                if shard.floor == 0:
-                    now = monotonic()
-                    rest = min((now - shard.began) * _THOROUGH_REST, _THOROUGH_LATEST)
-                    self._thorough_from[shard.lane.index] = now + rest
+        owned = self._owned(shards)
+        for shard in owned:
+            shard.end_sweep(sweep, last=sweep.last or seen.get(shard.id, 0), oldest=oldest)
+        whole = next((shard for shard in owned if shard.floor == 0), None)
+        if whole is not None:
+            now = monotonic()
+            rest = min((now - whole.began) * _THOROUGH_REST, _THOROUGH_LATEST)
+            self._thorough_from[whole.lane.index] = now + rest
         for row in sweep.rows:
             self.deliver(row)
         if sweep.due and self._executions is not None:
@@ -468,9 +467,8 @@ class Delivery:
 
     def read_again(self, shards: Iterable[ShardId]) -> None:
         """Let the next sweep of these shards look at all they have."""
-        for id in shards:
-            if (shard := self.shards.get(id)) is not None:
-                shard.read_again()
+        for shard in self._owned(shards):
+            shard.read_again()
 
     def _read_again(self) -> None:
         """Newcomers can be taken again, whose messages were passed over."""
@@ -576,6 +574,10 @@ class Delivery:
                 state=state,
             )
         )
+
+    def _owned(self, shards: Iterable[ShardId]) -> list[OwnedShard]:
+        """Those of the shards that are owned here."""
+        return [shard for id in shards if (shard := self.shards.get(id)) is not None]
 
     def _all_work(self) -> list[ShardWork]:
         return [*self._all_hosts(), *self._followers]
