@@ -1028,6 +1028,8 @@ async def test_executions_are_found_by_each_filter(process: Process, lane: LaneS
 
     assert await found(ExecutionFilter(workflow="Fulfil")) == "abd"
     assert await found(ExecutionFilter(statuses=[Status.FAILED, Status.RUNNING])) == "ab"
+    twice = [Status.RUNNING, Status.FAILED, Status.RUNNING]
+    assert await found(ExecutionFilter(statuses=twice)) == "ab"
     assert await found(ExecutionFilter(statuses=[Status.SCHEDULED], workflow="Fulfil")) == "d"
     assert await found(ExecutionFilter(parent=parent)) == "b"
     assert await found(ExecutionFilter(version=2)) == "d"
