@@ -46,6 +46,11 @@ class Rule(Enum):
         "differs from process to process",
         "use hashlib, or compare the values themselves",
     )
+    PROTOTYPE = (
+        "OUT112",
+        "changes what was made once for all executions of this process, by __init__ or the class",
+        "make it at the top of execute(), before its first await",
+    )
 
     @property
     def code(self) -> str:

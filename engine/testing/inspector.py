@@ -8,6 +8,7 @@ from engine.testing.findings import Finding, Rule
 from engine.testing.outside import FILE_METHODS, rule_of
 from engine.testing.program import Reached, first_parameter
 from engine.testing.sets import Sets
+from engine.testing.shared import Shared
 
 _ORDER_FREE = frozenset({"sorted", "set", "frozenset", "len", "sum", "min", "max", "any", "all"})
 _IN_ORDER = frozenset({"list", "tuple", "iter", "enumerate", "zip", "map", "filter", "next"})
@@ -19,7 +20,6 @@ _MUTATORS = (
     *("append", "appendleft", "add", "update", "pop", "popitem", "clear", "extend", "insert"),
     *("setdefault", "remove", "discard"),
 )
-_CONTAINERS = frozenset({"dict", "list", "set", "deque", "defaultdict", "Counter", "OrderedDict"})
 _LONGEST: Final = 60
 
 
@@ -34,7 +34,7 @@ class Inspector(ast.NodeVisitor):
         self._self = first_parameter(reached.function)
         self._sets = Sets(reached.module, reached.function, reached.owner)
         self._locals = {*_bound(reached.function)}
-        self._shared = {*_containers(reached.module.tree)} - self._locals
+        self._shared = Shared(reached, self._locals)
         self._order_free = False
 
     def inspect(self) -> "Inspector":
@@ -71,10 +71,8 @@ class Inspector(ast.NodeVisitor):
             if self._sets.is_first_done(holder):
                 return
             self._add(Rule.SET_ORDER, node, _shown(node))
-        elif (
-            method.attr in _MUTATORS and isinstance(holder, ast.Name) and holder.id in self._shared
-        ):
-            self._add(Rule.SHARED, node, f"{holder.id}.{method.attr}()")
+        elif method.attr in _MUTATORS and (rule := self._shared.rule(holder)) is not None:
+            self._add(rule, node, f"{_shown(method)}()")
 
     def _look_at_order(self, node: ast.Call, name: str | None) -> None:
         joins = isinstance(node.func, ast.Attribute) and node.func.attr == "join"
@@ -138,6 +136,8 @@ class Inspector(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        if isinstance(node.target, ast.Attribute) and (rule := self._shared.rule(node.target)):
+            self._add(rule, node, _shown(node.target))
         self._look_at_target(node.target)
         self.generic_visit(node)
 
@@ -148,8 +148,8 @@ class Inspector(ast.NodeVisitor):
 
     def _look_at_target(self, target: ast.expr) -> None:
         match target:
-            case ast.Subscript(value=ast.Name(id=id)) if id in self._shared:
-                self._add(Rule.SHARED, target, _shown(target))
+            case ast.Subscript(value=holder) if (rule := self._shared.rule(holder)) is not None:
+                self._add(rule, target, _shown(target))
             case ast.Attribute(value=ast.Name(id=id)) if id not in self._locals and (
                 id in self._module.classes or id == "cls"
             ):
@@ -217,28 +217,6 @@ def _bound(function: ast.AST) -> Iterator[str]:
                 if node is not function:
                     yield name
             case ast.ExceptHandler(name=str() as name):
-                yield name
-            case _:
-                pass
-
-
-def _containers(tree: ast.Module) -> Iterator[str]:
-    """The module's own lists, dicts and sets."""
-    for node in tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                pass
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                pass
-            case _:
-                continue
-        match value:
-            case ast.List() | ast.Dict() | ast.Set() | ast.ListComp() | ast.DictComp():
-                yield name
-            case ast.Call(func=ast.Name(id=made) | ast.Attribute(attr=made)):
-                if made in _CONTAINERS:
-                    yield name
-            case ast.Call(func=ast.Subscript(value=ast.Name(id=made))) if made in _CONTAINERS:
                 yield name
             case _:
                 pass

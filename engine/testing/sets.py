@@ -29,7 +29,7 @@ class Sets:
             self._attributes = self._only_sets(
                 (target.attr, value, annotation)
                 for instance, method in methods
-                for target, value, annotation in _assignments(method)
+                for target, value, annotation in assignments(method)
                 if isinstance(target, ast.Attribute)
                 and isinstance(target.value, ast.Name)
                 and target.value.id == instance
@@ -51,7 +51,7 @@ class Sets:
         for _ in range(2):  # a name may be assigned from another
             self._names = self._only_sets(
                 (target.id, value, annotation)
-                for target, value, annotation in _assignments(function)
+                for target, value, annotation in assignments(function)
                 if isinstance(target, ast.Name)
             )
 
@@ -116,7 +116,8 @@ def _is_view(node: ast.expr) -> bool:
             return False
 
 
-def _assignments(function: ast.AST) -> Iterator[Assignment]:
+def assignments(function: ast.AST) -> Iterator[Assignment]:
+    """All in it; not what is assigned in place, as by ``+=``."""
     for node in ast.walk(function):
         match node:
             case ast.Assign(targets=targets, value=value):

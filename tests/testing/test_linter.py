@@ -208,6 +208,40 @@ def test_sets_that_are_attributes_are_known() -> None:
     assert codes(workflow(body, rest)) == ["OUT107"]
 
 
+MADE_ONCE = [
+    "def __init__(self) -> None: self.items = []",
+    "def __init__(self) -> None: self.items, self.limit = deque[str](), 3",
+    "items: list[str] = []",
+    "items: list[str] = field(default_factory=list)",
+]
+CHANGED = [
+    "self.items.append(request)",
+    "self.items[0] = request",
+    "self.items[0]['a'].append(request)",
+    "self.items += [request]",
+    "del self.items[0]",
+]
+
+
+@pytest.mark.parametrize("made", MADE_ONCE)
+@pytest.mark.parametrize("changed", CHANGED)
+def test_what_the_class_or_its_constructor_made_is_not_changed(made: str, changed: str) -> None:
+    handler = f"\n@signal\ndef told(self, request: str) -> None: {changed}\n"
+
+    assert codes(workflow(changed, made)) == ["OUT112"]
+    assert codes(workflow("self.items[0]; len(self.items)", made + handler)) == ["OUT112"]
+    assert codes(workflow(f"self.items = []\n{changed}", made + handler)) == []
+
+
+def test_a_constructor_of_a_base_makes_things_once_too() -> None:
+    base = "class Base(Workflow[str, str]):\n    def __init__(self): self.items = {}\n"
+    flow = "class Flow(Base):\n    def __init__(self): super().__init__()\n"
+    body = "    async def execute(self, request): self.items.update(a=1)\n"
+    steps = "    @activity\n    async def step(self): self.items.clear()\n"
+
+    assert codes(HEAD + base + flow + body + steps) == ["OUT112"]
+
+
 def test_a_comment_silences_its_line_for_the_codes_it_names() -> None:
     body = """
         a = time.time()  # outlast: ignore[OUT101]
