@@ -19,11 +19,15 @@ from cli.session import Session, database_now
 from cli.telling import message_to
 
 if TYPE_CHECKING:
+    from engine.by_name import Message
     from engine.core.outcome import ExecutionInfo
     from engine.core.reply import Exit
+    from engine.node import Node
     from engine.storage.protocol import StoredExecution
 
 PANEL = "Act"
+_CHECK = 5.0
+"""So many seconds for a runner to say whether something fits."""
 Payload = Annotated[
     str, typer.Argument(metavar="JSON", help="A JSON value, or - to read it from standard input.")
 ]
@@ -84,6 +88,8 @@ async def start(
             deliver_at=when if wait is None else node.clock.now() + wait,
             attributes=json.dumps(attributes).encode() if attributes else None,
         )
+        if located.served:
+            await _check(session, node, wanted.question())
         conflict: by_name.OnConflict = "restart-failed" if restart_failed else "join"
         saved = await by_name.start(node, wanted, on_conflict=conflict)
     name, created = f"{workflow}/{id}", saved.outcome is SaveOutcome.CREATED
@@ -208,6 +214,10 @@ async def _settle(
     async with session.node() as node:
         stored = await find(node.storage, id)
         tag = reject_tag(deferred) if rejected else resolve_tag(deferred)
+        if (await by_name.locate(node.storage, stored.workflow)).served:
+            await _check(session, node, message_to(stored, tag, payload))
+        else:
+            session.output.note("no runner is there to say whether it fits")
         key = deferred_key(stored.workflow, stored.execution_id, deferred)
         first = await by_name.tell(node, message_to(stored, tag, payload, key))
     name, done = name_of(stored), "rejected" if rejected else "resolved"
@@ -220,16 +230,23 @@ async def _settle(
         session.output.line({"id": name, "deferred": deferred, done: True})
     else:
         session.output.say(f"{done} {deferred} of {name}")
-    _warn_of_another(session, stored, deferred)
 
 
-def _warn_of_another(session: Session, stored: "StoredExecution", deferred: str) -> None:
-    """Nothing but the workflow's code knows its deferreds; its row names those it waits for."""
-    awaited = [
-        item.split()[-1] for item in (stored.waiting or "").split(", ") if "deferred " in item
-    ]
-    if awaited and deferred not in awaited:
-        session.output.note(f"{name_of(stored)} waits for {', '.join(awaited)}, not for {deferred}")
+async def _check(session: Session, node: "Node", message: "Message") -> None:
+    """Ask who runs it whether it fits: only the code knows, and what is stored is final."""
+    from engine import by_name
+    from engine.core.errors import EngineError, InvalidPayload, NotFound
+    from engine.core.reply import Failure
+
+    try:
+        async with asyncio.timeout(_CHECK):
+            exit = await by_name.query(node, message)
+    except (EngineError, TimeoutError):
+        session.output.note(f"no runner said within {_CHECK:g} s whether it fits")
+        return
+    misfits = (InvalidPayload.__name__, NotFound.__name__)
+    if isinstance(exit, Failure) and exit.error.type in misfits:
+        raise CommandError(f"nothing is stored: {exit.error.message}")
 
 
 def _result(stored: "StoredExecution", exit: "Exit") -> object:

@@ -75,6 +75,12 @@ class Start:
         execution = ExecutionStart(attributes=self.attributes)
         return SaveRequest(envelope=envelope, execution=execution, wait=request_id is not None)
 
+    def question(self) -> "Message":
+        """What asks a runner whether the request fits; see ``query``."""
+        return Message(
+            workflow=self.workflow, group=self.group, id=self.id, tag=RUN, payload=self.payload
+        )
+
     def headers(self, begins: datetime) -> dict[str, str]:
         return {} if self.timeout is None else deadline_headers(begins, self.timeout)
 

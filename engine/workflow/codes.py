@@ -45,10 +45,14 @@ class Codes:
     def of(self, execution: StoredExecution) -> Code | None:
         """The code that an execution is pinned to; the newest if it is to none. None: it is not
         here."""
-        versions = self._codes.get(execution.workflow, {})
-        if execution.version == UNDECIDED and versions:
-            return versions[max(versions)]
-        return versions.get(execution.version)
+        if execution.version == UNDECIDED:
+            return self.newest_of(execution.workflow)
+        return self._codes.get(execution.workflow, {}).get(execution.version)
+
+    def newest_of(self, workflow: str) -> Code | None:
+        """The code that a new execution would run; None: it is not here."""
+        versions = self._codes.get(workflow)
+        return versions[max(versions)] if versions else None
 
 
 def needed(workflow: str, version: int) -> str:

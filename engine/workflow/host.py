@@ -22,7 +22,6 @@ from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
 from engine.core.envelope import EnvelopeRequest, Interrupt
 from engine.core.errors import (
-    InvalidPayload,
     NotFound,
     NotRegistered,
     OwnershipLost,
@@ -59,10 +58,10 @@ from engine.workflow.step_threads import StepThreads
 from engine.workflow.tags import (
     INTERRUPT,
     PAUSE,
+    RUN,
     TERMINATE,
     decode_reason,
     encode_order,
-    query_of,
     update_of,
 )
 from engine.workflow.waiting_executions import WaitingExecutions
@@ -261,10 +260,9 @@ class ExecutionHost:
         self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers, /
     ) -> None:
         """Let somebody look into an execution, wherever it stands."""
-        name = query_of(envelope.tag)
-        query = Query(name=name or envelope.tag, payload=envelope.payload, answers=answers)
-        if name is None:
-            query.fail(InvalidPayload(f"a workflow answers queries, not {envelope.tag!r}"))
+        query = Query(tag=envelope.tag, payload=envelope.payload, answers=answers)
+        if envelope.tag == RUN:
+            query.check_request(self._codes.newest_of(envelope.address.entity_type))
             return
         resident = self._by_place.get((envelope.address.entity_type, envelope.address.entity_id))
         if resident is not None:

@@ -80,7 +80,36 @@ async def test_a_rejection_fails_the_wait(dsn: str) -> None:
     assert (join.code, "too dear" in join.err) == (1, True)
 
 
-async def test_resolving_what_nobody_waits_for_is_noted(dsn: str) -> None:
+async def test_a_request_that_does_not_fit_is_refused_and_its_key_stays_free(dsn: str) -> None:
+    async with served(dsn):
+        wrong = await do("start", "Fulfil", '{"name": "o-1"}', "--key", "o-1", dsn=dsn)
+        right = await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+
+    assert wrong.code == 1
+    assert "nothing is stored: the request of Fulfil does not validate" in wrong.err
+    assert (right.code, right.lines[0]["created"]) == (0, True)
+
+
+async def test_a_resolution_that_does_not_fit_is_refused_and_the_right_one_still_counts(
+    dsn: str,
+) -> None:
+    async with served(dsn):
+        await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        misspelt = await do("resolve", "o-1", "aproved", "true", dsn=dsn)
+        wrong = await do("resolve", "o-1", "approved", '"perhaps"', dsn=dsn)
+        reject = await do("reject", "o-1", "aproved", "no", dsn=dsn)
+        right = await do("resolve", "o-1", "approved", "true", dsn=dsn)
+        join = await do("join", "o-1", dsn=dsn)
+
+    assert misspelt.code == wrong.code == reject.code == 1
+    for refused in (misspelt, reject):
+        assert "nothing is stored: Fulfil has no deferred named 'aproved'" in refused.err
+        assert "it has approved" in refused.err
+    assert "nothing is stored: deferred Fulfil.approved does not validate" in wrong.err
+    assert (right.code, join.code, join.out) == (0, 0, '"hold-1, paid 100"\n')
+
+
+async def test_a_resolution_that_no_runner_can_check_is_stored(dsn: str) -> None:
     async with served(dsn):
         await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
 
@@ -88,10 +117,12 @@ async def test_resolving_what_nobody_waits_for_is_noted(dsn: str) -> None:
             return await status("o-1", dsn) == "suspended"
 
         await eventually(suspended)
-        resolve = await do("resolve", "o-1", "aproved", "true", dsn=dsn)
+    resolve = await do("resolve", "o-1", "approved", "true", dsn=dsn)
+    async with served(dsn):
+        join = await do("join", "o-1", dsn=dsn)
 
-    assert resolve.code == 0
-    assert resolve.err == "note: Fulfil/o-1 waits for approved, not for aproved\n"
+    assert (resolve.code, join.code) == (0, 0)
+    assert resolve.err == "note: no runner is there to say whether it fits\n"
 
 
 async def test_a_later_start_waits_for_its_time(dsn: str) -> None:
