@@ -20,7 +20,7 @@ from engine.cluster.timetable import Timetable
 from engine.consumer import consume, request_failed
 from engine.core.clock import due_at, seconds, within
 from engine.core.codec import ValueCodec
-from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload
+from engine.core.errors import ConfigurationError, ErrorDetails, InvalidPayload, PayloadConflict
 from engine.core.ids import Snowflake
 from engine.core.names import entity_id
 from engine.core.outcome import DeadLetterInfo, ExecutionInfo
@@ -454,7 +454,13 @@ class Client:
             id=id,
             deliver_at=deliver_at,
         )
-        saved = await self._node.sender.send(envelope)
+        try:
+            saved = await self._node.sender.send(envelope)
+        except PayloadConflict as error:
+            raise PayloadConflict(
+                f"{definition.name} had another item with the id {id!r} before;"
+                " use another id, or submit the same"
+            ) from error
         return Item(self._node, definition, envelope.address, saved.request_id)
 
     def queue(self, queue: type[Queue[Any, Any]] | str) -> QueueHandle:

@@ -118,7 +118,7 @@ class Handle:
     ) -> None:
         if not _is_entity(entity):
             raise ConfigurationError(
-                f"{entity!r} is not an Entity class; define it as class X(Entity)"
+                f"{entity!r} is not an Entity class; pass the class, defined as class X(Entity)"
             )
         self._entity = entity
         self.id: str = entity_id(id, what=f"the id of a {entity.name}")

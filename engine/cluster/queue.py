@@ -263,7 +263,9 @@ class QueueDefinition:
 def queue_of(cls: type[Queue[Any, Any]]) -> QueueDefinition:
     """The definition of a queue's class, made on first use and kept on the class."""
     if not _is_queue(cls):
-        raise ConfigurationError(f"{cls!r} is not a Queue class; define it as class X(Queue)")
+        raise ConfigurationError(
+            f"{cls!r} is not a Queue class; pass the class, defined as class X(Queue)"
+        )
     found = vars(cls).get(_DEFINITION)
     if not isinstance(found, QueueDefinition):
         found = QueueDefinition(cls)

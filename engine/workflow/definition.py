@@ -403,7 +403,9 @@ def _error_codec(cls: type[Workflow[Any, Any]], error: type[Exception]) -> Value
 def definition_of(cls: type[Workflow[Any, Any]]) -> WorkflowDefinition:
     """The definition of a workflow class, made on first use and kept on the class."""
     if not _is_workflow(cls):
-        raise ConfigurationError(f"{cls!r} is not a Workflow class; define it as class X(Workflow)")
+        raise ConfigurationError(
+            f"{cls!r} is not a Workflow class; pass the class, defined as class X(Workflow)"
+        )
     found = vars(cls).get(_DEFINITION)
     if not isinstance(found, WorkflowDefinition):
         found = WorkflowDefinition(cls)

@@ -179,6 +179,11 @@ class Execution(ABC, Generic[T]):
                 raise ExecutionTerminated(reason)
 
     def _own(self, deferred: Deferred[Any]) -> str:
+        if not isinstance(deferred, Deferred):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"{deferred!r} is not a deferred; pass that of the workflow's class, as in"
+                " execution.resolve(Signup.confirmed, ...)"
+            )
         if self._definition.deferreds.get(deferred.name) is not deferred:
             raise ConfigurationError(
                 f"{deferred.owner}.{deferred.name} is not a deferred of {self._definition.name}"

@@ -203,6 +203,8 @@ async def test_a_handler_of_another_kind_or_class_is_refused_at_the_call() -> No
         for wrong in (Chat.said, Other.say, Chat.upper):
             with pytest.raises(ConfigurationError, match=r"is not a @signal of Chat"):
                 await chat.signal(wrong, "x")  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="pass that of the workflow's class"):
+            await chat.resolve("closed", True)  # type: ignore[arg-type]
 
 
 async def test_what_a_signal_handler_raises_fails_the_execution(world: World) -> None:

@@ -124,7 +124,7 @@ async def test_an_item_with_an_id_is_stored_once_and_its_answer_is_shared(world:
     async with world.cluster(queue) as cluster:
         first = await cluster.client.submit(Gate, "a1", id="once")
         second = await cluster.client.submit(Gate, "a1", id="once")
-        with pytest.raises(PayloadConflict, match="once"):
+        with pytest.raises(PayloadConflict, match="Gate had another item with the id 'once'"):
             await cluster.client.submit(Gate, "a2", id="once")
         queue.open.set()
 
