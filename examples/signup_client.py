@@ -16,8 +16,8 @@ from examples.signup import Member, Signup
 
 async def main() -> str:
     async with Client() as client:  # reads OUTLAST_DSN
-        ada = Member(name="Ada", email="ada@example.org")
-        execution = await client.start(Signup, ada)  # durable once this returns
+        grace = Member(name="Grace", email="grace@example.org")
+        execution = await client.start(Signup, grace)  # durable once this returns
         match await execution.poll():  # a look, any time, from any process
             case Pending(status):
                 print(f"{execution.id} is {status}")
@@ -27,7 +27,7 @@ async def main() -> str:
                 print(f"{execution.id} failed: {error}")
             case ended:
                 print(f"{execution.id} was ended: {ended.reason}")
-        await client.execution(Signup, "ada@example.org").resolve(Signup.confirmed, True)
+        await client.execution(Signup, "grace@example.org").resolve(Signup.confirmed, True)
         return await execution.join(timeout=timedelta(seconds=30))
 
 

@@ -111,7 +111,7 @@ async def test_a_member_who_confirms_is_welcomed(
 ) -> None:
     assert await sign_up() == "member"
 
-    assert "Welcome, Ada" in capsys.readouterr().out
+    assert "Welcome, Grace" in capsys.readouterr().out
 
 
 async def test_the_application_finds_what_it_started_before(signups: Runner) -> None:
