@@ -74,10 +74,10 @@ async def soak(server: Server, results: Results, options: Options) -> None:
         await _top(place)
         rate = await _top(place) * SHARE
         async with place.metered() as meter:
-            samples = await _sampled(place, rate, SAMPLES, each)
+            samples = await sampled(place, rate, SAMPLES, each)
     async with other_process(server, results, options, env=KEPT) as fresh:
         await _top(fresh)
-        anew = await _sampled(fresh, rate, ANEW, each)
+        anew = await sampled(fresh, rate, ANEW, each)
     variant = f"{rate:.0f} a second for {seconds / 60:.0f} min"
     for metric in METRICS:
         _add(results, variant, metric, samples, anew)
@@ -101,8 +101,8 @@ async def _top(place: Place) -> float:
     return TOP / (perf_counter() - began)
 
 
-async def _sampled(place: Place, rate: float, count: int, seconds: float) -> list[Sample]:
-    """So many samples of so many seconds, under a load of ``rate``."""
+async def sampled(place: Place, rate: float, count: int, seconds: float) -> list[Sample]:
+    """So many samples of so many seconds, under a load of ``rate`` workflows a second."""
     load = _Load(place.client, rate)
     async with place.database.connected() as admin, asyncio.TaskGroup() as group:
         group.create_task(load.run(count * seconds))

@@ -1,18 +1,22 @@
-"""S1: what the settings of tables that the migrations make are worth, against PostgreSQL's own."""
+"""S1 and S2: what the settings of tables that the migrations make are worth, against PostgreSQL's
+own, and what their indexes take and are used for."""
 
 import asyncio
+from datetime import timedelta
 
-from bench.driver import Keys, run_many
-from bench.meter import Meter
-from bench.place import Options, settings_of, settled_in
-from bench.process import runner_process
-from bench.results import Results
+from bench.driver import Keys
+from bench.place import Options, Place, other_process
+from bench.results import Results, percentile
 from bench.server import Connection, Database, Server
+from bench.soak import KEPT, sampled
+from bench.workflows import Steps
 from engine import Client
 
-WORKFLOWS, AT_ONCE = 300_000, 2000
-SETTLING = 2.0
-"""Seconds after which what a session has counted is told to all."""
+RATE = 1500.0
+"""Workflows a second: what any hour of a small machine has room for."""
+SECONDS, FULL_SECONDS, SAMPLES = 100.0, 600.0, 10
+LATER, AT_ONCE = 300_000, 500
+"""Starts that are due in a month: queues are full as well as busy."""
 SET = """
     select c.oid::regclass::text as name, array_agg(split_part(o, '=', 1)) as options
     from pg_class c cross join lateral unnest(c.reloptions) o
@@ -21,23 +25,31 @@ SET = """
 """
 LOOK = """
     select
-        s.n_tup_hot_upd / nullif(s.n_tup_upd, 0)::float8 as in_place, s.n_dead_tup as dead_rows,
-        s.autovacuum_count as vacuums, pg_table_size(s.relid) / 2^20 as table_mb,
-        pg_indexes_size(s.relid) / 2^20 as index_mb
-    from pg_stat_user_tables s where s.relid = to_regclass('engine.' || $1)
+        s.relname as name, s.n_tup_hot_upd / nullif(s.n_tup_upd, 0)::float8 as in_place,
+        s.n_dead_tup as dead_rows, s.autovacuum_count as vacuums,
+        pg_table_size(s.relid) / 2^20 as table_mb, pg_indexes_size(s.relid) / 2^20 as index_mb
+    from pg_stat_user_tables s
+    where s.relname = any($1) and s.schemaname = 'engine'
+    order by array_position($1, s.relname::text)
 """
-LOOKED_AT = ("inbox", "waiters", "executions")
-"""A queue, a queue that is not logged, and what is updated."""
+LOOKED_AT = ["inbox", "waiters", "envelopes", "executions"]
+"""A queue, a queue that is not logged, what is only added and deleted, and what is updated."""
+INDEXES = """
+    select
+        indexrelname as name, pg_relation_size(indexrelid) / 2^20 as size_mb, idx_scan as scans
+    from pg_stat_user_indexes
+    where schemaname = 'engine' and pg_relation_size(indexrelid) > 2^17
+    order by relname, indexrelname
+"""
 
 
 async def tables(server: Server, results: Results, options: Options) -> None:
     for variant in ("as migrated", "as PostgreSQL has it"):
-        async with server.database() as database:
+        async with other_process(server, results, options, env=KEPT) as place:
             if variant != "as migrated":
-                await _reset(database)
-            async with runner_process(database) as process:
-                await settled_in(database, runners=1)
-                await _measure(database, results, options, variant, process.pid)
+                await _reset(place.database)
+            await _start_later(place.client, options.sized(LATER))
+            await _measure(place, variant)
 
 
 async def _reset(database: Database) -> None:
@@ -47,22 +59,41 @@ async def _reset(database: Database) -> None:
             await connection.execute(f"alter table {row['name']} reset ({options})")
 
 
-async def _measure(
-    database: Database, results: Results, options: Options, variant: str, runner: int
-) -> None:
-    count = options.sized(WORKFLOWS)
-    async with Client(settings_of(database)) as client, database.connected() as admin:
-        async with Meter(database, runners=[runner]) as meter:
-            await run_many(client, Keys(), count, at_once=AT_ONCE)
-        rate = count / meter.seconds
-        results.add("S1", variant, "throughput", rate, "workflows/s", n=count, **meter.per(count))
-        await asyncio.sleep(SETTLING)
-        for table in LOOKED_AT:
-            await _look(admin, results, variant, table)
+async def _start_later(client: Client, number: int) -> None:
+    left, keys = iter(range(number)), Keys()
+
+    async def start_some() -> None:
+        for _ in left:
+            await client.start(Steps, 1, key=keys(), delay=timedelta(days=30))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(start_some())
 
 
-async def _look(admin: Connection, results: Results, variant: str, table: str) -> None:
-    row = await admin.fetchrow(LOOK, table)
-    assert row is not None
-    figures = {name: round(float(value or 0), 3) for name, value in row.items()}
-    results.add("S1", variant, table, figures.pop("table_mb"), "MiB", **figures)
+async def _measure(place: Place, variant: str) -> None:
+    options, results = place.options, place.results
+    seconds = (FULL_SECONDS if options.full else SECONDS) * min(1.0, options.scale)
+    async with place.metered() as meter:
+        samples = await sampled(place, RATE, SAMPLES, seconds / SAMPLES)
+    total = sum(int(sample["rate"] * seconds / SAMPLES) for sample in samples)
+    last = samples[SAMPLES // 2 :]
+    for metric, unit in (("p50", "ms"), ("p99", "ms"), ("cpu_ms", "ms")):
+        value = percentile([sample[metric] for sample in last], 0.5)
+        name = "processor time of all" if metric == "cpu_ms" else metric
+        results.add("S1", variant, name, value, unit, n=total)
+    async with place.database.connected() as admin:
+        await _look(admin, results, variant)
+        if variant == "as migrated":
+            for row in await admin.fetch(INDEXES):
+                scans = round(row["scans"] / total, 3)
+                results.add("S2", row["name"], "size", row["size_mb"], "MiB", scans=scans)
+    results.add("S1", variant, "all", total, "workflows", cores=meter.cores(), **meter.per(total))
+
+
+async def _look(admin: Connection, results: Results, variant: str) -> None:
+    for row in await admin.fetch(LOOK, LOOKED_AT):
+        figures = {
+            name: round(float(value or 0), 3) for name, value in row.items() if name != "name"
+        }
+        results.add("S1", variant, row["name"], figures.pop("table_mb"), "MiB", **figures)
