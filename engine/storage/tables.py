@@ -139,7 +139,13 @@ def metadata_for(schema: str) -> MetaData:
         postgresql_where=inbox.c.due_at.is_not(None),
     )
     # Request ids grow, so that an insert only appends: 2 % of the time of a save.
-    Index("inbox_request", inbox.c.request_id, postgresql_where=text("kind in (0, 3)"))
+    Index("inbox_request", inbox.c.request_id)
+    # What an execution is told, and by it; not what starts it, so that a start costs nothing here.
+    Index(
+        "inbox_execution",
+        inbox.c.execution,
+        postgresql_where=inbox.c.execution != inbox.c.request_id,
+    )
     Index("inbox_trial", inbox.c.group_id, inbox.c.shard, postgresql_where=inbox.c.trial)
     Table(
         "dedup",

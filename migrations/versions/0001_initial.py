@@ -185,7 +185,13 @@ def make_messages(schema: str | None) -> None:
         "inbox",
         ["request_id"],
         schema=schema,
-        postgresql_where=sa.text("kind in (0, 3)"),
+    )
+    op.create_index(
+        "inbox_execution",
+        "inbox",
+        ["execution"],
+        schema=schema,
+        postgresql_where=sa.text("execution <> request_id"),
     )
     op.create_index(
         "inbox_trial",

@@ -141,6 +141,23 @@ async def test_what_an_inbox_still_speaks_of_stays(process: Process, lane: LaneS
     assert len(heard) == 1
 
 
+async def test_an_execution_stays_until_what_it_was_told_before_its_end_is_settled(
+    process: Process, lane: LaneSession
+) -> None:
+    id = (await save_one(process, start("o-1"))).envelope.request_id
+    own = [row.seq for row in (await sweep_of(lane, ONE)).rows]
+    await save_one(process, replace(message(key="late"), target=run_key("o-1")))
+    update = ExecutionUpdate(request_id=id, run=1, status=Status.SUCCEEDED, finished_at=ENDED)
+    await lane.flush([Commit(shard=ONE, execution=update, settled=own)])
+
+    early = await process.storage.prune([id], before=LATER)
+    told = [row.seq for row in (await sweep_of(lane, ONE)).rows if row.execution == id]
+    await lane.flush([Commit(shard=ONE, settled=told)])
+    late = await process.storage.prune([id], before=LATER)
+
+    assert (early, len(told), late) == ([], 1, [id])
+
+
 async def test_the_messages_of_an_execution_go_with_it(process: Process, lane: LaneSession) -> None:
     run = await save_one(process, start("o-1"))
     id = run.envelope.request_id

@@ -1,22 +1,24 @@
 -- name: prune
 -- Delete executions that ended before a time, with all they were told and all they have sent; but
 -- for those that somebody still has to hear of: an inbox row speaks of them, or a schedule.
-with busy as (
-    select i.request_id from engine.inbox i
-    union all
-    select i.execution from engine.inbox i where i.execution is not null
-    union all
-    select unnest(s.running) from engine.schedules s
-),
-doomed as (
+with doomed as (
     select x.request_id
     from unnest($1::bigint[]) as u (request_id)
     cross join lateral (
         select x.request_id from engine.executions x
         where x.request_id = u.request_id and x.status > 4 and x.finished_at <= $2::timestamptz
-            and x.request_id not in (select b.request_id from busy b)
+            and x.request_id not in (select unnest(s.running) from engine.schedules s)
         for update skip locked
     ) x
+    left join lateral (
+        select true as waits from engine.inbox i where i.request_id = x.request_id limit 1
+    ) a on true
+    left join lateral (
+        select true as waits from engine.inbox i
+        where i.execution = x.request_id and i.execution <> i.request_id
+        limit 1
+    ) b on true
+    where a.waits is null and b.waits is null
 ),
 told as (
     select distinct j.source as request_id
@@ -26,7 +28,11 @@ told as (
         where j.execution = d.request_id and j.source is not null
         offset 0
     ) j
-    where j.source not in (select b.request_id from busy b)
+    left join lateral (
+        select true as waits from engine.inbox i where i.request_id = j.source limit 1
+    ) a on true
+    where a.waits is null
+        and j.source not in (select unnest(s.running) from engine.schedules s)
         and not exists (select from engine.executions c where c.request_id = j.source)
         and not exists (select from engine.queue_items q where q.request_id = j.source)
 ),

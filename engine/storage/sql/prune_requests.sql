@@ -15,12 +15,6 @@ with looked as (
     order by e.request_id
     limit $6::bigint
 ),
-busy as (  -- what came since is most of a long backlog
-    select i.request_id from engine.inbox i
-    where i.request_id <= (select max(l.request_id) from looked l)
-    union all
-    select unnest(s.running) from engine.schedules s
-),
 letters as (
     -- INVARIANT sent-again: who sends a dead letter again deletes its exit. What that one has, or has
     -- had since this statement began, is not found here, and who comes later finds it deleted.
@@ -41,12 +35,16 @@ gone as (
         where r.request_id = l.request_id and r.kind = 5
         offset 0
     ) x on true
+    left join lateral (
+        select true as waits from engine.inbox i where i.request_id = l.request_id limit 1
+    ) a on true
     where (
             x.dead is null and l.due_at <= $4::timestamptz
             or l.request_id in (select d.request_id from letters d)
         )
         and l.group_id = $1::int
-        and l.request_id not in (select b.request_id from busy b)
+        and a.waits is null
+        and l.request_id not in (select unnest(s.running) from engine.schedules s)
         and not exists (select from engine.queue_items q where q.request_id = l.request_id)
         and not exists (select from engine.executions x where x.workflow = l.entity_type)
         and not exists (select from engine.executions x where x.request_id = l.reply_execution)

@@ -3,10 +3,7 @@
 -- a time, with what they were told and have sent. What is resolved stays so in the runs to come, and
 -- so does what says it. Looks at some executions that go on, behind one, and tells how far it came if
 -- there may be more.
-with busy as (
-    select i.request_id from engine.inbox i
-),
-looked as (
+with looked as (
     select x.request_id, x.run, u.until
     from unnest($1::text[], $2::timestamptz[]) as u (workflow, until)
     cross join lateral (
@@ -47,8 +44,10 @@ rows as (
 ),
 told as (
     select distinct j.source as request_id from rows j
-    where j.source is not null and j.kind <> 4
-        and j.source not in (select b.request_id from busy b)
+    left join lateral (
+        select true as waits from engine.inbox i where i.request_id = j.source limit 1
+    ) a on true
+    where j.source is not null and j.kind <> 4 and a.waits is null
         and not exists (select from engine.executions c where c.request_id = j.source)
         and not exists (select from engine.queue_items q where q.request_id = j.source)
 ),
