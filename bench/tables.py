@@ -14,7 +14,7 @@ from engine import Client
 
 RATE = 1500.0
 """Workflows a second: what any hour of a small machine has room for."""
-SECONDS, FULL_SECONDS, SAMPLES = 100.0, 600.0, 10
+SECONDS, FULL_SECONDS, SAMPLES = 100.0, 300.0, 10
 LATER, AT_ONCE = 300_000, 500
 """Starts that are due in a month: queues are full as well as busy."""
 SET = """

@@ -95,7 +95,7 @@ where x.ctid = any (array(
     from busy b
     cross join lateral (
         select e.ctid from engine.executions e
-        where e.request_id = b.execution and e.status < 5 and e.status <> 3
+        where e.request_id = b.execution and coalesce(e.status < 5 and e.status <> 3, false)
         offset 0
     ) e
 ));

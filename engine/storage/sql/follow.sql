@@ -9,5 +9,5 @@ set followers = case
     else x.followers || array[f.request_id, f.group_id, f.shard]
 end
 from engine.executions f
-where x.request_id = $1::bigint and x.status < 5 and f.request_id = $2::bigint
+where x.request_id = $1::bigint and coalesce(x.status < 5, false) and f.request_id = $2::bigint
 returning x.request_id;

@@ -1,12 +1,14 @@
 -- name: prune
 -- Delete executions that ended before a time, with all they were told and all they have sent; but
--- for those that somebody still has to hear of: an inbox row speaks of them, or a schedule.
+-- for those that somebody still has to hear of: an inbox row speaks of them, or a schedule. (Within
+-- coalesce, so that each is found by its id, and never among all that have ended.)
 with doomed as (
     select x.request_id
     from unnest($1::bigint[]) as u (request_id)
     cross join lateral (
         select x.request_id from engine.executions x
-        where x.request_id = u.request_id and x.status > 4 and x.finished_at <= $2::timestamptz
+        where x.request_id = u.request_id
+            and coalesce(x.status > 4 and x.finished_at <= $2::timestamptz, false)
             and x.request_id not in (select unnest(s.running) from engine.schedules s)
         for update skip locked
     ) x

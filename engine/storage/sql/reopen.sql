@@ -14,7 +14,7 @@ with reopened as (
         failed_position = 0,
         trial = false,
         version = coalesce($18::int, x.version)
-    where x.request_id = $15::bigint and x.run = $16::int and x.status > 5
+    where x.request_id = $15::bigint and x.run = $16::int and coalesce(x.status > 5, false)
     returning x.request_id, x.group_id, x.shard
 ),
 headed as (
