@@ -344,6 +344,13 @@ def metadata_for(schema: str) -> MetaData:
         executions.c.finished_at,
         postgresql_where=executions.c.finished_at.is_not(None),
     )
+    # What has left runs behind, and goes on.
+    Index(
+        "executions_runs",
+        executions.c.workflow,
+        executions.c.request_id,
+        postgresql_where=text("run > 1 and finished_at is null"),
+    )
     Index(
         "executions_trial",
         executions.c.group_id,

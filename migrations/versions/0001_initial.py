@@ -295,6 +295,13 @@ def make_executions(schema: str | None) -> None:
         postgresql_where=sa.text("wake_at is not null"),
     )
     op.create_index(
+        "executions_runs",
+        "executions",
+        ["workflow", "request_id"],
+        schema=schema,
+        postgresql_where=sa.text("run > 1 and finished_at is null"),
+    )
+    op.create_index(
         "executions_trial",
         "executions",
         ["group_id", "shard"],

@@ -8,7 +8,8 @@ with looked as (
     from unnest($1::text[], $2::timestamptz[]) as u (workflow, until)
     cross join lateral (
         select x.request_id, x.run from engine.executions x
-        where x.workflow = u.workflow and x.request_id > $3::bigint and x.finished_at is null
+        where x.workflow = u.workflow and x.request_id > $3::bigint
+            and x.run > 1 and x.finished_at is null
         order by x.request_id
         limit $4::bigint
     ) x
@@ -31,7 +32,7 @@ over as (
         order by j.position desc
         limit 1
     ) e
-    where l.run > 1 and e.at <= l.until
+    where e.at <= l.until
 ),
 rows as (
     select j.ctid as place, j.kind, j.source
