@@ -88,8 +88,7 @@ async def start(
             deliver_at=when if wait is None else node.clock.now() + wait,
             attributes=json.dumps(attributes).encode() if attributes else None,
         )
-        if located.served:
-            await _check(session, node, wanted.question())
+        await _checked(node, wanted.question())
         conflict: by_name.OnConflict = "restart-failed" if restart_failed else "join"
         saved = await by_name.start(node, wanted, on_conflict=conflict)
     name, created = f"{workflow}/{id}", saved.outcome is SaveOutcome.CREATED
@@ -214,10 +213,7 @@ async def _settle(
     async with session.node() as node:
         stored = await find(node.storage, id)
         tag = reject_tag(deferred) if rejected else resolve_tag(deferred)
-        if (await by_name.locate(node.storage, stored.workflow)).served:
-            await _check(session, node, message_to(stored, tag, payload))
-        else:
-            session.output.note("no runner is there to say whether it fits")
+        checked = await _checked(node, message_to(stored, tag, payload))
         key = deferred_key(stored.workflow, stored.execution_id, deferred)
         first = await by_name.tell(node, message_to(stored, tag, payload, key))
     name, done = name_of(stored), "rejected" if rejected else "resolved"
@@ -230,23 +226,39 @@ async def _settle(
         session.output.line({"id": name, "deferred": deferred, done: True})
     else:
         session.output.say(f"{done} {deferred} of {name}")
+    if not checked:
+        _warn_unchecked(session, stored, deferred)
 
 
-async def _check(session: Session, node: "Node", message: "Message") -> None:
-    """Ask who runs it whether it fits: only the code knows, and what is stored is final."""
+async def _checked(node: "Node", message: "Message") -> bool:
+    """Ask who runs it whether it fits: only the code knows, and what is stored is final. False when
+    nobody can say."""
     from engine import by_name
-    from engine.core.errors import EngineError, InvalidPayload, NotFound
-    from engine.core.reply import Failure
+    from engine.core.errors import EngineError
+    from engine.core.reply import Success
 
     try:
+        if not (await by_name.locate(node.storage, message.workflow)).served:
+            return False
         async with asyncio.timeout(_CHECK):
             exit = await by_name.query(node, message)
     except (EngineError, TimeoutError):
-        session.output.note(f"no runner said within {_CHECK:g} s whether it fits")
-        return
-    misfits = (InvalidPayload.__name__, NotFound.__name__)
-    if isinstance(exit, Failure) and exit.error.type in misfits:
-        raise CommandError(f"nothing is stored: {exit.error.message}")
+        return False
+    if not isinstance(exit, Success):
+        return False
+    if (misfit := json.loads(exit.value)) is not None:
+        raise CommandError(f"nothing is stored: {misfit}")
+    return True
+
+
+def _warn_unchecked(session: Session, stored: "StoredExecution", deferred: str) -> None:
+    """Nobody said that it fits; the execution's row names the deferreds that it waits for."""
+    session.output.note("no runner could say whether it fits; it is stored as it is")
+    awaited = [
+        item.split()[-1] for item in (stored.waiting or "").split(", ") if "deferred " in item
+    ]
+    if awaited and deferred not in awaited:
+        session.output.note(f"{name_of(stored)} waits for {', '.join(awaited)}, not for {deferred}")
 
 
 def _result(stored: "StoredExecution", exit: "Exit") -> object:

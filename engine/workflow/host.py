@@ -61,6 +61,7 @@ from engine.workflow.tags import (
     RUN,
     TERMINATE,
     decode_reason,
+    deferred_of,
     encode_order,
     update_of,
 )
@@ -261,8 +262,8 @@ class ExecutionHost:
     ) -> None:
         """Let somebody look into an execution, wherever it stands."""
         query = Query(tag=envelope.tag, payload=envelope.payload, answers=answers)
-        if envelope.tag == RUN:
-            query.check_request(self._codes.newest_of(envelope.address.entity_type))
+        if envelope.tag == RUN or deferred_of(envelope.tag) is not None:
+            self._spawn(self._judge(envelope.address, query))
             return
         resident = self._by_place.get((envelope.address.entity_type, envelope.address.entity_id))
         if resident is not None:
@@ -272,6 +273,21 @@ class ExecutionHost:
 
     def interrupt(self, shard: OwnedShard, request_id: Snowflake, /) -> None:
         """A query is answered at once or not at all."""
+
+    async def _judge(self, address: EntityAddress, query: Query) -> None:
+        """Say whether what somebody means to store would fit; of what was started before, the
+        start is judged by what is stored of it."""
+        try:
+            found = await self._storage.find(address.entity_type, address.entity_id)
+        except (StorageUnavailable, TimeoutError, OSError) as error:
+            query.fail(error)
+            return
+        started = found is not None
+        code = self._codes.of(found) if started else self._codes.newest_of(address.entity_type)
+        if code is None or started is (query.tag == RUN):
+            query.fail(NotRegistered("nobody can say here whether it fits"))
+        else:
+            query.judge(code[0])
 
     async def _look_back(self, shard: OwnedShard, address: EntityAddress, query: Query) -> None:
         """Replay an execution that is not in memory, for a query alone."""

@@ -1,18 +1,18 @@
 """A look into an execution: answered from its body in memory, or from one that is replayed for it.
 
 From ``workflow.host``, which gets queries by the post; nothing of them is stored. A start or a
-resolution that comes by the post asks whether it would fit, and does nothing else.
+resolution that comes by the post is a question too: whether it would fit, if it were stored.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from engine.cluster.answering import Answers
-from engine.core.errors import ErrorDetails, InvalidPayload, NotFound, NotRegistered
+from engine.core.errors import ErrorDetails, InvalidPayload, NotRegistered
 from engine.core.reply import Exit, Failure, Success
 from engine.storage.protocol import LoadedExecution
 from engine.workflow.body import Body
-from engine.workflow.codes import Code
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.handlers import HandlerKind
 from engine.workflow.replay import replayed
@@ -29,46 +29,43 @@ class Query:
 
     def put_to(self, definition: WorkflowDefinition, body: Body) -> Exit:
         """What the body, drained, has to say."""
-        deferred = deferred_of(self.tag)
+        name = query_of(self.tag)
+        handler = None if name is None else definition.handlers.get(name)
         try:
-            if deferred is not None:
-                return self._fits(definition, *deferred)
-            return self._answer(definition, body, query_of(self.tag))
+            if name is None:
+                raise InvalidPayload(f"a workflow answers queries, not {self.tag!r}")
+            if handler is None or handler.kind is not HandlerKind.QUERY:
+                raise NotRegistered(
+                    f"{definition.name} has no query named {name!r} in this version"
+                )
+            arguments, named = handler.signature.decode(self.payload)
+            answer = body.ask(handler, arguments, named)
+            return Success(handler.signature.result.encode(answer))
         except BaseException as error:  # noqa: BLE001 -- it is the answer
             return Failure(ErrorDetails.of(error))
 
-    def _answer(self, definition: WorkflowDefinition, body: Body, name: str | None) -> Exit:
-        if name is None:
-            raise InvalidPayload(f"a workflow answers queries, not {self.tag!r}")
-        handler = definition.handlers.get(name)
-        if handler is None or handler.kind is not HandlerKind.QUERY:
-            raise NotRegistered(f"{definition.name} has no query named {name!r} in this version")
-        arguments, named = handler.signature.decode(self.payload)
-        answer = body.ask(handler, arguments, named)
-        return Success(handler.signature.result.encode(answer))
-
-    def _fits(self, definition: WorkflowDefinition, name: str, resolved: bool) -> Exit:
-        deferred = definition.deferreds.get(name)
-        if deferred is None:
-            known = ", ".join(sorted(definition.deferreds)) or "none"
-            raise NotFound(
-                f"{definition.name} has no deferred named {name!r} in this version; it has {known}"
-            )
-        if resolved:
-            deferred.codec.decode(self.payload)
-        return Success(b"null")
-
-    def check_request(self, code: Code | None) -> None:
-        """Say whether an execution that is started with this payload could begin."""
-        if code is None:
-            self.fail(NotRegistered("it is not registered here"))
-            return
+    def judge(self, definition: WorkflowDefinition) -> None:
+        """Answer by what it would not fit, in words; null when it would."""
+        deferred, misfit = deferred_of(self.tag), None
         try:
-            code[0].request.decode(self.payload)
+            if deferred is None:
+                definition.request.decode(self.payload)
+            else:
+                misfit = self._not_there(definition, deferred[0])
+                if misfit is None and deferred[1]:
+                    definition.deferreds[deferred[0]].codec.decode(self.payload)
         except InvalidPayload as error:
+            misfit = str(error)
+        except Exception as error:  # noqa: BLE001 -- such as a deferred without a type
             self.fail(error)
-        else:
-            self.answers.end(Success(b"null"))
+            return
+        self.answers.end(Success(json.dumps(misfit).encode()))
+
+    def _not_there(self, definition: WorkflowDefinition, name: str) -> str | None:
+        known = ", ".join(sorted(definition.deferreds)) or "none"
+        if name in definition.deferreds:
+            return None
+        return f"{definition.name} has no deferred named {name!r} in this version; it has {known}"
 
     def fail(self, error: Exception) -> None:
         self.answers.end(Failure(ErrorDetails.of(error)))

@@ -84,7 +84,9 @@ async def test_a_request_that_does_not_fit_is_refused_and_its_key_stays_free(dsn
     async with served(dsn):
         wrong = await do("start", "Fulfil", '{"name": "o-1"}', "--key", "o-1", dsn=dsn)
         right = await do("start", "Fulfil", '{"id": "o-1"}', "--key", "o-1", dsn=dsn)
+        other = await do("start", "Fulfil", '{"name": "o-1"}', "--key", "o-1", dsn=dsn)
 
+    assert (other.code, "was started before with another request" in other.err) == (1, True)
     assert wrong.code == 1
     assert "nothing is stored: the request of Fulfil does not validate" in wrong.err
     assert (right.code, right.lines[0]["created"]) == (0, True)
@@ -117,12 +119,14 @@ async def test_a_resolution_that_no_runner_can_check_is_stored(dsn: str) -> None
             return await status("o-1", dsn) == "suspended"
 
         await eventually(suspended)
+    misspelt = await do("resolve", "o-1", "aproved", "true", dsn=dsn)
     resolve = await do("resolve", "o-1", "approved", "true", dsn=dsn)
     async with served(dsn):
         join = await do("join", "o-1", dsn=dsn)
 
     assert (resolve.code, join.code) == (0, 0)
-    assert resolve.err == "note: no runner is there to say whether it fits\n"
+    assert resolve.err == "note: no runner could say whether it fits; it is stored as it is\n"
+    assert "waits for approved, not for aproved" in misspelt.err
 
 
 async def test_a_later_start_waits_for_its_time(dsn: str) -> None:
