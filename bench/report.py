@@ -34,6 +34,7 @@ TITLES = {
     "max": "most, ms",
     "took_ms": "takes, ms",
     "in_place": "updates in place",
+    "scans": "reads a workflow",
     "dead_rows": "dead rows",
     "table_mb": "table, MiB",
     "index_mb": "indexes, MiB",

@@ -148,7 +148,7 @@ class Inspector(ast.NodeVisitor):
 
     def _look_at_target(self, target: ast.expr) -> None:
         match target:
-            case ast.Subscript(value=holder) if (rule := self._shared.rule(holder)) is not None:
+            case ast.Subscript() if (rule := self._shared.rule_of_element(target)) is not None:
                 self._add(rule, target, _shown(target))
             case ast.Attribute(value=ast.Name(id=id)) if id not in self._locals and (
                 id in self._module.classes or id == "cls"

@@ -15,14 +15,13 @@ class Shared:
     """Knows those of the module, and those that the class or ``__init__`` made once for all."""
 
     def __init__(self, reached: Reached, local: Set[str]) -> None:
-        self._names = {*_assigned(reached.module.tree.body)} - local
-        self._instance = first_parameter(reached.function)
+        made = _assigned(reached.module.tree.body)
+        self._names = {name for name, value in made if _is_container(value)} - local
+        self._instance = _instance(reached)
         self._attributes = {*_made_once(reached.owner)}.difference(*_made_anew(reached.owner))
 
     def rule(self, node: ast.expr) -> Rule | None:
         """What it breaks to change this; None when nothing."""
-        while isinstance(node, ast.Subscript):
-            node = node.value
         match node:
             case ast.Name(id=id) if id in self._names:
                 return Rule.SHARED
@@ -32,24 +31,48 @@ class Shared:
             case _:
                 return None
 
+    def rule_of_element(self, node: ast.expr) -> Rule | None:
+        """What it breaks to put something into this, or into what is in it."""
+        while isinstance(node, ast.Subscript):
+            node = node.value
+        return self.rule(node)
+
 
 def _made_once(owner: WorkflowClass) -> Iterator[str]:
+    seen: set[str] = set()
     for _, cls in owner.lineage:
-        yield from _assigned(cls.body)
+        for name, value in _assigned(cls.body):
+            if name not in seen and _is_container(value):
+                yield name
+        seen.update(name for name, _ in _assigned(cls.body))
+    for _, cls in owner.lineage:
         for each in cls.body:
             if isinstance(each, Function) and each.name in _CONSTRUCTORS:
-                yield from (attr for attr, value in _kept(each) if _is_container(value))
+                yield from (
+                    attr
+                    for attr, value in _kept(each, first_parameter(each))
+                    if _is_container(value)
+                )
 
 
 def _made_anew(owner: WorkflowClass) -> Iterator[set[str]]:
     """What each function of the body gives to the execution's own object."""
     for each in owner.reached():
-        yield {attr for attr, _ in _kept(each.function)}
+        yield {attr for attr, _ in _kept(each.function, _instance(each))}
 
 
-def _kept(method: Function) -> Iterator[tuple[str, ast.expr | None]]:
+def _instance(reached: Reached) -> str:
+    """What a function calls the execution's object; empty when it is no method of its class."""
+    method = any(reached.function in cls.body for _, cls in reached.owner.lineage)
+    static = any(
+        isinstance(each, ast.Name) and each.id == "staticmethod"
+        for each in reached.function.decorator_list
+    )
+    return first_parameter(reached.function) if method and not static else ""
+
+
+def _kept(method: Function, instance: str) -> Iterator[tuple[str, ast.expr | None]]:
     """What a method assigns to attributes of its instance."""
-    instance = first_parameter(method)
     for target, value, _ in assignments(method):
         match target:
             case ast.Attribute(value=ast.Name(id=holder), attr=attr) if holder == instance:
@@ -58,13 +81,13 @@ def _kept(method: Function) -> Iterator[tuple[str, ast.expr | None]]:
                 pass
 
 
-def _assigned(statements: Iterable[ast.stmt]) -> Iterator[str]:
-    """The names of the lists, dicts and sets that these statements make."""
+def _assigned(statements: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:
+    """The names that these statements give values to, with these."""
     for each in statements:
         if isinstance(each, ast.Assign | ast.AnnAssign):
             for target, value, _ in assignments(each):
-                if isinstance(target, ast.Name) and _is_container(value):
-                    yield target.id
+                if isinstance(target, ast.Name):
+                    yield target.id, value
 
 
 def _is_container(value: ast.expr | None) -> bool:
@@ -81,7 +104,7 @@ def _is_container(value: ast.expr | None) -> bool:
 
 def _is_type(node: ast.expr) -> bool:
     match node.value if isinstance(node, ast.Subscript) else node:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="collections"), attr=name):
             return name in _TYPES
         case _:
             return False

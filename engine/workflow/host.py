@@ -282,9 +282,9 @@ class ExecutionHost:
         except (StorageUnavailable, TimeoutError, OSError) as error:
             query.fail(error)
             return
-        started = found is not None
-        code = self._codes.of(found) if started else self._codes.newest_of(address.entity_type)
-        if code is None or started is (query.tag == RUN):
+        newest = self._codes.newest_of(address.entity_type)
+        code = newest if found is None else self._codes.of(found)
+        if code is None or (found is None) is not (query.tag == RUN):
             query.fail(NotRegistered("nobody can say here whether it fits"))
         else:
             query.judge(code[0])

@@ -191,14 +191,17 @@ async def test_runs_that_a_live_one_has_left_behind_go_when_they_are_over_for_lo
 ) -> None:
     id = (await save_one(process, start("o-1"))).envelope.request_id
     told = await save_one(process, replace(message(key="signal"), target=run_key("o-1")))
-    source = told.envelope.request_id
+    sent = await save_one(process, message(key="call"))
+    source, waiting = told.envelope.request_id, sent.envelope.request_id
     journal = [
         replace(step(id, 1, run=1), at=ENDED, kind=JournalKind.SIGNAL, source=source),
+        replace(step(id, 2, run=1), at=ENDED, kind=JournalKind.CALL, source=waiting),
         replace(step(id, 1, run=2), at=ENDED),
         replace(step(id, 2, run=2), at=LATER + timedelta(days=1)),
         replace(step(id, 1, run=3), at=ENDED),
     ]
-    settled = [row.seq for row in (await sweep_of(lane, ONE)).rows]
+    rows = (await sweep_of(lane, ONE)).rows
+    settled = [row.seq for row in rows if row.envelope.request_id != waiting]
     update = ExecutionUpdate(request_id=id, run=3, status=Status.RUNNING)
     await lane.flush([Commit(shard=ONE, journal=journal, settled=settled, execution=update)])
     storage, until = process.storage, {"Fulfil": LATER}
@@ -211,6 +214,7 @@ async def test_runs_that_a_live_one_has_left_behind_go_when_they_are_over_for_lo
     assert (behind.last, others.last) == (None, None)
     assert [row.run for row in await storage.history(id)] == [2, 2, 3]
     assert await storage.request(source) is None
+    assert await storage.request(waiting) is not None
 
 
 async def test_requests_that_are_done_with_go_when_they_were_due_long_ago(

@@ -341,7 +341,7 @@ def indexes(plan: dict[str, object], table: str) -> set[str]:
     return {
         str(node["Index Name"])
         for node in nodes(plan)
-        if "Index Name" in node and node.get("Relation Name", table) == table
+        if "Index Name" in node and str(node["Index Name"]).startswith(f"{table}_")
     }
 
 

@@ -217,7 +217,7 @@ MADE_ONCE = [
 CHANGED = [
     "self.items.append(request)",
     "self.items[0] = request",
-    "self.items[0]['a'].append(request)",
+    "self.items[0]['a'] = request",
     "self.items += [request]",
     "del self.items[0]",
 ]
@@ -231,6 +231,25 @@ def test_what_the_class_or_its_constructor_made_is_not_changed(made: str, change
     assert codes(workflow(changed, made)) == ["OUT112"]
     assert codes(workflow("self.items[0]; len(self.items)", made + handler)) == ["OUT112"]
     assert codes(workflow(f"self.items = []\n{changed}", made + handler)) == []
+
+
+def test_what_only_looks_like_a_change_of_what_is_shared_is_left_alone() -> None:
+    made = "items = {}\nrates = [3]\n@staticmethod\ndef put(order): order.items.update(a=1)\n"
+    other = "\ndef put(order): order.items.update(a=1)\n"
+
+    assert codes(workflow("self.put(request); put(request)", made) + other) == []
+    assert codes(workflow("return self.rates[0].add(1)", made)) == []
+    assert codes(workflow("self.stock.update(1)", "stock = api.set()")) == []
+    assert codes(workflow("self.items.update(a=1)", made)) == ["OUT112"]
+
+
+def test_a_class_that_makes_something_else_of_a_name_has_not_what_its_base_made() -> None:
+    base = "class Base(Workflow[str, str]):\n    items = []\n"
+    flow = "class Flow(Base):\n    items = Sink()\n"
+    body = "    async def execute(self, request): self.items.append(1)\n"
+
+    assert codes(HEAD + base + flow + body) == []
+    assert codes(HEAD + base + flow.replace("Sink()", "[1]") + body) == ["OUT112"]
 
 
 def test_a_constructor_of_a_base_makes_things_once_too() -> None:
