@@ -6,7 +6,7 @@ It says READY when it is connected and DONE after each ``[count, at_once]``.
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from secrets import token_hex
 
@@ -34,15 +34,25 @@ async def run_many(
     client: Client, keys: Callable[[], str], number: int, *, steps: int = 1, at_once: int = 0
 ) -> None:
     """So many workflows, all awaited: all at once, or so many at a time."""
+    async with asyncio.timeout(300):
+        await repeated(
+            lambda: run_one(client, keys(), steps=steps),
+            number,
+            at_once=min(at_once, number) or number,
+        )
+
+
+async def repeated(work: Callable[[], Awaitable[object]], number: int, *, at_once: int) -> None:
+    """Do it so many times, so many at a time."""
     left = iter(range(number))
 
-    async def run_some() -> None:
+    async def some() -> None:
         for _ in left:
-            await run_one(client, keys(), steps=steps)
+            await work()
 
-    async with asyncio.timeout(300), asyncio.TaskGroup() as group:
-        for _ in range(min(at_once, number) or number):
-            group.create_task(run_some())
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(some())
 
 
 async def main() -> None:

@@ -5,6 +5,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from time import perf_counter
 
+from bench.driver import repeated
 from bench.meter import Meter
 from bench.place import Options, Place, settings_of
 from bench.results import Results
@@ -55,15 +56,10 @@ async def _alone(place: Place) -> None:
 
 async def _many(place: Place) -> None:
     count = place.options.sized(MANY)
-    left = iter(range(count))
-
-    async def some() -> None:
-        for _ in left:
-            await place.client.start(Steps, 1, key=place.keys())
-
-    async with place.metered() as meter, asyncio.timeout(300), asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(some())
+    async with place.metered() as meter, asyncio.timeout(300):
+        await repeated(
+            lambda: place.client.start(Steps, 1, key=place.keys()), count, at_once=AT_ONCE
+        )
     more = meter.per(count, "start")
     place.add("W10", f"{AT_ONCE} at a time", count / meter.seconds, "starts/s", n=count, **more)
 

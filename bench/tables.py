@@ -1,16 +1,15 @@
 """S1 and S2: what the settings of tables that the migrations make are worth, against PostgreSQL's
 own, and what their indexes take and are used for."""
 
-import asyncio
 from datetime import timedelta
+from functools import partial
 
-from bench.driver import Keys
+from bench.driver import repeated
 from bench.place import Options, Place, other_process
 from bench.results import Results, percentile
 from bench.server import Connection, Database, Server
-from bench.soak import KEPT, sampled
+from bench.soak import KEPT, METRICS, sampled
 from bench.workflows import Steps
-from engine import Client
 
 RATE = 1500.0
 """Workflows a second: what any hour of a small machine has room for."""
@@ -48,7 +47,7 @@ async def tables(server: Server, results: Results, options: Options) -> None:
         async with other_process(server, results, options, env=KEPT) as place:
             if variant != "as migrated":
                 await _reset(place.database)
-            await _start_later(place.client, options.sized(LATER))
+            await repeated(partial(_start_later, place), options.sized(LATER), at_once=AT_ONCE)
             await _measure(place, variant)
 
 
@@ -59,16 +58,8 @@ async def _reset(database: Database) -> None:
             await connection.execute(f"alter table {row['name']} reset ({options})")
 
 
-async def _start_later(client: Client, number: int) -> None:
-    left, keys = iter(range(number)), Keys()
-
-    async def start_some() -> None:
-        for _ in left:
-            await client.start(Steps, 1, key=keys(), delay=timedelta(days=30))
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(start_some())
+async def _start_later(place: Place) -> None:
+    await place.client.start(Steps, 1, key=place.keys(), delay=timedelta(days=30))
 
 
 async def _measure(place: Place, variant: str) -> None:
@@ -78,10 +69,9 @@ async def _measure(place: Place, variant: str) -> None:
         samples = await sampled(place, RATE, SAMPLES, seconds / SAMPLES)
     total = sum(int(sample["rate"] * seconds / SAMPLES) for sample in samples)
     last = samples[SAMPLES // 2 :]
-    for metric, unit in (("p50", "ms"), ("p99", "ms"), ("cpu_ms", "ms")):
+    for metric in ("p50", "p99", "cpu_ms"):
         value = percentile([sample[metric] for sample in last], 0.5)
-        name = "processor time of all" if metric == "cpu_ms" else metric
-        results.add("S1", variant, name, value, unit, n=total)
+        results.add("S1", variant, METRICS[metric][0], value, METRICS[metric][1], n=total)
     async with place.database.connected() as admin:
         await _look(admin, results, variant)
         if variant == "as migrated":

@@ -88,7 +88,8 @@ async def start(
             deliver_at=when if wait is None else node.clock.now() + wait,
             attributes=json.dumps(attributes).encode() if attributes else None,
         )
-        await _checked(node, wanted.question())
+        if located.served:
+            await _checked(node, wanted.question())
         conflict: by_name.OnConflict = "restart-failed" if restart_failed else "join"
         saved = await by_name.start(node, wanted, on_conflict=conflict)
     name, created = f"{workflow}/{id}", saved.outcome is SaveOutcome.CREATED
@@ -213,7 +214,8 @@ async def _settle(
     async with session.node() as node:
         stored = await find(node.storage, id)
         tag = reject_tag(deferred) if rejected else resolve_tag(deferred)
-        checked = await _checked(node, message_to(stored, tag, payload))
+        located = await by_name.locate(node.storage, stored.workflow)
+        checked = located.served and await _checked(node, message_to(stored, tag, payload))
         key = deferred_key(stored.workflow, stored.execution_id, deferred)
         first = await by_name.tell(node, message_to(stored, tag, payload, key))
     name, done = name_of(stored), "rejected" if rejected else "resolved"
@@ -238,8 +240,6 @@ async def _checked(node: "Node", message: "Message") -> bool:
     from engine.core.reply import Success
 
     try:
-        if not (await by_name.locate(node.storage, message.workflow)).served:
-            return False
         async with asyncio.timeout(_CHECK):
             exit = await by_name.query(node, message)
     except (EngineError, TimeoutError):

@@ -27,12 +27,7 @@ class Sets:
         if owner is not None:
             methods = [(first_parameter(method), method) for _, _, method in owner.methods.values()]
             self._attributes = self._only_sets(
-                (target.attr, value, annotation)
-                for instance, method in methods
-                for target, value, annotation in assignments(method)
-                if isinstance(target, ast.Attribute)
-                and isinstance(target.value, ast.Name)
-                and target.value.id == instance
+                each for instance, method in methods for each in kept(method, instance)
             )
         waits = [
             node
@@ -137,6 +132,16 @@ def assignments(function: ast.AST) -> Iterator[Assignment]:
                 yield from _spread(target, None)
             case ast.withitem(optional_vars=ast.expr() as target):
                 yield from _spread(target, None)
+            case _:
+                pass
+
+
+def kept(method: ast.AST, instance: str) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
+    """What a method assigns to the attributes of ``instance``: name, value, annotation."""
+    for target, value, annotation in assignments(method):
+        match target:
+            case ast.Attribute(value=ast.Name(id=holder), attr=attr) if holder == instance:
+                yield attr, value, annotation
             case _:
                 pass
 

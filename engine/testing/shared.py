@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterable, Iterator, Set
 
 from engine.testing.findings import Rule
-from engine.testing.program import Function, Reached, WorkflowClass, first_parameter
-from engine.testing.sets import assignments
+from engine.testing.program import Function, Module, Reached, WorkflowClass, first_parameter
+from engine.testing.sets import assignments, kept
 
 _TYPES = frozenset({"dict", "list", "set", "deque", "defaultdict", "Counter", "OrderedDict"})
 _CONSTRUCTORS = frozenset({"__init__", "__post_init__"})
@@ -15,8 +15,9 @@ class Shared:
     """Knows those of the module, and those that the class or ``__init__`` made once for all."""
 
     def __init__(self, reached: Reached, local: Set[str]) -> None:
-        made = _assigned(reached.module.tree.body)
-        self._names = {name for name, value in made if _is_container(value)} - local
+        module = reached.module
+        made = _assigned(module.tree.body)
+        self._names = {name for name, value in made if _made(module, value)} - local
         self._instance = _instance(reached)
         self._attributes = {*_made_once(reached.owner)}.difference(*_made_anew(reached.owner))
 
@@ -40,25 +41,21 @@ class Shared:
 
 def _made_once(owner: WorkflowClass) -> Iterator[str]:
     seen: set[str] = set()
-    for _, cls in owner.lineage:
-        for name, value in _assigned(cls.body):
-            if name not in seen and _is_container(value):
-                yield name
-        seen.update(name for name, _ in _assigned(cls.body))
-    for _, cls in owner.lineage:
+    for module, cls in owner.lineage:
+        own = list(_assigned(cls.body))
+        yield from (name for name, value in own if name not in seen and _made(module, value))
+        seen.update(name for name, _ in own)
         for each in cls.body:
             if isinstance(each, Function) and each.name in _CONSTRUCTORS:
-                yield from (
-                    attr
-                    for attr, value in _kept(each, first_parameter(each))
-                    if _is_container(value)
-                )
+                for attr, value, _ in kept(each, first_parameter(each)):
+                    if _made(module, value):
+                        yield attr
 
 
 def _made_anew(owner: WorkflowClass) -> Iterator[set[str]]:
     """What each function of the body gives to the execution's own object."""
     for each in owner.reached():
-        yield {attr for attr, _ in _kept(each.function, _instance(each))}
+        yield {attr for attr, _, _ in kept(each.function, _instance(each))}
 
 
 def _instance(reached: Reached) -> str:
@@ -71,16 +68,6 @@ def _instance(reached: Reached) -> str:
     return first_parameter(reached.function) if method and not static else ""
 
 
-def _kept(method: Function, instance: str) -> Iterator[tuple[str, ast.expr | None]]:
-    """What a method assigns to attributes of its instance."""
-    for target, value, _ in assignments(method):
-        match target:
-            case ast.Attribute(value=ast.Name(id=holder), attr=attr) if holder == instance:
-                yield attr, value
-            case _:
-                pass
-
-
 def _assigned(statements: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:
     """The names that these statements give values to, with these."""
     for each in statements:
@@ -90,21 +77,20 @@ def _assigned(statements: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr | 
                     yield target.id, value
 
 
-def _is_container(value: ast.expr | None) -> bool:
+def _made(module: Module, value: ast.expr | None) -> bool:
+    """Whether it makes a list, dict or set."""
     match value:
         case ast.List() | ast.Dict() | ast.Set() | ast.ListComp() | ast.DictComp() | ast.SetComp():
             return True
         case ast.Call(func=ast.Name(id="field") | ast.Attribute(attr="field"), keywords=keywords):
-            return any(each.arg == "default_factory" and _is_type(each.value) for each in keywords)
+            made = [each.value for each in keywords if each.arg == "default_factory"]
+            return any(_is_type(module, each) for each in made)
         case ast.Call(func=func):
-            return _is_type(func)
+            return _is_type(module, func)
         case _:
             return False
 
 
-def _is_type(node: ast.expr) -> bool:
-    match node.value if isinstance(node, ast.Subscript) else node:
-        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="collections"), attr=name):
-            return name in _TYPES
-        case _:
-            return False
+def _is_type(module: Module, node: ast.expr) -> bool:
+    name = module.name(node.value if isinstance(node, ast.Subscript) else node)
+    return name is not None and name.removeprefix("collections.") in _TYPES

@@ -22,6 +22,8 @@ from engine.cluster.write import write
 from engine.core.clock import Alarm, Clock
 from engine.core.envelope import EnvelopeRequest, Interrupt
 from engine.core.errors import (
+    ErrorDetails,
+    InvalidPayload,
     NotFound,
     NotRegistered,
     OwnershipLost,
@@ -30,7 +32,7 @@ from engine.core.errors import (
 from engine.core.ids import EntityAddress, ShardId, Snowflake, SnowflakeGenerator
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.payload import PayloadLimit
-from engine.core.reply import Exit, Terminated
+from engine.core.reply import Exit, Failure, Terminated
 from engine.core.retry import again_in
 from engine.core.status import Status
 from engine.storage.pauses import Pause
@@ -51,7 +53,7 @@ from engine.workflow.codes import Codes, needed
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.outgoing import Services
 from engine.workflow.pause import EXECUTION, ends_pause, pauses_of
-from engine.workflow.query import Query, look_back
+from engine.workflow.query import Query, judge, look_back
 from engine.workflow.repair import ABANDONED
 from engine.workflow.resident import ResidentExecution
 from engine.workflow.step_threads import StepThreads
@@ -63,6 +65,7 @@ from engine.workflow.tags import (
     decode_reason,
     deferred_of,
     encode_order,
+    query_of,
     update_of,
 )
 from engine.workflow.waiting_executions import WaitingExecutions
@@ -261,9 +264,13 @@ class ExecutionHost:
         self, shard: OwnedShard, envelope: EnvelopeRequest, answers: Answers, /
     ) -> None:
         """Let somebody look into an execution, wherever it stands."""
-        query = Query(tag=envelope.tag, payload=envelope.payload, answers=answers)
         if envelope.tag == RUN or deferred_of(envelope.tag) is not None:
-            self._spawn(self._judge(envelope.address, query))
+            self._spawn(self._judge(envelope, answers))
+            return
+        name = query_of(envelope.tag)
+        query = Query(name=name or envelope.tag, payload=envelope.payload, answers=answers)
+        if name is None:
+            query.fail(InvalidPayload(f"a workflow answers queries, not {envelope.tag!r}"))
             return
         resident = self._by_place.get((envelope.address.entity_type, envelope.address.entity_id))
         if resident is not None:
@@ -274,20 +281,22 @@ class ExecutionHost:
     def interrupt(self, shard: OwnedShard, request_id: Snowflake, /) -> None:
         """A query is answered at once or not at all."""
 
-    async def _judge(self, address: EntityAddress, query: Query) -> None:
+    async def _judge(self, envelope: EnvelopeRequest, answers: Answers) -> None:
         """Say whether what somebody means to store would fit; of what was started before, the
         start is judged by what is stored of it."""
+        address, tag = envelope.address, envelope.tag
         try:
             found = await self._storage.find(address.entity_type, address.entity_id)
         except (StorageUnavailable, TimeoutError, OSError) as error:
-            query.fail(error)
+            answers.end(Failure(ErrorDetails.of(error)))
             return
         newest = self._codes.newest_of(address.entity_type)
         code = newest if found is None else self._codes.of(found)
-        if code is None or (found is None) is not (query.tag == RUN):
-            query.fail(NotRegistered("nobody can say here whether it fits"))
+        if code is None or (found is None) is not (tag == RUN):
+            nobody = NotRegistered("nobody can say here whether it fits")
+            answers.end(Failure(ErrorDetails.of(nobody)))
         else:
-            query.judge(code[0])
+            answers.end(judge(code[0], tag, envelope.payload))
 
     async def _look_back(self, shard: OwnedShard, address: EntityAddress, query: Query) -> None:
         """Replay an execution that is not in memory, for a query alone."""

@@ -16,56 +16,30 @@ from engine.workflow.body import Body
 from engine.workflow.definition import Workflow, WorkflowDefinition
 from engine.workflow.handlers import HandlerKind
 from engine.workflow.replay import replayed
-from engine.workflow.tags import deferred_of, query_of
+from engine.workflow.tags import deferred_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """Somebody asks."""
 
-    tag: str
+    name: str
     payload: bytes
     answers: Answers
 
     def put_to(self, definition: WorkflowDefinition, body: Body) -> Exit:
         """What the body, drained, has to say."""
-        name = query_of(self.tag)
-        handler = None if name is None else definition.handlers.get(name)
+        handler = definition.handlers.get(self.name)
         try:
-            if name is None:
-                raise InvalidPayload(f"a workflow answers queries, not {self.tag!r}")
             if handler is None or handler.kind is not HandlerKind.QUERY:
                 raise NotRegistered(
-                    f"{definition.name} has no query named {name!r} in this version"
+                    f"{definition.name} has no query named {self.name!r} in this version"
                 )
             arguments, named = handler.signature.decode(self.payload)
             answer = body.ask(handler, arguments, named)
             return Success(handler.signature.result.encode(answer))
         except BaseException as error:  # noqa: BLE001 -- it is the answer
             return Failure(ErrorDetails.of(error))
-
-    def judge(self, definition: WorkflowDefinition) -> None:
-        """Answer by what it would not fit, in words; null when it would."""
-        deferred, misfit = deferred_of(self.tag), None
-        try:
-            if deferred is None:
-                definition.request.decode(self.payload)
-            else:
-                misfit = self._not_there(definition, deferred[0])
-                if misfit is None and deferred[1]:
-                    definition.deferreds[deferred[0]].codec.decode(self.payload)
-        except InvalidPayload as error:
-            misfit = str(error)
-        except Exception as error:  # noqa: BLE001 -- such as a deferred without a type
-            self.fail(error)
-            return
-        self.answers.end(Success(json.dumps(misfit).encode()))
-
-    def _not_there(self, definition: WorkflowDefinition, name: str) -> str | None:
-        known = ", ".join(sorted(definition.deferreds)) or "none"
-        if name in definition.deferreds:
-            return None
-        return f"{definition.name} has no deferred named {name!r} in this version; it has {known}"
 
     def fail(self, error: Exception) -> None:
         self.answers.end(Failure(ErrorDetails.of(error)))
@@ -86,3 +60,24 @@ def look_back(
         query.fail(error)
     else:
         query.answers.end(exit)
+
+
+def judge(definition: WorkflowDefinition, tag: str, payload: bytes) -> Exit:
+    """By what a start or a resolution would not fit, in words; null when it would."""
+    deferred, misfit = deferred_of(tag), None
+    try:
+        if deferred is None:
+            definition.request.decode(payload)
+        elif deferred[0] not in definition.deferreds:
+            known = ", ".join(sorted(definition.deferreds)) or "none"
+            misfit = (
+                f"{definition.name} has no deferred named {deferred[0]!r} in this version; it has"
+                f" {known}"
+            )
+        elif deferred[1]:
+            definition.deferreds[deferred[0]].codec.decode(payload)
+    except InvalidPayload as error:
+        misfit = str(error)
+    except Exception as error:  # noqa: BLE001 -- such as a deferred without a type
+        return Failure(ErrorDetails.of(error))
+    return Success(json.dumps(misfit).encode())

@@ -10,6 +10,7 @@ from engine.testing import lint_files, lint_source, lint_workflows
 
 HEAD = """
 import asyncio
+import collections as queues
 import datetime as dt
 import os
 import random
@@ -212,6 +213,7 @@ MADE_ONCE = [
     "def __init__(self) -> None: self.items = []",
     "def __init__(self) -> None: self.items, self.limit = deque[str](), 3",
     "items: list[str] = []",
+    "items = queues.deque()",
     "items: list[str] = field(default_factory=list)",
 ]
 CHANGED = [
