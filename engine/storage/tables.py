@@ -119,8 +119,8 @@ def metadata_for(schema: str) -> MetaData:
     inbox = Table(
         "inbox",
         metadata,
-        Column("group_id", Integer, primary_key=True, autoincrement=False),
-        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("group_id", Integer, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
         Column("seq", BigInteger, Identity(always=True), primary_key=True),
         Column("kind", SmallInteger, nullable=False),
         Column("request_id", BigInteger, nullable=False),
@@ -130,6 +130,14 @@ def metadata_for(schema: str) -> MetaData:
         Column("trial", Boolean, nullable=False, server_default=text("false")),
         at("due_at", null=True),
         postgresql_with=_QUEUE,
+    )
+    # What is due later is in none but its own index: sweeps would walk over it time and again.
+    Index(
+        "inbox_ready",
+        inbox.c.group_id,
+        inbox.c.shard,
+        inbox.c.seq,
+        postgresql_where=inbox.c.due_at.is_(None),
     )
     Index(
         "inbox_due",

@@ -169,9 +169,16 @@ def make_messages(schema: str | None) -> None:
         number("failures", sa.SmallInteger, default=0),
         boolean("trial"),
         at("due_at", null=True),
-        sa.PrimaryKeyConstraint("group_id", "shard", "seq"),
+        sa.PrimaryKeyConstraint("seq"),
         schema=schema,
         postgresql_with=QUEUE,
+    )
+    op.create_index(
+        "inbox_ready",
+        "inbox",
+        ["group_id", "shard", "seq"],
+        schema=schema,
+        postgresql_where=sa.text("due_at is null"),
     )
     op.create_index(
         "inbox_due",

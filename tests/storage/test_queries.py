@@ -118,6 +118,12 @@ insert into engine.queue_items (request_id, queue, seq, priority, key, shard)
 analyze;
 """
 
+LATER = """
+insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
+    select 7, 1, 0, i, i, now() + interval '1 month' from generate_series(1, 100000) i;
+analyze engine.inbox;
+"""
+
 STREAMED = 100_000
 TAKEN = f"""
 insert into engine.replies (request_id, sequence, kind, payload)
@@ -205,6 +211,35 @@ async def test_pruning_reads_no_table_from_end_to_end(
     assert indexes(plans["finished"], "executions") == {"executions_finished"}
     assert indexes(plans["prune"], "executions") == {"executions_pkey"}
     assert indexes(plans["prune_runs"], "executions") == {"executions_runs", "executions_pkey"}
+
+
+async def test_a_sweep_does_not_look_at_what_is_due_later(connection: asyncpg.Connection) -> None:
+    for setting, value in OUR_PLANS.items():
+        await connection.execute(f"set {setting} = {value}")
+    sweep = ([7], [1], *HOT["sweep"][2:7], [], [0], None)
+    new = await explained(connection, "sweep", sweep, "format json")
+    await connection.execute(LATER)
+
+    read = await pages(connection, "sweep", sweep)
+    full = await explained(connection, "sweep", sweep, "format json")
+
+    assert read < 50
+    assert indexes(new, "inbox") == indexes(full, "inbox")
+    assert indexes(full, "inbox") >= {"inbox_ready", "inbox_due"}
+
+
+async def test_what_waits_in_one_inbox_is_found_without_reading_all_inboxes(
+    connection: asyncpg.Connection,
+) -> None:
+    await connection.execute(FULL)
+
+    for name, arguments in {
+        "place": (5,),
+        "queue_counts": (["Parcels"], ["Fulfil"], "item"),
+    }.items():
+        found = await explained(connection, name, arguments, "format json")
+        assert "inbox" not in scanned(found), name
+        assert indexes(found, "inbox") >= {"inbox_ready", "inbox_due"}, name
 
 
 async def test_hot_queries_keep_to_indexes_without_our_settings(

@@ -28,9 +28,14 @@ others as (
     union all
     select o.request_id, o.seq, o.shard, false
     from asked a
-    join engine.inbox o
-        on o.group_id = a.group_id and o.shard = a.shard and o.entity = a.entity and o.kind = 0
-    where a.queue is null and o.seq < a.seq and (o.due_at is null or o.due_at <= now())
+    cross join lateral (
+        select i.* from engine.inbox i
+        where i.group_id = a.group_id and i.shard = a.shard and i.due_at is null
+        union all
+        select i.* from engine.inbox i
+        where i.group_id = a.group_id and i.shard = a.shard and i.due_at <= now()
+    ) o
+    where a.queue is null and o.entity = a.entity and o.kind = 0 and o.seq < a.seq
 )
 select
     a.request_id, a.group_id, a.home as shard, a.entity_type, a.entity_id, a.tag, h.runner_id,

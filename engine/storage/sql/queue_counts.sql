@@ -8,15 +8,21 @@ with items as (
     from engine.queue_items q
     where q.queue = any ($1::text[])
     union all
-    select q.name, i.request_id, false, coalesce(i.due_at > now(), false)
+    select q.name, i.request_id, false, i.delayed
     from unnest($1::text[], $2::text[]) as u (name, entity_type)
     join engine.queues q on q.name = u.name
-    join engine.inbox i on i.group_id = q.group_id and i.shard = q.shard and i.kind = 0
+    cross join lateral (
+        select i.request_id, i.kind, false as delayed from engine.inbox i
+        where i.group_id = q.group_id and i.shard = q.shard and i.due_at is null
+        union all
+        select i.request_id, i.kind, i.due_at > now() from engine.inbox i
+        where i.group_id = q.group_id and i.shard = q.shard and i.due_at is not null
+    ) i
     cross join lateral (
         select e.entity_type, e.tag from engine.envelopes e where e.request_id = i.request_id
         offset 0
     ) e
-    where e.entity_type = u.entity_type and e.tag = $3::text
+    where i.kind = 0 and e.entity_type = u.entity_type and e.tag = $3::text
 )
 select
     i.queue,

@@ -69,7 +69,7 @@ header as (
             from owned o
             cross join lateral (
                 select i.seq from engine.inbox i
-                where i.group_id = o.group_id and i.shard = o.shard
+                where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
                     and (cardinality($8::bigint[]) > 0 or $10::bigint[] is not null)
                 order by i.seq desc
                 limit 1

@@ -1,10 +1,10 @@
 -- name: waiting_rows
 -- How many inbox rows wait for one execution.
 select count(*) as rows
-from engine.executions x
-cross join lateral (
+from (
     select from engine.inbox i
-    where i.group_id = x.group_id and i.shard = x.shard and i.execution = x.request_id
-    offset 0
-) i
-where x.request_id = $1::bigint;
+    where i.request_id = $1::bigint and i.execution = $1::bigint
+    union all
+    select from engine.inbox i
+    where i.execution = $1::bigint and i.execution <> i.request_id
+) i;
