@@ -337,10 +337,17 @@ class Delivery:
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
         self.read_again(sweep.kept)
         oldest = self._oldest(sweep)
-        seen = {row.shard: row.seq for row in sweep.rows}  # in their order, so the last of each
+        # In their order, so the last of each.
+        seen = {row.shard: row.seq for row in sweep.rows}
+        read_to = {row.shard: row.seq for row in sweep.rows if not row.later}
         owned = self._owned(shards)
         for shard in owned:
-            shard.end_sweep(sweep, last=sweep.last or seen.get(shard.id, 0), oldest=oldest)
+            shard.end_sweep(
+                sweep,
+                last=sweep.last or seen.get(shard.id, 0),
+                read_to=read_to.get(shard.id, 0),
+                oldest=oldest,
+            )
         whole = next((shard for shard in owned if shard.floor == 0), None)
         if whole is not None:
             now = monotonic()

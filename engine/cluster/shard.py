@@ -141,27 +141,33 @@ class OwnedShard:
         if self.began - self._read_all_due > (0 if thorough else _READ_ALL_LATEST):
             self.floor = 0
 
-    def end_sweep(self, sweep: Sweep, *, last: int, oldest: int) -> None:
-        """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here; 0:
-        none. ``oldest`` is the oldest transaction that may have written here and had not ended."""
+    def end_sweep(self, sweep: Sweep, *, last: int, read_to: int, oldest: int) -> None:
+        """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here,
+        ``read_to`` that of a row which was to be delivered at once; 0: none. ``oldest`` is the
+        oldest transaction that may have written here and had not ended."""
         self.behind = sweep.more or self._missed
         if self.floor == 0:
             self._read_all_due = self.began + _READ_ALL_EVERY
         self.highest = max(self.highest, last)
-        if sweep.more or self._again:
+        seen = read_to if sweep.more else self.highest
+        if self._again or not seen:
             return
         # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
         # that can have drawn such a seq was over: since its transaction had ended, or none of ours
         # takes that long. What was seen is in flight or passed over, and ``read_again`` takes the
-        # floor away when something passed over can be delivered. (A start on a user's own
-        # connection may commit later than that: its ring says so, and all is read now and then.)
+        # floor away when something passed over can be delivered. One that leaves rows behind has
+        # seen all up to the last that it read, as each inbox is read in its order, but for what was
+        # to be delivered later, which no floor hides. (A start on a user's own connection may
+        # commit later than that: its ring says so, and all is read now and then.)
         if self._ripening is not None:
             highest, began, newest = self._ripening
             ripe = self.began - began
             if ripe < _RIPE_AFTER or (oldest < newest and ripe <= self._settled_after):
                 return
-            self._safe = highest
-        self._ripening = self.highest, self.began, sweep.newest
+            if seen < highest:
+                return
+            self._safe = max(self._safe, highest)
+        self._ripening = seen, self.began, sweep.newest
 
     @property
     def fence(self) -> Fence:

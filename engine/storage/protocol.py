@@ -275,6 +275,11 @@ class InboxRow:
         return self.envelope.address if self.execution is None else self.execution
 
     @property
+    def later(self) -> bool:
+        """Whether it was stored to be delivered at a time of its own, and came when that was."""
+        return self.kind is InboxKind.REQUEST and self.envelope.deliver_at is not None
+
+    @property
     def told(self) -> str:
         """The tag of what an execution is told; empty for a reply, which has the tag of whatever
         was asked, and for an interrupt."""

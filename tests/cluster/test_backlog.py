@@ -172,17 +172,18 @@ def sweep(
     *,
     at: float,
     last: int,
-    more: bool = False,
+    read_to: int | None = None,
     running: Range = ALWAYS,
     thorough: bool = True,
 ) -> int:
-    """Sweep all there is up to ``last``; where the sweep began to look. ``running`` are the first
-    transaction that writes now, and the next."""
+    """Sweep all there is up to ``last``, or only rows up to ``read_to``; where the sweep began to
+    look. ``running`` are the first transaction that writes now, and the next."""
     clock.now = 100 + at
     shard.begin_sweep(crowded=False, thorough=thorough)
     floor = shard.floor
     oldest, newest = running
-    shard.end_sweep(swept(more=more, newest=newest), last=last, oldest=oldest)
+    found = swept(more=read_to is not None, newest=newest)
+    shard.end_sweep(found, last=last, read_to=read_to or 0, oldest=oldest)
     return floor
 
 
@@ -211,7 +212,7 @@ async def test_what_was_delivered_from_memory_before_a_sweep_is_not_read_again_e
     clock.now = 103
     shard.begin_sweep(crowded=False, thorough=True)
     shard.handed(1100)
-    shard.end_sweep(swept(newest=12), last=0, oldest=12)
+    shard.end_sweep(swept(newest=12), last=0, read_to=0, oldest=12)
     assert sweep(shard, clock, at=6, last=0, running=(12, 12)) == 1000
     assert sweep(shard, clock, at=9, last=0, running=(12, 12)) == 1000
     assert sweep(shard, clock, at=10, last=0, running=(12, 12)) == 1100
@@ -248,16 +249,27 @@ async def test_what_is_given_back_during_a_sweep_is_not_below_its_floor(clock: C
     clock.now = 116
     shard.begin_sweep(crowded=False, thorough=True)
     shard.give_back(7, Snowflake(1))
-    shard.end_sweep(swept(), last=1000, oldest=1)
+    shard.end_sweep(swept(), last=1000, read_to=0, oldest=1)
     assert sweep(shard, clock, at=17, last=1000) == 0
 
 
-async def test_a_sweep_that_left_rows_behind_settles_nothing(clock: Clock) -> None:
+async def test_a_sweep_that_left_rows_behind_settles_only_what_it_read(clock: Clock) -> None:
     shard = await owned_shard()
-    shard.hold(1)
-    for at in (0, 16, 32):
-        assert sweep(shard, clock, at=at, last=1000, more=True) == 0
-    assert sweep(shard, clock, at=33, last=1000) == 0
+    assert sweep(shard, clock, at=0, last=5000, read_to=100, running=(9, 9)) == 0
+    assert sweep(shard, clock, at=3, last=5000, read_to=99, running=(9, 9)) == 0  # not past those
+    assert sweep(shard, clock, at=4, last=5000, read_to=0, running=(9, 9)) == 0  # none of its rows
+    assert sweep(shard, clock, at=5, last=5000, read_to=200, running=(9, 9)) == 0
+    assert sweep(shard, clock, at=6, last=0, read_to=0, running=(9, 9)) == 100
+    assert sweep(shard, clock, at=8, last=5000, read_to=300, running=(9, 9)) == 100
+    assert sweep(shard, clock, at=9, last=5000, read_to=301, running=(9, 9)) == 200
+
+
+async def test_reading_all_from_the_beginning_takes_no_floor_away(clock: Clock) -> None:
+    shard = await owned_shard()
+    for at in (0, 3, 6):
+        sweep(shard, clock, at=at, last=1000, running=(9, 9))
+    assert sweep(shard, clock, at=70, last=1000, read_to=10, running=(9, 9)) == 0
+    assert sweep(shard, clock, at=73, last=1000, read_to=20, running=(9, 9)) == 1000
 
 
 async def test_all_is_read_now_and_then_all_the_same(

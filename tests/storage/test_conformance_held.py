@@ -148,6 +148,7 @@ async def test_rows_up_to_a_floor_are_not_looked_at_unless_they_were_to_come_lat
     swept = await sweep_of(lane, floors=(seqs[2],))
 
     assert ids_of(swept) == [due.envelope.request_id, ids[2]]
+    assert [row.later for row in swept.rows] == [True, False]
 
 
 async def test_a_sweep_that_passes_rows_over_tells_how_far_it_has_looked(
