@@ -1,31 +1,26 @@
-"""S1 and S2: what the settings of tables that the migrations make are worth, against PostgreSQL's
-own, and what their indexes take and are used for."""
+"""S1 to S3: a steady load beside starts that are due much later, what the indexes take and are used
+for then, and what the fill factors of the migrations are worth."""
 
+import random
 from datetime import timedelta
 from functools import partial
+from time import perf_counter
 
 from bench.driver import repeated
 from bench.place import Options, Place, other_process
 from bench.results import Results, percentile
-from bench.server import Connection, Database, Server
+from bench.server import Connection, Server
 from bench.soak import KEPT, METRICS, sampled
 from bench.workflows import Steps
 
 RATE = 1500.0
 """Workflows a second: what any hour of a small machine has room for."""
-SECONDS, FULL_SECONDS, SAMPLES = 100.0, 300.0, 10
-LATER, AT_ONCE = 300_000, 500
+SECONDS, SAMPLES = 100.0, 10
+LATER, FULL_LATER, AT_ONCE = 300_000, 3_000_000, 500
 """Starts that are due in a month: queues are full as well as busy."""
-SET = """
-    select c.oid::regclass::text as name, array_agg(split_part(o, '=', 1)) as options
-    from pg_class c cross join lateral unnest(c.reloptions) o
-    where c.relnamespace = 'engine'::regnamespace and c.relkind = 'r'
-    group by c.oid
-"""
 LOOK = """
     select
-        s.relname as name, s.n_tup_hot_upd / nullif(s.n_tup_upd, 0)::float8 as in_place,
-        s.n_dead_tup as dead_rows, s.autovacuum_count as vacuums,
+        s.relname as name, s.n_dead_tup as dead_rows, s.autovacuum_count as vacuums,
         pg_table_size(s.relid) / 2^20 as table_mb, pg_indexes_size(s.relid) / 2^20 as index_mb
     from pg_stat_user_tables s
     where s.relname = any($1) and s.schemaname = 'engine'
@@ -40,50 +35,97 @@ INDEXES = """
     where schemaname = 'engine' and pg_relation_size(indexrelid) > 2^17
     order by relname, indexrelname
 """
+ROWS, UPDATES, BATCH = 100_000, 300_000, 50
+UPDATED = {
+    "entity_states": (
+        """
+        insert into engine.entity_states
+            (entity_type, entity_id, group_id, shard, version, payload)
+        select 'Stock', i, 7, i % 300 + 1, 1, convert_to(repeat('x', 200), 'utf8')
+        from generate_series(1, $1::bigint) i
+        """,
+        """
+        update engine.entity_states set version = version + 1
+        where entity_type = 'Stock' and entity_id = any($1::bigint[]::text[])
+        """,
+    ),
+    "acks": (
+        "insert into engine.acks select i, 1 from generate_series(1, $1::bigint) i",
+        "update engine.acks set sequence = sequence + 1 where request_id = any($1::bigint[])",
+    ),
+}
+"""How each is filled, and how some of its rows are updated."""
+HOT = """
+    select n_tup_hot_upd / nullif(n_tup_upd, 0)::float8
+    from pg_stat_user_tables where schemaname = 'engine' and relname = $1
+"""
 
 
 async def tables(server: Server, results: Results, options: Options) -> None:
-    for variant in ("as migrated", "as PostgreSQL has it"):
+    for later in (0, options.sized(FULL_LATER if options.full else LATER)):
         async with other_process(server, results, options, env=KEPT) as place:
-            if variant != "as migrated":
-                await _reset(place.database)
-            await repeated(partial(_start_later, place), options.sized(LATER), at_once=AT_ONCE)
-            await _measure(place, variant)
-
-
-async def _reset(database: Database) -> None:
-    async with database.connected() as connection:
-        for row in await connection.fetch(SET):
-            options = ", ".join(row["options"])
-            await connection.execute(f"alter table {row['name']} reset ({options})")
+            await repeated(partial(_start_later, place), later, at_once=AT_ONCE)
+            async with place.database.connected() as admin:
+                await _measure(place, admin, later)
+    for name in UPDATED:
+        await _filled(server, results, options, name)
 
 
 async def _start_later(place: Place) -> None:
     await place.client.start(Steps, 1, key=place.keys(), delay=timedelta(days=30))
 
 
-async def _measure(place: Place, variant: str) -> None:
-    options, results = place.options, place.results
-    seconds = (FULL_SECONDS if options.full else SECONDS) * min(1.0, options.scale)
+async def _measure(place: Place, admin: Connection, later: int) -> None:
+    results, variant = place.results, f"beside {later:,} starts of later"
+    seconds = SECONDS * min(1.0, place.options.scale)
+    read = {row["name"]: row["scans"] for row in await admin.fetch(INDEXES)}
     async with place.metered() as meter:
         samples = await sampled(place, RATE, SAMPLES, seconds / SAMPLES)
     total = sum(int(sample["rate"] * seconds / SAMPLES) for sample in samples)
     last = samples[SAMPLES // 2 :]
-    for metric in ("p50", "p99", "cpu_ms"):
+    for metric in ("rate", "p50", "p99", "cpu_ms"):
         value = percentile([sample[metric] for sample in last], 0.5)
         results.add("S1", variant, METRICS[metric][0], value, METRICS[metric][1], n=total)
-    async with place.database.connected() as admin:
-        await _look(admin, results, variant)
-        if variant == "as migrated":
-            for row in await admin.fetch(INDEXES):
-                scans = round(row["scans"] / total, 3)
-                results.add("S2", row["name"], "size", row["size_mb"], "MiB", scans=scans)
-    results.add("S1", variant, "all", total, "workflows", cores=meter.cores(), **meter.per(total))
-
-
-async def _look(admin: Connection, results: Results, variant: str) -> None:
     for row in await admin.fetch(LOOK, LOOKED_AT):
-        figures = {
-            name: round(float(value or 0), 3) for name, value in row.items() if name != "name"
-        }
-        results.add("S1", variant, row["name"], figures.pop("table_mb"), "MiB", **figures)
+        name, *figures = row.items()
+        rounded = {key: round(float(value), 3) for key, value in figures}
+        results.add("S1", variant, name[1], rounded.pop("table_mb"), "MiB", **rounded)
+    results.add("S1", variant, "all", total, "workflows", cores=meter.cores(), **meter.per(total))
+    if later:
+        for row in await admin.fetch(INDEXES):
+            scans = round((row["scans"] - read.get(row["name"], 0)) / total, 3)
+            results.add("S2", row["name"], "size", row["size_mb"], "MiB", scans=scans)
+
+
+async def _filled(server: Server, results: Results, options: Options, name: str) -> None:
+    """Its rows are updated at random: as full as migrated, and as full as they can be."""
+    fill, update = UPDATED[name]
+    rows, updates = options.sized(ROWS), options.sized(UPDATES)
+    for variant in ("as migrated", "100"):
+        async with server.database() as database, database.connected() as connection:
+            if variant == "100":
+                await connection.execute(f"alter table engine.{name} set (fillfactor = 100)")
+            await connection.execute(fill, rows)
+            await connection.execute("vacuum analyze")
+            await connection.execute("checkpoint")
+            updating = await connection.prepare(update)
+            before, began = await database.counted(), perf_counter()
+            for _ in range(updates // BATCH):
+                await updating.fetch(random.sample(range(1, rows + 1), min(rows, BATCH)))
+            taken, after = perf_counter() - began, await database.counted()
+            results.add(
+                "S3",
+                f"{name}, fill factor {variant}",
+                "updates",
+                updates / taken,
+                "rows/s",
+                n=updates,
+                in_place=await _in_place(connection, name),
+                wal_bytes=round((after.wal - before.wal) / updates),
+            )
+
+
+async def _in_place(connection: Connection, name: str) -> float:
+    await connection.execute("select pg_stat_force_next_flush()")
+    share = await connection.fetchval(HOT, name)
+    return round(share or 0.0, 3)

@@ -25,15 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-_QUEUE = {
-    "fillfactor": 90,
-    "autovacuum_vacuum_scale_factor": 0,
-    "autovacuum_vacuum_threshold": 2000,
-    "autovacuum_vacuum_cost_delay": 0,
-}
-_UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
-_ENDED = {"autovacuum_vacuum_scale_factor": 0.02}
-"""Of a row whose updates change what is indexed, so that room in its page is of no use."""
+_UPDATED = {"fillfactor": 75}
+"""Room in its page for the next version of a row: ``docs/performance.md`` says what for."""
 
 
 def metadata_for(schema: str) -> MetaData:
@@ -129,7 +122,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("failures", SmallInteger, nullable=False, server_default=text("0")),
         Column("trial", Boolean, nullable=False, server_default=text("false")),
         at("due_at", null=True),
-        postgresql_with=_QUEUE,
     )
     # What is due later is in none but its own index: sweeps would walk over it time and again.
     Index(
@@ -194,7 +186,6 @@ def metadata_for(schema: str) -> MetaData:
         at("sent_at", default=True),
         Column("body", LargeBinary, nullable=False),
         prefixes=["UNLOGGED"],
-        postgresql_with=_QUEUE,
     )
     Table(
         "entity_states",
@@ -266,7 +257,6 @@ def metadata_for(schema: str) -> MetaData:
         at("due_at", null=True),
         Column("debounce", Text),
         at("since", null=True),
-        postgresql_with=_QUEUE,
     )
     Index(
         "queue_items_waiting",
@@ -287,7 +277,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("request_id", BigInteger, primary_key=True, autoincrement=False),
         Column("channel", Text(collation="C"), primary_key=True),
         prefixes=["UNLOGGED"],
-        postgresql_with=_QUEUE,
     )
     executions = Table(
         "executions",
@@ -312,7 +301,6 @@ def metadata_for(schema: str) -> MetaData:
         Column("failed_position", Integer, nullable=False, server_default=text("0")),
         Column("trial", Boolean, nullable=False, server_default=text("false")),
         Column("followers", ARRAY(BigInteger)),
-        postgresql_with=_ENDED,
     )
     Index(
         "executions_wake",
@@ -400,6 +388,5 @@ def metadata_for(schema: str) -> MetaData:
         at("at"),
         Column("name", Text, nullable=False),
         Column("details", LargeBinary, nullable=False),
-        postgresql_with=_QUEUE,
     )
     return metadata

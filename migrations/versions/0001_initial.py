@@ -37,14 +37,7 @@ TABLES = (
     "queue_items",
 )
 
-QUEUE = {
-    "fillfactor": 90,
-    "autovacuum_vacuum_scale_factor": 0,
-    "autovacuum_vacuum_threshold": 2000,
-    "autovacuum_vacuum_cost_delay": 0,
-}
-UPDATED = {"fillfactor": 75, "autovacuum_vacuum_scale_factor": 0.02}
-ENDED = {"autovacuum_vacuum_scale_factor": 0.02}
+UPDATED = {"fillfactor": 75}
 
 
 def upgrade() -> None:
@@ -171,7 +164,6 @@ def make_messages(schema: str | None) -> None:
         at("due_at", null=True),
         sa.PrimaryKeyConstraint("seq"),
         schema=schema,
-        postgresql_with=QUEUE,
     )
     op.create_index(
         "inbox_ready",
@@ -254,7 +246,6 @@ def make_replies(schema: str | None) -> None:
         sa.PrimaryKeyConstraint("channel", "seq"),
         schema=schema,
         prefixes=["UNLOGGED"],
-        postgresql_with=QUEUE,
     )
     op.create_table(
         "waiters",
@@ -263,7 +254,6 @@ def make_replies(schema: str | None) -> None:
         sa.PrimaryKeyConstraint("request_id", "channel"),
         schema=schema,
         prefixes=["UNLOGGED"],
-        postgresql_with=QUEUE,
     )
 
 
@@ -292,7 +282,6 @@ def make_executions(schema: str | None) -> None:
         sa.Column("followers", ARRAY(sa.BigInteger)),
         sa.PrimaryKeyConstraint("request_id"),
         schema=schema,
-        postgresql_with=ENDED,
     )
     op.create_index(
         "executions_wake",
@@ -354,7 +343,6 @@ def make_executions(schema: str | None) -> None:
         sa.Column("details", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("execution", "run", "step"),
         schema=schema,
-        postgresql_with=QUEUE,
     )
 
 
@@ -466,7 +454,6 @@ def make_queues(schema: str | None) -> None:
         sa.Column("debounce", sa.Text),
         at("since", null=True),
         schema=schema,
-        postgresql_with=QUEUE,
     )
     op.create_index(
         "queue_items_waiting",
