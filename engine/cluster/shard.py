@@ -41,7 +41,6 @@ class OwnedShard:
     """
 
     __slots__ = (
-        "_again",
         "_handed",
         "_missed",
         "_read_all_due",
@@ -85,7 +84,6 @@ class OwnedShard:
         self._ripening: tuple[int, float, int] | None = None
         self.began: float = 0.0
         self._read_all_due: float = 0.0
-        self._again: bool = False
         self._settled_after: float = settled_after.total_seconds()
         self.alive: bool = True
         self.accepting: bool = True
@@ -118,7 +116,7 @@ class OwnedShard:
 
     def read_again(self) -> None:
         """Rows that a sweep has passed over can be delivered now, or soon."""
-        self._safe, self._ripening, self._again = 0, None, True
+        self._safe, self._ripening = 0, None
         self.fall_behind()
 
     def fall_behind(self) -> None:
@@ -135,7 +133,6 @@ class OwnedShard:
         self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
-        self._again = False
         self.began = monotonic()
         self.floor = self._safe
         if self.began - self._read_all_due > (0 if thorough else _READ_ALL_LATEST):
@@ -150,8 +147,6 @@ class OwnedShard:
             self._read_all_due = self.began + _READ_ALL_EVERY
         self.highest = max(self.highest, last)
         seen = read_to if sweep.more else self.highest
-        if self._again or not seen:
-            return
         # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
         # that can have drawn such a seq was over: since its transaction had ended, or none of ours
         # takes that long. What was seen is in flight or passed over, and ``read_again`` takes the
@@ -162,11 +157,11 @@ class OwnedShard:
         if self._ripening is not None:
             highest, began, newest = self._ripening
             ripe = self.began - began
-            if ripe < _RIPE_AFTER or (oldest < newest and ripe <= self._settled_after):
+            if seen < highest or ripe < _RIPE_AFTER:
                 return
-            if seen < highest:
+            if oldest < newest and ripe <= self._settled_after:
                 return
-            self._safe = max(self._safe, highest)
+            self._safe = highest
         self._ripening = seen, self.began, sweep.newest
 
     @property
