@@ -33,7 +33,7 @@ class OwnedShard:
     walked over time and again: the long backlog of an entity that is held, and rows that are long
     deleted but cannot be vacuumed while somebody's transaction is open.
 
-    ``highest``: no row behind this one was delivered by a sweep.
+    ``highest``: no row behind this one was delivered by a sweep, but for what was to come later.
 
     ``behind``: there may be rows in the inbox that were not read yet and are older than what is
     sent now, so nothing may be delivered from memory. It ends with a sweep that has read all, from
@@ -82,7 +82,7 @@ class OwnedShard:
         self.highest: int = 0
         self._handed: int = 0
         self._ripening: tuple[int, float, int] | None = None
-        self.began: float = 0.0
+        self.began: float = monotonic()
         self._read_all_due: float = 0.0
         self._settled_after: float = settled_after.total_seconds()
         self.alive: bool = True

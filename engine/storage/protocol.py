@@ -300,7 +300,8 @@ class Sweep:
     more: bool
     now: datetime
     last: int | None = None
-    """The highest ``seq`` there is in these shards; told only if rows were passed over."""
+    """The highest ``seq`` there is in these shards, of later rows or not; told only if rows were
+    passed over."""
     running: Sequence[int] = ()
     newest: int = 0
     """Of all transactions that write, those from ``newest`` on had not begun. Of those before that

@@ -42,6 +42,11 @@ class Inspector(ast.NodeVisitor):
             self.visit(each)
         return self
 
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
+            self._look_at_await(node.test)
+        super().visit(node)
+
     # --- calls ------------------------------------------------------------------------------------
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -111,21 +116,42 @@ class Inspector(ast.NodeVisitor):
     # --- statements -------------------------------------------------------------------------------
 
     def visit_Expr(self, node: ast.Expr) -> None:
+        self._look_at_await(node.value)
         match node.value:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=holder), attr=attr)) as call:
-                runs = (
-                    attr in _AWAITED or self._owner.is_step(attr) or self._owner.is_coroutine(attr)
-                )
-                if holder == self._self and runs:
-                    self._add(Rule.NOT_AWAITED, call, f"{holder}.{attr}()")
-                elif self._dotted(call.func) == "asyncio.sleep":
-                    self._add(Rule.NOT_AWAITED, call, "asyncio.sleep()")
             case ast.Await(value=ast.Call(func=func, args=[ast.Starred(value=ast.Name(id=id))])):
                 if self._dotted(func) == "asyncio.gather" and id in self._sets.tasks:
                     return  # they run already, and nobody looks at the results
             case _:
                 pass
         self.generic_visit(node)
+
+    def _look_at_await(self, node: ast.expr) -> None:
+        """At what is dropped, or asked whether it is true, which every coroutine is."""
+        match node:
+            case ast.UnaryOp(operand=operand):
+                self._look_at_await(operand)
+            case ast.BoolOp(values=parts):
+                for each in parts:
+                    self._look_at_await(each)
+            case ast.Compare(left=left, comparators=parts):
+                for each in (left, *parts):
+                    self._look_at_await(each)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=holder), attr=attr)):
+                runs = (
+                    attr in _AWAITED or self._owner.is_step(attr) or self._owner.is_coroutine(attr)
+                )
+                if holder == self._self and runs:
+                    self._add(Rule.NOT_AWAITED, node, f"{holder}.{attr}()")
+                elif self._dotted(node.func) == "asyncio.sleep":
+                    self._add(Rule.NOT_AWAITED, node, "asyncio.sleep()")
+            case ast.Call(
+                func=ast.Attribute(
+                    value=ast.Attribute(value=ast.Name(id=holder)) as deferred, attr="wait"
+                )
+            ) if holder == self._self and deferred.attr in self._owner.deferreds:
+                self._add(Rule.NOT_AWAITED, node, f"{holder}.{deferred.attr}.wait()")
+            case _:
+                pass
 
     def visit_Global(self, node: ast.Global) -> None:
         self._add(Rule.SHARED, node, f"global {', '.join(node.names)}")

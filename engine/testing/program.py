@@ -67,10 +67,18 @@ class WorkflowClass:
         self.name = name
         self.lineage = lineage
         self.methods: dict[str, tuple[Module, str, Function]] = {}
+        self.deferreds: set[str] = set()
         for module, cls in lineage:
             for each in cls.body:
-                if isinstance(each, Function):
-                    self.methods.setdefault(each.name, (module, cls.name, each))
+                match each:
+                    case ast.FunctionDef() | ast.AsyncFunctionDef():
+                        self.methods.setdefault(each.name, (module, cls.name, each))
+                    case ast.Assign(targets=[ast.Name(id=id)], value=ast.Call(func=made)) if (
+                        "Deferred" in ast.unparse(made)
+                    ):
+                        self.deferreds.add(id)
+                    case _:
+                        pass
 
     def is_step(self, name: str) -> bool:
         found = self.methods.get(name)

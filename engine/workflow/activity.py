@@ -5,6 +5,7 @@ In the body a call of one goes to ``workflow.body``; ``workflow.steps`` runs it 
 
 import functools
 import inspect
+from asyncio import events
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from enum import Enum
@@ -15,6 +16,8 @@ from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name
 from engine.core.retry import RetryPolicy
 from engine.storage.transaction import Transaction
+from engine.workflow.activity_group import ActivityGroup
+from engine.workflow.loop import DeterministicLoop
 
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 S = TypeVar("S")
@@ -259,13 +262,32 @@ def step_method(definition: StepDefinition) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        body = cast("StepRunner | None", self.__dict__.get(BODY))
+        try:
+            body = cast("StepRunner | None", self.__dict__.get(BODY))
+        except AttributeError:
+            body = None
         if body is None:
+            _refuse_unjournaled(definition, self)
             return _direct(function, (self, *args), kwargs)
         return body.run_step(definition, args, kwargs)
 
     setattr(call, _DEFINITION, definition)
     return call
+
+
+def _refuse_unjournaled(definition: StepDefinition, holder: object) -> None:
+    """A step outside a body is a plain call; inside of one that would run again in each replay."""
+    what = definition.function.__qualname__
+    if not isinstance(holder, ActivityGroup):
+        raise ConfigurationError(
+            f"{what} is a step, and a step is a method: define it in the workflow's class, or in"
+            " an ActivityGroup that the class inherits from, and call it on self"
+        )
+    if isinstance(events._get_running_loop(), DeterministicLoop):
+        raise ConfigurationError(
+            f"{what} is called in a body on an object that is not of this execution, so that it"
+            " would not be journaled: call it on self"
+        )
 
 
 async def _direct(

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import CodeType, FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 from engine.cluster.handle import EntityCall
@@ -50,6 +50,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST = 255
 
 
+R = TypeVar("R")
 _Line = tuple[CodeType, int]
 _Call = tuple[Coroutine[Any, Any, Any], str, tuple[CodeType, int]]
 """A step as it was called: what is to be awaited, its name, and where."""
@@ -515,11 +516,23 @@ class Body:
         return self._called
 
     def _noted(
-        self, name: str, where: tuple[CodeType, int], made: Coroutine[Any, Any, Any]
-    ) -> Coroutine[Any, Any, Any]:
+        self, name: str, where: _Line, made: Coroutine[Any, Any, R]
+    ) -> Coroutine[Any, Any, R]:
         """As the last call, which is forgotten when it begins."""
         self._not_awaited[self._called] = made, name, where
         return made
+
+    def awaited(
+        self, name: str, begin: Callable[[], Coroutine[Any, Any, R]]
+    ) -> Coroutine[Any, Any, R]:
+        """What begins with its first await, which is noticed when there is none."""
+        number = self._next_call()
+
+        async def begun() -> R:
+            self._not_awaited.pop(number, None)
+            return await begin()
+
+        return self._noted(name, _users_line(sys._getframe(0)), begun())  # pyright: ignore[reportPrivateUsage]
 
     async def _ask(self, number: int, make: Callable[[], Step]) -> Any:
         self._not_awaited.pop(number, None)
@@ -753,11 +766,12 @@ class Body:
         return met
 
     def _refuse_not_awaited(self) -> None:
-        """A step that was called and not awaited has not run, and nobody would hear of it."""
+        """What was called and not awaited has not run, and nobody would hear of it."""
         for coroutine, name, (code, line) in self._not_awaited.values():
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # not cancelled
+                what = name if name.endswith(")") else f"step {name}"
                 raise ConfigurationError(
-                    f"step {name} was called but not awaited, so it has not run"
+                    f"{what} was called but not awaited, so it has not run"
                     f" ({code.co_filename}:{line} in {code.co_qualname}): put 'await' before it"
                 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -11,6 +12,7 @@ from engine.core.errors import ConfigurationError
 from engine.core.names import definition_name
 
 if TYPE_CHECKING:
+    from engine.workflow.body import Body
     from engine.workflow.definition import Workflow
 
 T = TypeVar("T")
@@ -81,13 +83,16 @@ class BoundDeferred(Generic[T]):
         self._deferred = deferred
         self._workflow = workflow
 
-    async def wait(self, timeout: timedelta | None = None) -> T:
+    def wait(self, timeout: timedelta | None = None) -> Coroutine[object, None, T]:
         """The value, once there is one; ``TimeoutError`` after ``timeout`` (a durable timer).
 
         A rejection raises ``StepFailed``. Waiting again gives the same value again.
         """
         what = f"{self._deferred.name}.wait()"
         body = self._workflow._body(what)  # pyright: ignore[reportPrivateUsage]
+        return body.awaited(what, lambda: self._value(body, timeout))
+
+    async def _value(self, body: Body, timeout: timedelta | None) -> T:
         payload = await body.wait_deferred(self._deferred.name, timeout)
         return self._deferred.codec.decode(payload)
 

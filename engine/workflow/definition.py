@@ -125,13 +125,15 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         """True in ``finally`` blocks that run because the body leaves memory, not as it ends."""
         return self._body("suspending").suspending
 
-    async def sleep(self, duration: timedelta) -> None:
+    def sleep(self, duration: timedelta) -> Coroutine[object, None, None]:
         """Sleep durably; the same as ``asyncio.sleep`` here."""
-        await self._body("sleep()").sleep(duration)
+        body = self._body("sleep()")
+        return body.awaited("sleep()", lambda: body.sleep(duration))
 
-    async def sleep_until(self, when: datetime) -> None:
+    def sleep_until(self, when: datetime) -> Coroutine[object, None, None]:
         """Sleep durably until a time (aware)."""
-        await self._body("sleep_until()").sleep_until(when)
+        body = self._body("sleep_until()")
+        return body.awaited("sleep_until()", lambda: body.sleep_until(when))
 
     def now(self) -> datetime:
         """The execution's clock, in UTC: the time of the last event it saw, the same on replay."""
@@ -209,15 +211,16 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         """A handle on any execution, to tell it something; what it is told is a durable step."""
         return self._body("execution()").execution(workflow, id)
 
-    async def wait_until(
+    def wait_until(
         self, condition: Callable[[], bool], timeout: timedelta | None = None
-    ) -> bool:
+    ) -> Coroutine[object, None, bool]:
         """Wait until a condition on this object's own state is true; False after ``timeout``.
 
         It is looked at whenever a step, a timer or a message has changed something, so it must be
         cheap and only look.
         """
-        return await self._body("wait_until()").wait_until(condition, timeout)
+        body = self._body("wait_until()")
+        return body.awaited("wait_until()", lambda: body.wait_until(condition, timeout))
 
     async def continue_as_new(self, request: In) -> NoReturn:
         """End this run and begin another of the same execution, with an empty journal.

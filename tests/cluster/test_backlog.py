@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,10 @@ from engine.cluster import residency
 from engine.cluster import shard as shards
 from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
-from engine.core.ids import RunnerId, ShardId, Snowflake
+from engine.core.envelope import EnvelopeRequest
+from engine.core.ids import EntityAddress, RunnerId, ShardId, Snowflake
 from engine.storage.lane import Lane
-from engine.storage.protocol import Sweep
+from engine.storage.protocol import InboxKind, InboxRow, Sweep
 from engine.testing import TestCluster
 from tests.eventually import eventually
 
@@ -322,3 +324,38 @@ async def test_a_lane_reads_all_in_a_fortieth_of_its_time(
         assert floor(other, at=78) == [1000]
         assert floor(other, at=117) == [1000]
         assert floor(other, at=119) == [0]
+
+
+async def test_what_a_shard_has_read_is_its_own_and_not_what_was_to_come_later(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "monotonic", clock)
+    async with TestCluster(Quick(), shards_per_group=2, lanes=1) as cluster:
+        assert cluster.runner._incarnation is not None
+        delivery = cluster.runner._incarnation.delivery
+        one, other = delivery.shards
+        # Behind the row of the one shard the sweep has left some; one of later is behind those.
+        rows = [row_of(one, 10), row_of(other, 30), row_of(one, 50, deliver_at=NOW)]
+
+        def floors(at: float) -> Sequence[int]:
+            clock.now = 100 + at
+            delivery.held([one, other])
+            floors = delivery.floors([one, other])
+            found = replace(swept(more=True, newest=5), rows=rows, last=60)
+            delivery.swept([one, other], found)
+            return floors
+
+        for shard in delivery.shards.values():
+            shard.read_again()
+        assert [*map(floors, (100, 110, 111))] == [[0, 0], [0, 0], [10, 30]]
+
+
+def row_of(shard: ShardId, seq: int, *, deliver_at: datetime | None = None) -> InboxRow:
+    envelope = EnvelopeRequest(
+        request_id=Snowflake(seq),
+        address=EntityAddress(shard=shard, entity_type="Nobody", entity_id=str(seq)),
+        tag="call",
+        payload=b"",
+        deliver_at=deliver_at,
+    )
+    return InboxRow(seq=seq, kind=InboxKind.REQUEST, shard=shard, envelope=envelope)

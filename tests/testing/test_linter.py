@@ -32,7 +32,7 @@ import httpx
 import requests
 
 import engine
-from engine import Workflow, activity, query, rpc, signal, transaction, update
+from engine import Deferred, Workflow, activity, query, rpc, signal, transaction, update
 
 SEEN = []
 LIMIT = 3
@@ -48,6 +48,7 @@ def workflow(body: str, rest: str = "") -> str:
             "    async def execute(self, request: str) -> str:\n",
             indent(dedent(body), " " * 8),
             "\n    @activity\n    async def step(self, n: object = None) -> str: ...\n",
+            "    box = Deferred(str)\n",
             indent(dedent(rest), " " * 4),
         ]
     )
@@ -102,6 +103,12 @@ BAD = [
     ("self.step(1)", "OUT109"),
     ("self.sleep(timedelta(days=1))", "OUT109"),
     ("asyncio.sleep(1)", "OUT109"),
+    ("self.box.wait()", "OUT109"),
+    ("if self.box.wait(): return", "OUT109"),
+    ("if not self.step(request): return", "OUT109"),
+    ("while self.wait_until(lambda: True): pass", "OUT109"),
+    ("x = 1 if request and self.step(1) else 2", "OUT109"),
+    ("assert self.step(1) == 1", "OUT109"),
     ("global LIMIT\nLIMIT = 4", "OUT110"),
     ("SEEN.append(request)", "OUT110"),
     ("SEEN[0] = request", "OUT110"),
@@ -119,6 +126,8 @@ def test_it_points_at(body: str, code: str) -> None:
 
 
 FINE = [
+    "if await self.box.wait() and not await self.step(1): return",
+    "nap = self.sleep(timedelta(days=1))\nawait nap",
     "self.now(); self.random().choice([1]); self.uuid()",
     "datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=1); datetime.fromisoformat(request)",
     "time.gmtime(0)",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import re
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
@@ -797,6 +798,65 @@ async def test_a_step_that_was_called_and_not_awaited_fails_the_execution(world:
         done = await cluster.client.execute(Forgets, False, key="cancels", timeout=SECOND)
 
     assert done == "done"
+
+
+@activity
+async def free(item: object) -> object:
+    return item
+
+
+async def test_waits_and_sleeps_that_nobody_awaits_and_steps_of_others_fail_and_name_the_fix(
+    world: World,
+) -> None:
+    class Careless(Workflow[str, str]):
+        approved = Deferred(bool)
+
+        async def execute(self, request: str) -> str:
+            match request:
+                case "approved.wait()":
+                    if not self.approved.wait(timeout=timedelta(days=3)):  # type: ignore[truthy-bool]
+                        return "refused"
+                case "sleep()":
+                    self.sleep(timedelta(days=3))  # type: ignore[unused-coroutine]
+                case "sleep_until()":
+                    self.sleep_until(self.now())  # type: ignore[unused-coroutine]
+                case "wait_until()":
+                    self.wait_until(lambda: False)  # type: ignore[unused-coroutine]
+                case "free of an int":
+                    await free(3)
+                case "free of an object":
+                    await free(self.approved)
+                case "charge of another":
+                    await Careless().charge()
+                case _:
+                    nap = asyncio.get_running_loop().create_task(self.sleep(timedelta(days=3)))
+                    nap.cancel()  # before it begins: that is meant
+                    await asyncio.sleep(0)
+                    return await self.charge()
+            return "shipped"
+
+        @activity
+        async def charge(self) -> str:
+            return "charged"
+
+    not_awaited = r"\S+\(\) was called but not awaited, so it has not run \(.*put 'await' before it"
+    wrong = {
+        "approved.wait()": not_awaited,
+        "sleep()": not_awaited,
+        "sleep_until()": not_awaited,
+        "wait_until()": not_awaited,
+        "free of an int": "free is a step, and a step is a method: .*call it on self",
+        "free of an object": "free is a step, and a step is a method: .*call it on self",
+        "charge of another": "charge is called in a body on an object that is not of this",
+    }
+    async with world.cluster(Careless()) as cluster:
+        for request, message in wrong.items():
+            with pytest.raises(ExecutionFailed) as failed:
+                await cluster.client.execute(Careless, request, key=request, timeout=SECOND)
+            assert re.search(message, str(failed.value)), request
+            assert request in str(failed.value) or "()" not in request
+        assert await cluster.client.execute(Careless, "", key="fine", timeout=SECOND) == "charged"
+    assert await Careless().charge() == "charged"
 
 
 async def test_a_result_that_cannot_be_stored_fails_the_execution_and_names_the_fix(
