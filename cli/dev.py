@@ -18,6 +18,8 @@ from cli.serve import PANEL
 from cli.session import Session
 
 _PATIENCE = 10.0
+_REST = 1.0
+"""Before an app that was killed starts again."""
 _GRACE_SECONDS = "3"
 
 
@@ -118,7 +120,7 @@ class _Reloader:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. An app that cannot be found is exit code 2; one that fails otherwise is
-        started again when its code has changed."""
+        started again when its code has changed, one that is killed at once."""
         from cli.watching import Watcher
 
         watcher = Watcher(Path.cwd())
@@ -130,13 +132,18 @@ class _Reloader:
             finally:
                 await _end(process)
             if not stop.is_set() and not isinstance(files, list):
-                self._complain(process.returncode, first=first)
-                files = await _first(watcher.changed(), stop.wait())
+                code = process.returncode or 0
+                if code < 0:
+                    _say(f"the app was killed by {signal.Signals(-code).name}: starting again")
+                    await _first(asyncio.sleep(_REST), stop.wait())
+                else:
+                    self._complain(code, first=first)
+                    files = await _first(watcher.changed(), stop.wait())
             first = False
             if isinstance(files, list):
                 _say(f"{', '.join(cast('list[str]', files)[:3])} changed: starting again")
 
-    def _complain(self, code: int | None, *, first: bool) -> None:
+    def _complain(self, code: int, *, first: bool) -> None:
         if first and code == ExitCode.USAGE:
             raise CommandError(f"{self._app} cannot be run", ExitCode.USAGE)
         _say(f"the app ended with exit code {code}; it starts again when its code changes")

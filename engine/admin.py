@@ -50,9 +50,8 @@ async def describe(
 ) -> ExecutionInfo:
     """Everything about one execution, its ``why``, result and error included. ``silent_before``:
     a runner without a later sign of life counts as silent."""
-    info = summary(execution)
     if execution.status.finished:
-        return _ended(info, await exit_of(storage, info.request_id))
+        return _ended(summary(execution), await exit_of(storage, execution.request_id))
     rows = await storage.history(execution.request_id)
     journal = [row for row in rows if row.run == execution.run]
     request = await storage.request(execution.request_id)
@@ -70,9 +69,8 @@ async def describe(
         holder=next((each for each in holders if execution.shard in each.shards), None),
         calls=await _calls(storage, journal),
     )
-    return replace(
-        info, attempts=max((row.attempt for row in journal), default=0), why=why(situation)
-    )
+    attempts = max((row.attempt for row in journal), default=0)
+    return replace(_summary(situation), attempts=attempts)
 
 
 async def _calls(storage: Storage, journal: Sequence[JournalRow]) -> list[str]:
@@ -104,9 +102,15 @@ async def executions(
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
+        scheduled = [each.request_id for each in page if each.status is Status.SCHEDULED]
+        starts = {
+            each.execution.request_id: each.envelope.deliver_at
+            for each in (await storage.load(scheduled) if scheduled else ())
+        }
         situations = [
             Situation(
                 execution=each,
+                starts_at=starts.get(each.request_id),
                 owner=None if each.runner is None else runners.get(each.runner),
                 silent_before=silent_before,
                 pause=pauses.get(each.workflow),
@@ -166,6 +170,7 @@ def summary(execution: StoredExecution) -> ExecutionInfo:
 def _summary(situation: Situation) -> ExecutionInfo:
     execution = situation.execution
     attributes = readable(execution.attributes or b"")
+    wakes = {Status.SUSPENDED: execution.wake_at, Status.SCHEDULED: situation.starts_at}
     return ExecutionInfo(
         workflow=execution.workflow,
         id=execution.execution_id,
@@ -176,7 +181,7 @@ def _summary(situation: Situation) -> ExecutionInfo:
         created_at=execution.created_at,
         started_at=execution.started_at,
         finished_at=execution.finished_at,
-        wake_at=execution.wake_at if execution.status is Status.SUSPENDED else None,
+        wake_at=wakes.get(execution.status),
         parent=execution.parent,
         runner=execution.runner,
         shard=execution.shard,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
 
 from engine.core.codec import ValueCodec
 from engine.core.errors import ConfigurationError
@@ -95,6 +95,12 @@ class BoundDeferred(Generic[T]):
     async def _value(self, body: Body, timeout: timedelta | None) -> T:
         payload = await body.wait_deferred(self._deferred.name, timeout)
         return self._deferred.codec.decode(payload)
+
+    def __await__(self) -> NoReturn:
+        name = self._deferred.name
+        raise ConfigurationError(
+            f"a deferred is awaited by its wait(): write await self.{name}.wait()"
+        )
 
     def token(self) -> str:
         """A text to hand to whoever shall resolve it: ``Workflow/execution-id#deferred``."""

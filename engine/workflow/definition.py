@@ -1,6 +1,7 @@
 """``Workflow``: the class people write, and what the engine reads off it."""
 
 import hashlib
+import inspect
 import json
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -290,8 +291,8 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         body = cast("Body | None", self.__dict__.get(BODY))
         if body is None:
             raise ConfigurationError(
-                f"{type(self).__name__}.{what} exists in the workflow's body only:"
-                " call it in execute(), and hand its value to the step as an argument"
+                f"{type(self).__name__}.{what} exists in the workflow's body only: call it on self"
+                " in execute(); what a step needs of it goes to the step as an argument"
             )
         return body
 
@@ -331,6 +332,8 @@ class WorkflowDefinition:
         self.version: int = cls.version
         self.group: str = cls.shard_group
         self.retention: Mapping[Status, timedelta | None] = _retention(cls)
+        if not isinstance(inspect.getattr_static(cls, "key"), classmethod):
+            raise ConfigurationError(f"{cls.name}.key() must be a classmethod: write @classmethod")
         self.has_key: bool = cls.key.__func__ is not Workflow.key.__func__  # type: ignore[attr-defined]
         request, result = types_of(cls, Workflow, "execute")
         self.request: ValueCodec[Any] = ValueCodec(request, what=f"the request of {cls.name}")

@@ -139,7 +139,11 @@ async def test_a_later_start_waits_for_its_time(dsn: str) -> None:
         assert await status("s-1", dsn) == await status("s-2", dsn) == "scheduled"
         why = await do("why", "s-2", "--table", dsn=dsn)
         show = await do("show", "s-2", "--table", dsn=dsn)
+        listed = {row["id"]: row for row in (await do("ls", dsn=dsn)).lines}
 
+    assert listed["Slow/s-2"]["wake_at"] == "2099-01-01T00:00:00Z"
+    assert listed["Slow/s-2"]["why"] == "it is to start at 2099-01-01T00:00:00+00:00"
+    assert listed["Slow/s-3"]["wake_at"] is None
     assert "it is to start at 2099-01-01 00:00:00Z" in why.out
     assert "starts   2099-01-01 00:00:00Z" in show.out
 

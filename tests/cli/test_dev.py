@@ -1,6 +1,7 @@
 """``outlast dev`` gives a project its database, runs the app, and ends without leaving anything."""
 
 import json
+import os
 import signal
 import socket
 import tempfile
@@ -74,6 +75,19 @@ async def test_dev_runs_the_app_again_when_its_code_changes(project: Path, empty
     assert "orders:app, restarted when a .py file" in end.out.replace("\n", "")
     rows = (await do("runners", "--all", dsn=empty_dsn)).lines
     assert [row["state"] for row in rows] == ["ended", "ended"]
+
+
+async def test_dev_starts_an_app_again_that_was_killed(project: Path, dsn: str) -> None:
+    with running("dev", "orders:app", dsn=dsn, cwd=project) as dev:
+        dev.says("runner serves")
+        (runner,) = (await do("runners", dsn=dsn)).lines
+        dev.said = ""
+        os.kill(runner["pid"], signal.SIGKILL)
+        dev.says("the app was killed by SIGKILL: starting again")
+        dev.says("runner serves")
+        end = dev.stopped(signal.SIGTERM)
+
+    assert end.code == 0
 
 
 async def test_the_app_ends_with_a_dev_that_was_killed(project: Path, dsn: str) -> None:

@@ -805,46 +805,54 @@ async def free(item: object) -> object:
     return item
 
 
+class Careless(Workflow[str, str]):
+    approved = Deferred(bool)
+
+    async def execute(self, request: str) -> str:
+        match request:
+            case "approved.wait()":
+                if not self.approved.wait(timeout=timedelta(days=3)):  # type: ignore[truthy-bool]
+                    return "refused"
+            case "sleep()" | "sleep_until()" | "wait_until()":
+                self.forget(request)
+            case "await self.approved.wait()":
+                await self.approved  # type: ignore[misc]
+            case "free of an int":
+                await free(3)
+            case "free of an object":
+                await free(self.approved)
+            case "charge of another":
+                await Careless().charge()
+            case _:
+                nap = asyncio.get_running_loop().create_task(self.sleep(timedelta(days=3)))
+                nap.cancel()  # before it begins: that is meant
+                await asyncio.sleep(0)
+                return await self.charge()
+        return "shipped"
+
+    def forget(self, request: str) -> None:
+        if request == "sleep()":
+            self.sleep(timedelta(days=3))  # type: ignore[unused-coroutine]
+        elif request == "sleep_until()":
+            self.sleep_until(self.now())  # type: ignore[unused-coroutine]
+        else:
+            self.wait_until(lambda: False)  # type: ignore[unused-coroutine]
+
+    @activity
+    async def charge(self) -> str:
+        return "charged"
+
+
 async def test_waits_and_sleeps_that_nobody_awaits_and_steps_of_others_fail_and_name_the_fix(
     world: World,
 ) -> None:
-    class Careless(Workflow[str, str]):
-        approved = Deferred(bool)
-
-        async def execute(self, request: str) -> str:
-            match request:
-                case "approved.wait()":
-                    if not self.approved.wait(timeout=timedelta(days=3)):  # type: ignore[truthy-bool]
-                        return "refused"
-                case "sleep()":
-                    self.sleep(timedelta(days=3))  # type: ignore[unused-coroutine]
-                case "sleep_until()":
-                    self.sleep_until(self.now())  # type: ignore[unused-coroutine]
-                case "wait_until()":
-                    self.wait_until(lambda: False)  # type: ignore[unused-coroutine]
-                case "free of an int":
-                    await free(3)
-                case "free of an object":
-                    await free(self.approved)
-                case "charge of another":
-                    await Careless().charge()
-                case _:
-                    nap = asyncio.get_running_loop().create_task(self.sleep(timedelta(days=3)))
-                    nap.cancel()  # before it begins: that is meant
-                    await asyncio.sleep(0)
-                    return await self.charge()
-            return "shipped"
-
-        @activity
-        async def charge(self) -> str:
-            return "charged"
-
     not_awaited = r"\S+\(\) was called but not awaited, so it has not run \(.*put 'await' before it"
     wrong = {
         "approved.wait()": not_awaited,
         "sleep()": not_awaited,
         "sleep_until()": not_awaited,
         "wait_until()": not_awaited,
+        "await self.approved.wait()": "a deferred is awaited by its wait",
         "free of an int": "free is a step, and a step is a method: .*call it on self",
         "free of an object": "free is a step, and a step is a method: .*call it on self",
         "charge of another": "charge is called in a body on an object that is not of this",

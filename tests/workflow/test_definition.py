@@ -448,9 +448,10 @@ async def test_outside_a_body_sleeping_and_waiting_are_refused() -> None:
     class Mine(Workflow[str, str]):
         done = Deferred(bool)
 
-    for wait in (Mine().sleep(SECOND), Mine().done.wait()):
-        with pytest.raises(ConfigurationError, match="exists in the workflow's body only"):
-            await wait
+    with pytest.raises(ConfigurationError, match="exists in the workflow's body only"):
+        await Mine().sleep(SECOND)
+    with pytest.raises(ConfigurationError, match="exists in the workflow's body only"):
+        await Mine().done.wait()
 
 
 @pytest.mark.parametrize("name", ["idempotency_key", "attempt"])
@@ -473,7 +474,7 @@ async def test_inside_a_step_the_body_is_out_of_reach() -> None:
 
     async with TestCluster(Mine()) as cluster:
         said = await cluster.client.execute(Mine, "a")
-    assert "hand its value to the step as an argument" in said
+    assert "what a step needs of it goes to the step as an argument" in said
 
 
 async def test_executions_do_not_see_each_others_attributes() -> None:
@@ -540,3 +541,15 @@ async def test_a_beginners_mistake_in_a_body_is_said_with_its_remedy(
     async with TestCluster(mistaken()) as cluster:
         with pytest.raises(ExecutionFailed, match=said):
             await cluster.client.execute(mistaken, "x", timeout=SECOND)
+
+
+def test_a_key_that_is_no_classmethod_is_refused() -> None:
+    class Plain(Workflow[str, str]):
+        def key(self, request: str) -> str:  # type: ignore[override]
+            return request
+
+        async def execute(self, request: str) -> str:
+            return request
+
+    with pytest.raises(ConfigurationError, match=r"Plain\.key\(\) must be a classmethod"):
+        definition_of(Plain)
