@@ -248,8 +248,11 @@ class Outgoing:
             step.task = self._services.spawn(self._share(step, saved.request_id))
 
     def release(self, step: Step, child: ChildRun, reason: str) -> None:
-        """Nobody waits for a child any more: interrupt it, or take its start back."""
-        if step.request_id is not None and not self._ledger.withdraw(step.request_id):
+        """Nobody waits for a child any more: interrupt it, or take its start back. One that is only
+        sent again, since it had left before a crash, is there already."""
+        if step.request_id is None:
+            return
+        if not self._ledger.withdraw(step.request_id) or step.resent:
             self._leave_with(child.group, partial(self._interrupt, child, reason))
 
     def start_abandoned(self, step: Step, child: ChildRun) -> None:

@@ -58,7 +58,7 @@ def _apply(body: Body, row: JournalRow) -> None:
             step.postponed, step.due_at = True, row.due_at
         case JournalKind.CALL:
             step = _expect(body, row)
-            step.request_id = row.source
+            step.request_id, step.resent = row.source, True
             step.started_at = row.at
             if row.outcome is not Outcome.OK:  # the body has ended, and the child not begun
                 body.end_step(step, row.outcome, decode_error(row.payload))

@@ -74,6 +74,7 @@ class Step:
 
     ``details`` is what its attempts reported last (empty: nothing), None before that is known;
     ``reported``: that is stored.
+    ``resent``: its request had left before this process read the execution.
     ``followed``: who answers it goes on, and its exit will come through the inbox.
     ``postponed``: its attempt has left its end to somebody outside, until ``due_at`` if that is
     set; ``completion`` is what they said before the attempt had got so far.
@@ -99,6 +100,7 @@ class Step:
         "postponed",
         "reported",
         "request_id",
+        "resent",
         "retry_at",
         "started_at",
         "task",
@@ -143,6 +145,7 @@ class Step:
         self.completion: InboxRow | None = None
         self.started_at: datetime | None = None
         self.request_id: Snowflake | None = None
+        self.resent: bool = False
         self.followed: bool = False
         self.task: asyncio.Task[None] | None = None
 
