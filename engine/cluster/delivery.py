@@ -339,7 +339,7 @@ class Delivery:
         oldest = self._oldest(sweep)
         # In their order, so the last of each.
         seen = {row.shard: row.seq for row in sweep.rows}
-        read_to = {row.shard: row.seq for row in sweep.rows if not row.later}
+        read_to = {row.shard: row.seq for row in sweep.rows if not row.later} if sweep.more else {}
         owned = self._owned(shards)
         for shard in owned:
             shard.end_sweep(

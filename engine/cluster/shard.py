@@ -140,8 +140,9 @@ class OwnedShard:
 
     def end_sweep(self, sweep: Sweep, *, last: int, read_to: int, oldest: int) -> None:
         """Its rows are about to be delivered. ``last`` is the highest seq that it has seen here,
-        ``read_to`` that of a row which was to be delivered at once; 0: none. ``oldest`` is the
-        oldest transaction that may have written here and had not ended."""
+        ``read_to``, of one that left rows behind, that of a row which was to be delivered at once;
+        0: none. ``oldest`` is the oldest transaction that may have written here and had not
+        ended."""
         self.behind = sweep.more or self._missed
         if self.floor == 0:
             self._read_all_due = self.began + _READ_ALL_EVERY

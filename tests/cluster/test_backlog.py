@@ -304,8 +304,7 @@ async def test_a_lane_reads_all_in_a_fortieth_of_its_time(
 ) -> None:
     monkeypatch.setattr(deliveries, "monotonic", clock)
     async with TestCluster(Quick(), shards_per_group=2, lanes=1) as cluster:
-        assert cluster.runner._incarnation is not None
-        delivery = cluster.runner._incarnation.delivery
+        delivery = delivery_of(cluster)
         for shard in delivery.shards.values():
             shard.read_again()
             for at in (0, 16):
@@ -331,8 +330,7 @@ async def test_what_a_shard_has_read_is_its_own_and_not_what_was_to_come_later(
 ) -> None:
     monkeypatch.setattr(deliveries, "monotonic", clock)
     async with TestCluster(Quick(), shards_per_group=2, lanes=1) as cluster:
-        assert cluster.runner._incarnation is not None
-        delivery = cluster.runner._incarnation.delivery
+        delivery = delivery_of(cluster)
         one, other = delivery.shards
         # Behind the row of the one shard the sweep has left some; one of later is behind those.
         rows = [row_of(one, 10), row_of(other, 30), row_of(one, 50, deliver_at=NOW)]
