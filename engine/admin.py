@@ -5,7 +5,7 @@ client and by the CLI.
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -103,10 +103,9 @@ async def executions(
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
         scheduled = [each.request_id for each in page if each.status is Status.SCHEDULED]
-        starts = {
-            each.execution.request_id: each.envelope.deliver_at
-            for each in (await storage.load(scheduled) if scheduled else ())
-        }
+        starts: Mapping[Snowflake, datetime] = {}
+        if scheduled:
+            starts = await storage.start_times(scheduled)
         situations = [
             Situation(
                 execution=each,

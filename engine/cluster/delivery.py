@@ -15,14 +15,14 @@ from typing import Any, Protocol
 from engine.cluster.handover import Handover, InHand
 from engine.cluster.parking import Parking
 from engine.cluster.residency import Residency
-from engine.cluster.shard import OwnedShard
+from engine.cluster.shard import OwnedShard, recipient_key
 from engine.cluster.suspects import Suspects
 from engine.cluster.trials import Trials
 from engine.cluster.unhandled import Unhandled
 from engine.core.clock import Alarm, Clock, monotonic
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails
-from engine.core.ids import RunnerId, ShardId, Snowflake, entity_key
+from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.core.reply import Defect, Exit, ReplyKind
 from engine.storage.lane import Lane
 from engine.storage.protocol import (
@@ -391,6 +391,7 @@ class Delivery:
             return
         passed_over = shard.passed_over
         if passed_over and row.kind is InboxKind.REQUEST and row.recipient in passed_over:
+            shard.give_back(row.seq, row.recipient)
             return
         shard.in_flight.add(row.seq)
         if not shard.accepting:
@@ -450,7 +451,7 @@ class Delivery:
         shard = self.shards.get(address.shard)
         if shard is None or not shard.held or request.envelope.deliver_at is not None:
             return False
-        return entity_key(address.entity_type, address.entity_id) in shard.held
+        return recipient_key(address) in shard.held
 
     def taker(self, request: SaveRequest) -> Callable[[Saved], bool] | None:
         """Who begins with an execution that is about to be stored, without reading its row; None

@@ -9,13 +9,22 @@ from datetime import timedelta
 from engine.cluster.handover import Handover
 from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost
-from engine.core.ids import RunnerId, ShardId
+from engine.core.ids import RunnerId, ShardId, entity_key
 from engine.storage.lane import CommitSource, Lane
 from engine.storage.protocol import Fence, Recipient, Sweep
 
 _READ_ALL_EVERY, _READ_ALL_LATEST = 5.0, 60.0
 _RIPE_AFTER = 0.5
-"""Between a row's number and its transaction's there is a moment, which is over by then."""
+"""A row has its number a moment before its transaction has one: by then it has both."""
+_ANYBODY = -1
+"""No entity's key and no execution's."""
+
+
+def recipient_key(recipient: Recipient) -> int:
+    """The number by which a shard's inbox rows know an entity or execution."""
+    if isinstance(recipient, int):
+        return recipient
+    return entity_key(recipient.entity_type, recipient.entity_id)
 
 
 class OwnedShard:
@@ -23,15 +32,16 @@ class OwnedShard:
 
     ``in_flight`` are the inbox rows handed out here; a row leaves only after the flush that
     deleted it, or when it is given back. ``held`` are entities and executions whose requests are
-    to stay in the inbox for now. ``leaving`` is set while the shard is being handed over, and
-    ``accepting`` is false from when it is served no more.
+    to stay in the inbox for now, each with a seq behind which all of those are. ``leaving`` is set
+    while the shard is being handed over, and ``accepting`` is false from when it is served no more.
 
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
 
     ``floor``: the next sweep looks only at the rows behind this one, so that two things are not
     walked over time and again: the long backlog of an entity that is held, and rows that are long
-    deleted but cannot be vacuumed while somebody's transaction is open.
+    deleted but cannot be vacuumed while somebody's transaction is open. It is where ``_safe`` is,
+    or before that, behind the first of what was passed over and can be delivered now (``_open``).
 
     ``highest``: no row behind this one was delivered by a sweep, but for what was to come later.
 
@@ -43,7 +53,9 @@ class OwnedShard:
     __slots__ = (
         "_handed",
         "_missed",
+        "_open",
         "_read_all_due",
+        "_reading",
         "_ripening",
         "_safe",
         "_settled_after",
@@ -73,15 +85,17 @@ class OwnedShard:
         self.runner: RunnerId = runner
         self.generation: int = lane.generation
         self.in_flight: set[int] = set()
-        self.held: set[int] = set()
+        self.held: dict[int, int] = {}
         self.passed_over: set[Recipient] = set()
         self.behind: bool = True
         self._missed: bool = True
         self.floor: int = 0
         self._safe: int = 0
+        self._open: dict[int, int] = {}  # by key, as held
+        self._reading: dict[int, int] = {}  # what the sweep under way has of them
         self.highest: int = 0
         self._handed: int = 0
-        self._ripening: tuple[int, float, int] | None = None
+        self._ripening: tuple[int, float, int | None] | None = None
         self.began: float = monotonic()
         self._read_all_due: float = 0.0
         self._settled_after: float = settled_after.total_seconds()
@@ -97,13 +111,15 @@ class OwnedShard:
 
     def hold(self, key: int) -> None:
         """Leave this entity's or execution's requests in the inbox until ``release``."""
-        self.held.add(key)
+        after = self.held.get(key, self._safe)
+        for each in (self._open, self._reading):
+            after = min(after, each.pop(key, after), each.get(_ANYBODY, after))
+        self.held[key] = after
         self.fall_behind()
 
     def release(self, key: int) -> None:
         """Its requests may be read again."""
-        self.held.discard(key)
-        self.read_again()
+        self._reopen(key, self.held.pop(key, self._safe))
         if self.alive:
             self.lane.ring((self.id,))
 
@@ -112,11 +128,20 @@ class OwnedShard:
         what came for the same recipient after it."""
         self.in_flight.discard(seq)
         self.passed_over.add(recipient)
-        self.read_again()
+        key = recipient_key(recipient)
+        if key in self.held:
+            self.held[key] = min(self.held[key], seq - 1)
+            self.fall_behind()
+        else:
+            self._reopen(key, seq - 1)
 
     def read_again(self) -> None:
-        """Rows that a sweep has passed over can be delivered now, or soon."""
-        self._safe, self._ripening = 0, None
+        """Rows up to the floor, of whomever, can be delivered now, or soon."""
+        self.held = dict.fromkeys(self.held, 0)
+        self._reopen(_ANYBODY, 0)
+
+    def _reopen(self, key: int, after: int) -> None:
+        self._open[key] = min(after, self._open.get(key, after))
         self.fall_behind()
 
     def fall_behind(self) -> None:
@@ -130,11 +155,14 @@ class OwnedShard:
     def begin_sweep(self, *, crowded: bool, thorough: bool) -> None:
         """``crowded``: rows of entities that are not in memory are passed over. ``thorough``: there
         is time to read the inbox from its beginning, if that has not been done for a while."""
+        for key, after in self._reading.items():  # of one that came to nothing
+            self._reopen(key, after)
+        self._reading, self._open = self._open, {}
         self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
         self.began = monotonic()
-        self.floor = self._safe
+        self.floor = min(self._safe, *self._reading.values()) if self._reading else self._safe
         if self.began - self._read_all_due > (0 if thorough else _READ_ALL_LATEST):
             self.floor = 0
 
@@ -147,23 +175,30 @@ class OwnedShard:
         if self.floor == 0:
             self._read_all_due = self.began + _READ_ALL_EVERY
         self.highest = max(self.highest, last)
-        seen = read_to if sweep.more else self.highest
-        # INVARIANT floor: up to it all has been seen by a sweep that began when every statement
-        # that can have drawn such a seq was over: since its transaction had ended, or none of ours
-        # takes that long. What was seen is in flight or passed over, and ``read_again`` takes the
-        # floor away when something passed over can be delivered. One that leaves rows behind has
-        # seen all up to the last that it read, as each inbox is read in its order, but for what was
-        # to be delivered later, which no floor hides. (A start on a user's own connection may
-        # commit later than that: its ring says so, and all is read now and then.)
+        if sweep.more:
+            for key, after in self._reading.items():
+                self._reopen(key, max(after, read_to))
+        self._reading = {}
+        seen = max(read_to, self._safe) if sweep.more else self.highest
+        # INVARIANT floor: up to ``_safe`` all has been seen by a sweep that began when every
+        # statement that can have drawn such a seq was over: since its transaction had ended, or
+        # none of ours takes that long. What was seen is in flight, or is of one who is held and
+        # behind what ``held`` says of him, or is behind what ``_open`` says of one who can take it
+        # now. One that leaves rows behind has seen all up to the last that it read, as each inbox
+        # is read in its order, but for what was to be delivered later, which no floor hides. (A
+        # start on a user's own connection may commit later than that: its ring says so, and all is
+        # read now and then.)
         if self._ripening is not None:
-            highest, began, newest = self._ripening
-            ripe = self.began - began
-            if seen < highest or ripe < _RIPE_AFTER:
+            highest, since, newest = self._ripening
+            ripe = self.began - since
+            if newest is None:
+                if ripe >= _RIPE_AFTER:
+                    self._ripening = highest, since, sweep.newest
                 return
-            if oldest < newest and ripe <= self._settled_after:
+            if seen < highest or (oldest < newest and ripe <= self._settled_after):
                 return
-            self._safe = highest
-        self._ripening = seen, self.began, sweep.newest
+            self._safe = max(self._safe, highest)
+        self._ripening = seen, self.began, None
 
     @property
     def fence(self) -> Fence:

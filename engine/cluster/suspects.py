@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from engine.cluster.shard import OwnedShard
+from engine.cluster.shard import OwnedShard, recipient_key
 from engine.cluster.trials import Trials
 from engine.core.errors import OwnershipLost
-from engine.core.ids import EntityAddress, entity_key
+from engine.core.ids import EntityAddress
 from engine.storage.protocol import SUSPECT, BadBatch, Commit, Flushed, InboxRow
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Suspects:
         self._trials.ask(first, first.row.failures, partial(self._try, first))
 
     def _try(self, tried: "_Tried") -> None:
-        if _key(tried.row) in tried.shard.held:
+        if recipient_key(tried.row.recipient) in tried.shard.held:
             self._give_back(tried.row.envelope.address)
         else:
             tried.begin()
@@ -120,11 +120,6 @@ class Suspects:
         line.rows = deque(row for row in line.rows if row.seq in self._waiting)
         if line.first is not None and line.first.row.seq not in self._waiting:
             self._advance(address)
-
-
-def _key(row: InboxRow) -> int:
-    address = row.envelope.address
-    return entity_key(address.entity_type, address.entity_id)
 
 
 class _Line:

@@ -4,6 +4,7 @@ The reading part of ``postgres``; every query runs on the pool and needs SELECT 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 import asyncpg
@@ -145,6 +146,10 @@ class Inspection:
         query, arguments = execution_page(self._pool.queries.schema, filter, limit)
         rows = await self._pool.search(query, *arguments)
         return await self._read(lambda: [owned_execution_from(row, self._groups) for row in rows])
+
+    async def start_times(self, executions: Sequence[Snowflake]) -> Mapping[Snowflake, datetime]:
+        rows = await self._pool.fetch("start_times", list(executions))
+        return {row["request_id"]: row["deliver_at"] for row in rows}
 
     async def workflows(self) -> Mapping[str, str]:
         rows = await self._pool.fetch("workflows")

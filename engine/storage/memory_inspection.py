@@ -5,7 +5,7 @@ The reading part of ``memory``; each call takes a turn of the event loop, as one
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import StorageUnavailable
@@ -90,6 +90,15 @@ class MemoryInspection:
     async def executions(self, filter: ExecutionFilter, *, limit: int) -> Sequence[StoredExecution]:
         await self._travel()
         return self._database.rows.executions.page(filter, limit)
+
+    async def start_times(self, executions: Sequence[Snowflake]) -> Mapping[Snowflake, datetime]:
+        await self._travel()
+        envelopes = {each: self._database.rows.envelope(each) for each in executions}
+        return {
+            each: envelope.deliver_at
+            for each, envelope in envelopes.items()
+            if envelope is not None and envelope.deliver_at is not None
+        }
 
     async def workflows(self) -> Mapping[str, str]:
         await self._travel()

@@ -845,6 +845,10 @@ class Storage(Protocol):
         """A page, youngest first."""
         ...
 
+    async def start_times(self, executions: Sequence[Snowflake]) -> Mapping[Snowflake, datetime]:
+        """When those of the executions are to start that are not to start at once."""
+        ...
+
     async def workflows(self) -> Mapping[str, str]:
         """The names of all workflows that have executions, each with its shard group."""
         ...

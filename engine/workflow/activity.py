@@ -169,7 +169,8 @@ def activity(
     stored.
 
     A method without ``async`` runs in a thread. ``retry``: how often a failed attempt is followed
-    by another (default: ``RetryPolicy()``, five attempts). ``timeout`` is that of one attempt; a
+    by another (default: ``RetryPolicy()``, five attempts); none follows one whose result cannot be
+    stored. ``timeout`` is that of one attempt; a
     thread cannot be stopped, so what it does after that is dropped, and it can see that from
     ``self.cancelled`` or by ``self.heartbeat()``. ``heartbeat_timeout``: an attempt that has not
     called ``self.heartbeat()`` for so long has timed out.

@@ -103,8 +103,8 @@ class Incoming:
                     self._ledger.append_step(step, Outcome.OK, payload, source)
                 self._over(step)
                 self._body.end_step(step, Outcome.OK, value)
-            case Errored(error, details, outcome):
-                again = step.retry.retries(error, step.attempt)
+            case Errored(error, details, outcome, final):
+                again = not final and step.retry.retries(error, step.attempt)
                 self._log_failure(step, details, again=again)
                 if again:
                     self._retry(step, error, details, outcome, source)

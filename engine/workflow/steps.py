@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from engine.core.errors import ErrorDetails, OwnershipLost, StorageUnavailable
+from engine.core.errors import ErrorDetails, InvalidPayload, OwnershipLost, StorageUnavailable
 from engine.core.journal import JournalRow, Outcome
 from engine.core.payload import PayloadLimit
 from engine.storage.protocol import Fence, Storage
@@ -43,11 +43,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """An attempt that failed."""
+    """An attempt that failed. ``final``: another would fail as well, whatever the policy."""
 
     error: BaseException
     details: ErrorDetails
     outcome: Outcome
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ class Postponed:
 
 class StepDropped(BaseException):
     """The body cancelled a transaction before its journal row had a position: roll back."""
+
+
+class _Unstorable(Exception):
+    """A step has done its work, and its result, the cause of this, cannot be stored."""
 
 
 async def run_activity(
@@ -155,8 +160,11 @@ async def run_transaction(
 
 def _ended(definition: StepDefinition, result: object, limit: PayloadLimit) -> Ended:
     codec = definition.signature.result
-    payload, value = codec.settle(result)
-    return Ended(limit.check(payload, codec.what), value)
+    try:
+        payload, value = codec.settle(result)
+        return Ended(limit.check(payload, codec.what), value)
+    except InvalidPayload as error:
+        raise _Unstorable from error
 
 
 def failed(
@@ -166,6 +174,9 @@ def failed(
     *,
     silent: bool = False,
 ) -> Errored:
+    if final := isinstance(error, _Unstorable):
+        assert error.__cause__ is not None
+        error = error.__cause__
     limit = definition.heartbeat_timeout if silent else definition.timeout
     timed_out = isinstance(error, TimeoutError) and limit is not None
     outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
@@ -173,7 +184,7 @@ def failed(
     if timed_out and not details.message:
         what = "heartbeat" if silent else "result"
         details = replace(details, message=out_of_time(what, limit))
-    return Errored(error, details, outcome)
+    return Errored(error, details, outcome, final)
 
 
 def out_of_time(what: str, limit: timedelta | None) -> str:

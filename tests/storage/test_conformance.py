@@ -1011,6 +1011,15 @@ async def test_executions_come_youngest_first_in_pages(process: Process) -> None
     assert first[0] == await process.storage.find("Fulfil", "o-4")
 
 
+async def test_executions_that_start_later_are_told_with_their_time(process: Process) -> None:
+    later, now = start("later"), start("now")
+    later = replace(later, envelope=replace(later.envelope, deliver_at=NOW))
+    await process.storage.save([later, now])
+
+    ids = [each.envelope.request_id for each in (later, now)]
+    assert await process.storage.start_times([*ids, next_id()]) == {ids[0]: NOW}
+
+
 async def test_executions_are_found_by_each_filter(process: Process, lane: LaneSession) -> None:
     parent = next_id()
     runs = [

@@ -42,6 +42,7 @@ HOT = {
         *(2, "signal/say", "message/Fulfil/o-1", None, b"", False, None, None),
     ),
     "flush": (*[[]] * 20, None, *[[]] * 42),
+    "start_times": ([],),
     "stored": ([],),
     "finish": [[]] * 35,
     "finish alone": (
@@ -121,6 +122,12 @@ analyze;
 LATER = """
 insert into engine.inbox (group_id, shard, kind, request_id, execution, due_at)
     select 7, 1, 0, i, i, now() + interval '1 month' from generate_series(1, 100000) i;
+analyze engine.inbox;
+"""
+
+ONE_SHARD = """
+insert into engine.inbox (group_id, shard, kind, request_id, entity)
+    select 7, 1, 0, i, 5 from generate_series(1, 100000) i;
 analyze engine.inbox;
 """
 
@@ -226,6 +233,23 @@ async def test_a_sweep_does_not_look_at_what_is_due_later(connection: asyncpg.Co
     assert read < 50
     assert indexes(new, "inbox") == indexes(full, "inbox")
     assert indexes(full, "inbox") >= {"inbox_ready", "inbox_due"}
+
+
+async def test_a_shard_is_not_read_for_others_when_all_that_waits_is_in_it(
+    connection: asyncpg.Connection,
+) -> None:
+    for setting, value in OUR_PLANS.items():
+        await connection.execute(f"set {setting} = {value}")
+    await connection.execute(ONE_SHARD)
+    shards = [7] * 150, [*range(1, 151)]
+
+    sweep = (*shards, *HOT["sweep"][2:7], [6], [0] * 150, None)
+    read = {
+        "sweep": await pages(connection, "sweep", sweep),
+        "count_lost": await pages(connection, "count_lost", (*shards, 3, 200)),
+    }
+
+    assert {name: number for name, number in read.items() if number > 5000} == {}
 
 
 async def test_what_waits_in_one_inbox_is_found_without_reading_all_inboxes(

@@ -32,9 +32,11 @@ from engine import (
     StepFailed,
     StepTimedOut,
     Succeeded,
+    Transaction,
     Workflow,
     activity,
     rpc,
+    transaction,
 )
 from engine.testing import TestCluster
 from engine.workflow.outgoing import Outgoing
@@ -877,6 +879,43 @@ async def test_a_result_that_cannot_be_stored_fails_the_execution_and_names_the_
     async with world.cluster(Returns()) as cluster:
         with pytest.raises(ExecutionFailed, match="the result of Returns cannot be encoded"):
             await cluster.client.execute(Returns, 1, timeout=SECOND)
+
+
+class Measures(Workflow[str, Any]):
+    attempts = 0
+
+    async def execute(self, request: str) -> Any:
+        steps = {"activity": self.inside, "thread": self.beside, "transaction": self.stored}
+        with contextlib.suppress(StepFailed):
+            await steps[request]()
+        return await steps[request]()
+
+    @activity
+    async def inside(self) -> Any:
+        return self._result()
+
+    @activity
+    def beside(self) -> Any:
+        return self._result()
+
+    @transaction
+    async def stored(self, tx: Transaction) -> Any:
+        return self._result()
+
+    def _result(self) -> object:
+        type(self).attempts += 1
+        return object() if self.attempts == 1 else "y" * 2000 if self.attempts == 2 else None
+
+
+@pytest.mark.parametrize("kind", ["activity", "thread", "transaction"])
+async def test_a_step_whose_result_cannot_be_stored_is_not_tried_again(
+    world: World, kind: str
+) -> None:
+    Measures.attempts = 0
+    async with world.cluster(Measures(), payload_limit=1024) as cluster:
+        with pytest.raises(ExecutionFailed, match="is 2002 bytes, more than the 1024"):
+            await cluster.client.execute(Measures, kind, timeout=SECOND)
+    assert Measures.attempts == 2  # one of each step, first one no JSON, then one that is too large
 
 
 async def test_exiting_the_interpreter_in_a_body_fails_that_execution_only() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,8 @@ from engine import (
 from engine.cluster import replies
 from engine.core.ids import Snowflake
 from engine.storage.memory import MemoryStorage
+from engine.storage.memory_lane import MemoryLane
+from engine.storage.protocol import Commit, Flushed, LoadedExecution
 from engine.testing import Fault, TestCluster, replay
 from tests.eventually import eventually
 from tests.workflow.conftest import World
@@ -563,6 +566,66 @@ async def test_a_child_is_interrupted_although_the_runner_dies_just_after_its_pa
             return isinstance(await left.poll(), Interrupted)
 
         await eventually(interrupted, timeout=2)
+
+
+class Tidies(Workflow[None, None]):
+    """Ends with a child that goes on, once it has tidied up."""
+
+    tidying = asyncio.Event()
+    crashed = asyncio.Event()
+
+    async def execute(self, request: None) -> None:
+        await self.start_child(Pack, 0, key="left")
+        await self.tidy()
+
+    @activity
+    async def tidy(self) -> None:
+        self.tidying.set()
+        await self.crashed.wait()
+
+
+async def test_a_child_is_interrupted_although_its_start_was_about_to_be_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a crash the parent sends it again; here the lane is busy until the parent has ended."""
+    monkeypatch.setattr(Tidies, "tidying", asyncio.Event())
+    monkeypatch.setattr(Tidies, "crashed", asyncio.Event())
+    flush, load = MemoryLane.flush, MemoryStorage.load
+    busy, free = asyncio.Event(), asyncio.Event()
+
+    async def slow_flush(self: MemoryLane, commits: Sequence[Commit]) -> Flushed:
+        busy.set()
+        await free.wait()
+        return await flush(self, commits)
+
+    async def slow_load(
+        self: MemoryStorage, executions: Sequence[Snowflake]
+    ) -> Sequence[LoadedExecution]:
+        await busy.wait()
+        return await load(self, executions)
+
+    async with (
+        TestCluster(Tidies(), Pack(), shards_per_group=1) as cluster,
+        asyncio.timeout(40),
+    ):
+        parent = await cluster.client.start(Tidies, None)
+        child = cluster.client.execution(Pack, "left")
+        await Tidies.tidying.wait()
+        await cluster.advance(SECOND * 2)
+        assert await _is(child, Status.SUSPENDED)
+        monkeypatch.setattr(MemoryLane, "flush", slow_flush)
+        monkeypatch.setattr(MemoryStorage, "load", slow_load)
+        await cluster.crash()
+        Tidies.tidying.clear()
+        Tidies.crashed.set()
+        await cluster.client.start(Pack, 1)
+        await Tidies.tidying.wait()
+        for _ in range(100):  # the parent ends
+            await asyncio.sleep(0)
+        free.set()
+        await parent.join()
+        with pytest.raises(ExecutionInterrupted, match="which had started it"):
+            await child.join()
 
 
 class Mended(Workflow[None, str]):

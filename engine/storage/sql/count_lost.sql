@@ -32,8 +32,10 @@ due as (
         (
             select i.ctid as place, i.seq, i.kind, i.execution, i.failures
             from engine.inbox i
-            where i.group_id = l.group_id and i.shard = l.shard and i.due_at is null
-            order by i.seq
+            where (i.group_id, i.shard, i.seq) >= (l.group_id, l.shard, 0)
+                and (i.group_id, i.shard, i.seq) <= (l.group_id, l.shard, 9223372036854775807)
+                and i.due_at is null
+            order by i.group_id, i.shard, i.seq  -- as in the sweep
             limit 1000
         )
         union all

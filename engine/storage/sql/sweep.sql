@@ -19,8 +19,9 @@ found as (
         (
             select i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
             from engine.inbox i
-            where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
-                and i.seq > o.floor
+            where (i.group_id, i.shard, i.seq) > (o.group_id, o.shard, o.floor)
+                and (i.group_id, i.shard, i.seq) <= (o.group_id, o.shard, 9223372036854775807)
+                and i.due_at is null
                 and i.seq not in (select unnest($3::bigint[]))
                 and (
                     i.kind <> 0
@@ -31,7 +32,7 @@ found as (
                         or i.entity in (select unnest($10::bigint[]))
                     )
                 )
-            order by i.seq
+            order by i.group_id, i.shard, i.seq
             limit $6::bigint
         )
         union all
@@ -69,9 +70,11 @@ header as (
             from owned o
             cross join lateral (
                 select i.seq from engine.inbox i
-                where i.group_id = o.group_id and i.shard = o.shard and i.due_at is null
+                where (i.group_id, i.shard, i.seq) >= (o.group_id, o.shard, 0)
+                    and (i.group_id, i.shard, i.seq) <= (o.group_id, o.shard, 9223372036854775807)
+                    and i.due_at is null
                     and (cardinality($8::bigint[]) > 0 or $10::bigint[] is not null)
-                order by i.seq desc
+                order by i.group_id desc, i.shard desc, i.seq desc
                 limit 1
             ) i
         ) as last,
