@@ -7,7 +7,7 @@ shards of this process directly, to all others by the doorbell.
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.core.reply import Defect, Exit, ReplyKind
 from engine.storage.lane import Lane
 from engine.storage.protocol import (
+    STARTS,
     Commit,
     Doorbell,
     Flushed,
@@ -47,6 +48,7 @@ _SETTLED_AFTER = timedelta(seconds=15)
 _THOROUGH_REST, _THOROUGH_LATEST = 40, 60.0
 """Rows that nobody may vacuum away make it slow to read inboxes from their beginning: that is to
 take a fortieth of a lane's time at most."""
+_LONG_LINE, _LET_BY_EVERY = 16, 0.25
 _HANDLED = (InboxKind.REQUEST, InboxKind.ADMITTED)
 """What a handler takes in hand, whose failures are counted."""
 
@@ -147,6 +149,7 @@ class Delivery:
         self._settled_after = settled_after
         self._running: dict[int, float] = {}
         self._thorough_from: dict[int, float] = {}
+        self._more_since: dict[int, float] = {}
         self._residency = residency
         residency.reopened.append(self._read_again)
         self._hosts: dict[str, MessageHost] = {}
@@ -316,13 +319,14 @@ class Delivery:
         resident = [id for shard in self._owned(shards) for id in host.resident(shard)]
         return [*resident, *host.loading]
 
-    def held(self, shards: Collection[ShardId]) -> Sequence[int]:
+    def held(self, shards: Collection[ShardId]) -> Sequence[Collection[int]]:
         owned = self._owned(shards)
         # all are of one lane
         thorough = bool(owned) and monotonic() > self._thorough_from.get(owned[0].lane.index, 0)
         for shard in owned:
             shard.begin_sweep(crowded=self._residency.closed, thorough=thorough)
-        return [key for shard in owned for key in shard.held]
+        each = [self.shards.get(id) for id in shards]
+        return [() if shard is None else [*shard.held] for shard in each]
 
     def admitted(self, shards: Collection[ShardId]) -> Sequence[int] | None:
         if not self._residency.closed:
@@ -355,10 +359,29 @@ class Delivery:
             self._thorough_from[whole.lane.index] = now + rest
         for row in sweep.rows:
             self.deliver(row)
+        if owned:
+            self._let_others_by(owned, sweep)
         if sweep.due and self._executions is not None:
             self._executions.wake(sweep.due)
         if sweep.next_due is not None:
             self.due_at(sweep.next_due)
+
+    def _let_others_by(self, shards: Sequence[OwnedShard], sweep: Sweep) -> None:
+        """A long line, of one entity or of starts, must not keep what came behind it from being
+        read: while there is one, every now and then a sweep passes over it."""
+        now, lane = monotonic(), shards[0].lane.index  # all are of one lane
+        if not sweep.more:
+            self._more_since.pop(lane, None)
+            return
+        if now - self._more_since.setdefault(lane, now) < _LET_BY_EVERY:
+            return
+        self._more_since[lane] = now
+        lines = Counter(line for row in sweep.rows if (line := _line_of(row)) is not None)
+        for (id, key), length in lines.items():
+            if length >= _LONG_LINE:
+                for shard in shards:
+                    if key == STARTS or shard.id == id:
+                        shard.rest(key)
 
     def _oldest(self, sweep: Sweep) -> int:
         """The oldest transaction that may be a statement of anybody's of ours, and had not ended.
@@ -606,6 +629,15 @@ class Delivery:
             del self.shards[shard.id]
         self._suspects.forget(shard)
         self.parking.forget(shard)
+
+
+def _line_of(row: InboxRow) -> tuple[ShardId | None, int] | None:
+    """In which line a row stands, if others can be let by."""
+    if row.kind is not InboxKind.REQUEST:
+        return None
+    if row.execution is None:
+        return row.shard, recipient_key(row.recipient)
+    return (None, STARTS) if row.execution == row.envelope.request_id else None
 
 
 def _taken_in(row: InboxRow) -> bool:

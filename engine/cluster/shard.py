@@ -11,7 +11,7 @@ from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost
 from engine.core.ids import RunnerId, ShardId, entity_key
 from engine.storage.lane import CommitSource, Lane
-from engine.storage.protocol import Fence, Recipient, Sweep
+from engine.storage.protocol import STARTS, Fence, Recipient, Sweep
 
 _READ_ALL_EVERY, _READ_ALL_LATEST = 5.0, 60.0
 _RIPE_AFTER = 0.5
@@ -35,6 +35,8 @@ class OwnedShard:
     to stay in the inbox for now, each with a seq behind which all of those are. ``leaving`` is set
     while the shard is being handed over, and ``accepting`` is false from when it is served no more.
 
+    ``without_starts``: the last sweep that began has passed over all starts.
+
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
 
@@ -56,6 +58,7 @@ class OwnedShard:
         "_open",
         "_read_all_due",
         "_reading",
+        "_resting",
         "_ripening",
         "_safe",
         "_settled_after",
@@ -74,6 +77,7 @@ class OwnedShard:
         "leaving",
         "passed_over",
         "runner",
+        "without_starts",
     )
 
     def __init__(
@@ -86,6 +90,8 @@ class OwnedShard:
         self.generation: int = lane.generation
         self.in_flight: set[int] = set()
         self.held: dict[int, int] = {}
+        self._resting: set[int] = set()
+        self.without_starts: bool = False
         self.passed_over: set[Recipient] = set()
         self.behind: bool = True
         self._missed: bool = True
@@ -111,14 +117,28 @@ class OwnedShard:
 
     def hold(self, key: int) -> None:
         """Leave this entity's or execution's requests in the inbox until ``release``."""
+        self._resting.discard(key)
+        self._pass_over(key)
+
+    def rest(self, key: int) -> None:
+        """Pass over its requests in the next sweep, so that it reads what is behind them."""
+        if key not in self.held:
+            self._resting.add(key)
+            self._pass_over(key)
+
+    def _pass_over(self, key: int) -> None:
         after = self.held.get(key, self._safe)
         for each in (self._open, self._reading):
-            after = min(after, each.pop(key, after), each.get(_ANYBODY, after))
+            if key == STARTS:  # some of these may be of starts
+                after = min([after, *each.values()])
+            else:
+                after = min(after, each.pop(key, after), each.get(_ANYBODY, after))
         self.held[key] = after
         self.fall_behind()
 
     def release(self, key: int) -> None:
         """Its requests may be read again."""
+        self._resting.discard(key)
         self._reopen(key, self.held.pop(key, self._safe))
         if self.alive:
             self.lane.ring((self.id,))
@@ -142,6 +162,8 @@ class OwnedShard:
 
     def _reopen(self, key: int, after: int) -> None:
         self._open[key] = min(after, self._open.get(key, after))
+        if STARTS in self.held:  # it may be of a start
+            self.held[STARTS] = min(after, self.held[STARTS])
         self.fall_behind()
 
     def fall_behind(self) -> None:
@@ -161,6 +183,7 @@ class OwnedShard:
         self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
+        self.without_starts = STARTS in self.held
         self.began = monotonic()
         self.floor = min(self._safe, *self._reading.values()) if self._reading else self._safe
         if self.began - self._read_all_due > (0 if thorough else _READ_ALL_LATEST):
@@ -175,11 +198,17 @@ class OwnedShard:
         if self.floor == 0:
             self._read_all_due = self.began + _READ_ALL_EVERY
         self.highest = max(self.highest, last)
-        if sweep.more:
-            for key, after in self._reading.items():
-                self._reopen(key, max(after, read_to))
-        self._reading = {}
-        seen = max(read_to, self._safe) if sweep.more else self.highest
+        self._ripen(max(read_to, self._safe) if sweep.more else self.highest, sweep, oldest)
+        read, self._reading = self._reading, {}
+        if sweep.more:  # what came later than the floor is read anyway
+            for key, after in read.items():
+                if (left := max(after, read_to)) < self._safe:
+                    self._reopen(key, left)
+        for key in list(self._resting):
+            self.release(key)
+
+    def _ripen(self, seen: int, sweep: Sweep, oldest: int) -> None:
+        """All up to ``seen`` has been seen by this sweep or one before."""
         # INVARIANT floor: up to ``_safe`` all has been seen by a sweep that began when every
         # statement that can have drawn such a seq was over: since its transaction had ended, or
         # none of ours takes that long. What was seen is in flight, or is of one who is held and
@@ -197,8 +226,8 @@ class OwnedShard:
                 return
             if seen < highest or (oldest < newest and ripe <= self._settled_after):
                 return
-            self._safe = max(self._safe, highest)
-        self._ripening = seen, self.began, None
+            self._safe = highest
+        self._ripening = seen, monotonic(), None
 
     @property
     def fence(self) -> Fence:

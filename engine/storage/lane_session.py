@@ -109,7 +109,7 @@ class PostgresLaneSession:
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
-        held: Sequence[int] = (),
+        held: Sequence[Collection[int]] = (),
         admitted: Sequence[int] | None = None,
         floors: Sequence[int] = (),
         limit: int,
@@ -117,7 +117,9 @@ class PostgresLaneSession:
     ) -> Sweep:
         # A shard with a deep backlog must not make every sweep read all of it.
         per_shard = max(_PER_SHARD, 4 * limit // max(1, len(shards)))
-        arguments = in_flight, resident, limit, per_shard, horizon, held, floors, admitted
+        pairs = [(nth, key) for nth, keys in enumerate(held, 1) for key in keys]
+        nths, keys = [nth for nth, _ in pairs], [key for _, key in pairs]
+        arguments = in_flight, resident, limit, per_shard, horizon, keys, floors, admitted, nths
         async with self._turn:
             return await self._sweep(shards, arguments, limit=limit, per_shard=per_shard)
 

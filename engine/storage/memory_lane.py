@@ -5,7 +5,7 @@ between the effect and the answer, the event loop has a turn, in which the sessi
 """
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -102,7 +102,7 @@ class MemoryLane:
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
-        held: Sequence[int] = (),
+        held: Sequence[Collection[int]] = (),
         admitted: Sequence[int] | None = None,
         floors: Sequence[int] = (),
         limit: int,
@@ -114,7 +114,7 @@ class MemoryLane:
                 shards,
                 in_flight=frozenset(in_flight),
                 resident=frozenset(resident),
-                held=frozenset(held),
+                held=[frozenset(each) for each in held],
                 admitted=None if admitted is None else frozenset(admitted),
                 floors=floors,
                 limit=limit,

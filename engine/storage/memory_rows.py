@@ -387,7 +387,7 @@ class MemoryRows:
         *,
         in_flight: Collection[int],
         resident: Collection[Snowflake],
-        held: Collection[int],
+        held: Sequence[Collection[int]],
         admitted: Collection[int] | None,
         floors: Sequence[int],
         limit: int,
@@ -397,11 +397,9 @@ class MemoryRows:
         now = self._clock.now()
         until = now + horizon
         swept = [self._known(each) for each in dict.fromkeys(shards)]
+        terms = zip(swept, held or [()] * len(swept), floors or [0] * len(swept), strict=True)
         ready = heapq.merge(
-            *(
-                shard.ready(now, in_flight, held, admitted, floor)
-                for shard, floor in zip(swept, floors or [0] * len(swept), strict=True)
-            ),
+            *(shard.ready(now, in_flight, keys, admitted, floor) for shard, keys, floor in terms),
             key=lambda row: row.seq,
         )
         due = heapq.merge(*(shard.due(until, resident) for shard in swept))
@@ -415,7 +413,7 @@ class MemoryRows:
             more=max(len(rows), len(wakes)) > limit,
             now=now,
             last=max((each.last or 0 for each in swept), default=None)
-            if held or admitted is not None
+            if any(held) or admitted is not None
             else None,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from engine.core.ids import RunnerId, ShardId, Snowflake
-from engine.storage.protocol import InboxKind
+from engine.storage.protocol import STARTS, InboxKind
 
 _LAST = Snowflake(1 << 63)
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -121,15 +121,15 @@ class MemoryShard:
         floor: int = 0,
     ) -> Iterator[MemoryRow]:
         """The rows due by now that are not in flight, in order of ``seq``; no requests for those
-        entities and executions that are ``held``, or for entities that are not ``admitted``, and of
-        the rows up to ``floor`` only such as were to be delivered later."""
+        entities and executions that are ``held`` (see ``STARTS``), or for entities that are not
+        ``admitted``, and of the rows up to ``floor`` only such as were to be delivered later."""
         self._promote(now)
         return (
             row
             for seq, row in self._ready.items()
             if seq not in in_flight
             and (seq > floor or row.due_at is not None)
-            and not (held and _receiver(row) in held)
+            and not (held and _passed_over(row, held))
             and (admitted is None or row.entity is None or row.entity in admitted)
         )
 
@@ -166,8 +166,9 @@ class MemoryShard:
             del self._later[:end]
 
 
-def _receiver(row: MemoryRow) -> int | None:
-    """Who has to take it for it to be delivered; None if that can always be done."""
+def _passed_over(row: MemoryRow, held: Collection[int]) -> bool:
     if row.kind is not InboxKind.REQUEST:
-        return None
-    return row.entity if row.execution is None else row.execution
+        return False
+    if row.execution is None:
+        return row.entity in held
+    return row.execution in held or (row.execution == row.request_id and STARTS in held)

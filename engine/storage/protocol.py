@@ -241,6 +241,8 @@ is delivered on trial, and blamed for nothing else."""
 
 
 Recipient = EntityAddress | Snowflake
+STARTS = -2
+"""In place of an execution that is held: all that are to begin."""
 """An entity, or an execution."""
 
 
@@ -441,7 +443,7 @@ class LaneSession(Protocol):
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
-        held: Sequence[int] = (),
+        held: Sequence[Collection[int]] = (),
         admitted: Sequence[int] | None = None,
         floors: Sequence[int] = (),
         limit: int,
@@ -449,10 +451,11 @@ class LaneSession(Protocol):
     ) -> Sweep:
         """Read what these shards have to deliver and is not in flight here, oldest first.
 
-        ``held`` are entities (``core.ids.entity_key``) and executions that can take no message now:
-        their REQUEST rows are passed over and do not count towards the limit. So are those of all
-        entities that are not ``admitted``, if it is given. ``floors``, one for each shard: rows up
-        to there are passed over without a look, unless they were to be delivered later.
+        ``held`` are, for each shard, entities (``core.ids.entity_key``) and executions that can
+        take no message now: their REQUEST rows are passed over and do not count towards the limit;
+        with ``STARTS`` among them, all that executions begin with. So are those of all entities
+        that are not ``admitted``, if it is given. ``floors``, one for each shard: rows up to there
+        are passed over without a look, unless they were to be delivered later.
 
         ``BadBatch`` when it met a lock: nothing was read, ask again later. ``due`` lists executions
         whose ``wake_at`` has come or comes within the horizon and that are not resident here;

@@ -13,7 +13,8 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
@@ -271,7 +272,7 @@ class SealedLane:
         *,
         in_flight: Sequence[int],
         resident: Sequence[Snowflake],
-        held: Sequence[int] = (),
+        held: Sequence[Collection[int]] = (),
         admitted: Sequence[int] | None = None,
         floors: Sequence[int] = (),
         limit: int,
@@ -280,8 +281,12 @@ class SealedLane:
         now = asyncio.get_running_loop().time()
         if self._put_by:
             self._put_by = {seq: each for seq, each in self._put_by.items() if each[0] > now}
-            recipients = {recipient for _, recipient, _ in self._put_by.values()}
-            held = [*held, *(each for each in recipients if each is not None)]
+            own: dict[ShardId, set[int]] = defaultdict(set)
+            for _, recipient, shard in self._put_by.values():
+                if recipient is not None:
+                    own[shard].add(recipient)
+            each = zip(shards, held or [()] * len(shards), strict=True)
+            held = [own[shard].union(keys) for shard, keys in each]
             in_flight = [*in_flight, *self._put_by]
         sweep = await self._inner.sweep(
             shards,

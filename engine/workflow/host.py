@@ -213,6 +213,8 @@ class ExecutionHost:
         state = row.state
         if state is None or state.status.finished:
             self.settle(shard, [row.seq], late=[row])
+        elif shard.without_starts and state.status is Status.SCHEDULED:
+            shard.give_back(row.seq, id)  # its start stands before it
         elif not self._runs(state):
             self._put_by(state, shard, row)
         elif self._residency.room():

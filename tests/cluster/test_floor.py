@@ -1,6 +1,7 @@
 """Where sweeps begin to look: behind what has been seen, and never behind what has not."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from engine.core.ids import (
     entity_key,
 )
 from engine.storage.lane import Lane
-from engine.storage.protocol import InboxKind, InboxRow, Sweep
+from engine.storage.protocol import STARTS, InboxKind, InboxRow, Sweep
 from engine.testing import TestCluster
 
 
@@ -192,6 +193,46 @@ async def test_what_one_who_was_held_has_left_is_read_again_from_its_first_on(cl
     assert sweep(shard, clock, at=12, last=1000) == 1000
 
 
+async def test_who_rests_is_passed_over_once_and_read_again_from_where_it_was_left(
+    clock: Clock,
+) -> None:
+    shard = await ripe_shard(clock)
+    shard.give_back(700, Snowflake(1))
+    assert sweep(shard, clock, at=7, last=1000, read_to=800) == 699
+    shard.rest(1)
+    assert [*shard.held] == [1]
+    assert sweep(shard, clock, at=8, last=1000) == 1000
+    assert [*shard.held] == []
+    assert sweep(shard, clock, at=9, last=1000) == 800
+    assert sweep(shard, clock, at=10, last=1000) == 1000
+
+
+@pytest.mark.parametrize("first", ["rest", "hold"])
+async def test_who_is_held_beside_a_rest_stays_so(clock: Clock, first: str) -> None:
+    shard = await ripe_shard(clock)
+    for act in (shard.rest, shard.hold) if first == "rest" else (shard.hold, shard.rest):
+        act(1)
+    assert sweep(shard, clock, at=7, last=1000) == 1000
+    assert [*shard.held] == [1]
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_start_that_was_given_back_outlives_a_rest_of_all_starts(
+    clock: Clock, before: bool
+) -> None:
+    shard = await ripe_shard(clock)
+    if before:
+        shard.give_back(700, Snowflake(42))
+    shard.rest(STARTS)
+    if not before:
+        shard.give_back(700, Snowflake(42))
+    sweep(shard, clock, at=7, last=1000)
+    assert shard.without_starts
+    assert sweep(shard, clock, at=8, last=1000) == 699
+    assert not shard.without_starts
+    assert sweep(shard, clock, at=9, last=1000) == 1000
+
+
 async def test_a_sweep_that_comes_to_nothing_is_begun_again_where_it_began(clock: Clock) -> None:
     shard = await ripe_shard(clock)
     shard.give_back(700, Snowflake(1))
@@ -306,10 +347,29 @@ async def test_what_a_shard_has_read_is_its_own_and_not_what_was_to_come_later(
         assert [*map(floors, (100, 110, 113, 114, 115))] == [*[[0, 0]] * 4, [10, 30]]
 
 
-def row_of(shard: ShardId, seq: int, *, deliver_at: datetime | None = None) -> InboxRow:
+async def test_what_a_sweep_brings_of_one_who_gave_something_back_is_read_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "monotonic", clock)
+    async with TestCluster(Quick(), shards_per_group=1, lanes=1) as cluster:
+        delivery = delivery_of(cluster)
+        (shard,) = delivery.shards.values()
+        for at in (0, 16, 32, 35, 48):
+            sweep(shard, clock, at=at, last=1000)
+        shard.begin_sweep(crowded=False, thorough=False)
+        assert shard.floor == 1000
+        first, second = row_of(shard.id, 900, entity="one"), row_of(shard.id, 800, entity="one")
+        shard.give_back(first.seq, first.recipient)
+        delivery.swept([shard.id], replace(swept(), rows=[second]))
+        assert sweep(shard, clock, at=50, last=1000) == 799
+
+
+def row_of(
+    shard: ShardId, seq: int, *, entity: str = "", deliver_at: datetime | None = None
+) -> InboxRow:
     envelope = EnvelopeRequest(
         request_id=Snowflake(seq),
-        address=EntityAddress(shard=shard, entity_type="Nobody", entity_id=str(seq)),
+        address=EntityAddress(shard=shard, entity_type="Nobody", entity_id=entity or str(seq)),
         tag="call",
         payload=b"",
         deliver_at=deliver_at,
@@ -330,6 +390,8 @@ class Row:
     ends: float
     alone: bool = False
     """In a transaction of a user's own, which lasts as long as it likes, and rings when it ends."""
+    start: bool = False
+    """Of an execution, which nothing else comes for."""
     xid: int = 0
     seen: bool = False
     gone: bool = False
@@ -341,8 +403,8 @@ class Inbox:
     in hand, and more of them than there is room for."""
 
     CAPACITY, LIMIT = 4, 5
-    PROMPT, OTHERS = "ab", "cde"
-    """To the former each message is stored before the next is sent."""
+    PROMPT, OTHERS, START = "ab", "cde", "s"
+    """To the first each message is stored before the next is sent."""
 
     def __init__(self, shard: OwnedShard, clock: Clock, seed: int) -> None:
         self.shard = shard
@@ -369,6 +431,20 @@ class Inbox:
             seldom = {self.fail: 1, self.tell: 2, self.evict: 1}
             acts = often | seldom
             self.chance.choices(list(acts), list(acts.values()))[0]()
+            self.check()
+
+    def check(self) -> None:
+        """Whatever can be delivered is in hand, or will be looked at."""
+        shard = self.shard
+        looked_at = [shard._open, shard._reading]
+        for seq, row in self.rows.items():
+            if not row.seen or row.gone or seq in shard.in_flight or seq > shard._safe:
+                continue
+            keys = {self.number(seq), shards._ANYBODY, *([STARTS] if row.start else [])}
+            behind = [each[key] for each in looked_at for key in keys if key in each]
+            behind += [shard.held[key] for key in keys if key in shard.held]
+            waits = self.closed and not row.start and row.key not in self.mailboxes
+            assert waits or min(behind, default=seq) < seq, f"row {seq} of {row.key} is lost"
 
     def end_it(self) -> None:
         self.wait(100)
@@ -393,9 +469,11 @@ class Inbox:
                     self.shard.read_again()
 
     def send(self) -> None:
-        key, now = self.chance.choice(self.PROMPT + self.OTHERS), self.clock.now
+        key, now = self.chance.choice(self.PROMPT + self.OTHERS + self.START), self.clock.now
         row = Row(key, now, now)
-        if key in self.OTHERS:
+        if key == self.START:
+            row.key, row.start = f"s{len(self.rows)}", True
+        if key not in self.PROMPT:
             row.begins += self.chance.uniform(0, 1.9)
             row.alone = not self.apart and self.chance.random() < 0.1
             row.ends = row.begins + self.chance.uniform(0, 60 if row.alone else 12)
@@ -417,7 +495,8 @@ class Inbox:
             if seq > shard.floor
             and seq not in shard.in_flight
             and self.number(seq) not in shard.held
-            and (not self.closed or self.rows[seq].key in self.mailboxes)
+            and not (self.rows[seq].start and STARTS in shard.held)
+            and (not self.closed or self.rows[seq].start or self.rows[seq].key in self.mailboxes)
         ]
         found = replace(
             swept(more=len(wanted) > self.LIMIT, newest=self.transactions + 1),
@@ -442,19 +521,24 @@ class Inbox:
         )
         for seq in rows:
             self.deliver(seq)
+        if sweep.more and self.chance.random() < 0.5:
+            lines = Counter(STARTS if self.rows[seq].start else self.number(seq) for seq in rows)
+            for key in [key for key, length in lines.items() if length > 1]:
+                self.shard.rest(key)
 
     def fail(self) -> None:
         self.found = None
 
     def deliver(self, seq: int) -> None:
-        shard, key = self.shard, self.rows[seq].key
+        shard, row = self.shard, self.rows[seq]
+        key = row.key
         if seq in shard.in_flight:
             return
         if self.address(seq) in shard.passed_over:
             shard.give_back(seq, self.address(seq))
             return
         shard.in_flight.add(seq)
-        crowded = key not in self.mailboxes and len(self.mailboxes) >= self.places
+        crowded = not (row.start or key in self.mailboxes or self.room)
         self.closed = self.closed or crowded
         if key in self.full or crowded:
             shard.give_back(seq, self.address(seq))
@@ -462,6 +546,11 @@ class Inbox:
             self.put(key, seq)
 
     # --- entities ---
+
+    @property
+    def room(self) -> bool:
+        """Of entities there may only be so many."""
+        return sum(len(key) == 1 for key in self.mailboxes) < self.places
 
     def put(self, key: str, seq: int) -> None:
         mailbox = self.mailboxes.setdefault(key, [])
@@ -474,7 +563,7 @@ class Inbox:
         """A message that is not stored takes the place of one that is."""
         key = self.chance.choice(self.PROMPT + self.OTHERS)
         mailbox = self.mailboxes.get(key, [])
-        if len(mailbox) < self.CAPACITY and (mailbox or len(self.mailboxes) < self.places):
+        if len(mailbox) < self.CAPACITY and (mailbox or self.room):
             self.put(key, 0)
 
     def handle(self) -> None:
@@ -524,7 +613,7 @@ class Inbox:
         return entity_key("Line", self.rows[seq].key)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(100))
 async def test_whatever_happens_each_row_is_handled_once_and_none_is_left_below_a_floor(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from engine.core.envelope import ReplyTo
 from engine.core.ids import ShardId, Snowflake, entity_key
 from engine.storage.protocol import (
+    STARTS,
     Commit,
     LaneSession,
 )
@@ -105,6 +106,37 @@ async def test_requests_to_held_executions_are_passed_over_and_replies_are_not(
     swept = await sweep_of(lane, held=(id,))
 
     assert ids_of(swept) == [free.envelope.request_id, asked.envelope.request_id]
+
+
+async def test_starts_are_passed_over_together_and_nothing_else_is(
+    process: Process, lane: LaneSession
+) -> None:
+    begins, told = await save_one(process, start("o-1")), await save_one(process, event("o-1"))
+    asked = await save_one(process, message())
+    ids = [each.envelope.request_id for each in (begins, told, asked)]
+
+    assert ids_of(await sweep_of(lane, held=(STARTS,))) == ids[1:]
+    assert ids_of(await sweep_of(lane)) == ids
+
+
+async def test_who_is_held_in_one_shard_is_not_so_in_another(
+    process: Process, lane: LaneSession
+) -> None:
+    saved = [
+        each.envelope.request_id
+        for shard in (ONE, TWO)
+        for each in (
+            await save_one(process, start(f"o-{shard.number}", shard=shard)),
+            await save_one(process, message(shard=shard)),
+        )
+    ]
+    held = [(STARTS, STOCK), ()]
+
+    for shards, wanted in (((ONE, TWO), saved[2:]), ((TWO, ONE), saved[:2])):
+        swept = await lane.sweep(
+            shards, in_flight=(), resident=(), held=held, limit=10, horizon=timedelta(0)
+        )
+        assert ids_of(swept) == wanted
 
 
 async def test_holding_nobody_there_is_changes_nothing(process: Process, lane: LaneSession) -> None:

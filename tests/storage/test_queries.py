@@ -53,7 +53,7 @@ HOT = {
     "count_failed": ([], [], []),
     "mark_tried": ([], [], []),
     "count_lost": ([], [], 3, 200),
-    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), [], [], None),
+    "sweep": ([], [], [], [], 100, 64, timedelta(seconds=1), [], [], None, []),
     "ring": (*[[]] * 7, False),
     "ring_owner": (7, 1),
     "ring_waiters": (1,),
@@ -127,7 +127,7 @@ analyze engine.inbox;
 
 ONE_SHARD = """
 insert into engine.inbox (group_id, shard, kind, request_id, entity)
-    select 7, 1, 0, i, 5 from generate_series(1, 100000) i;
+    select 7, 75, 0, i, 5 from generate_series(1, 100000) i;
 analyze engine.inbox;
 """
 
@@ -223,7 +223,7 @@ async def test_pruning_reads_no_table_from_end_to_end(
 async def test_a_sweep_does_not_look_at_what_is_due_later(connection: asyncpg.Connection) -> None:
     for setting, value in OUR_PLANS.items():
         await connection.execute(f"set {setting} = {value}")
-    sweep = ([7], [1], *HOT["sweep"][2:7], [], [0], None)
+    sweep = ([7], [1], *HOT["sweep"][2:7], [], [0], None, [])
     new = await explained(connection, "sweep", sweep, "format json")
     await connection.execute(LATER)
 
@@ -243,7 +243,7 @@ async def test_a_shard_is_not_read_for_others_when_all_that_waits_is_in_it(
     await connection.execute(ONE_SHARD)
     shards = [7] * 150, [*range(1, 151)]
 
-    sweep = (*shards, *HOT["sweep"][2:7], [6], [0] * 150, None)
+    sweep = (*shards, *HOT["sweep"][2:7], [6], [0] * 150, None, [1])
     read = {
         "sweep": await pages(connection, "sweep", sweep),
         "count_lost": await pages(connection, "count_lost", (*shards, 3, 200)),

@@ -330,7 +330,7 @@ async def sweep_of(
         shards or (ONE,),
         in_flight=in_flight,
         resident=resident,
-        held=held,
+        held=[held] * len(shards or (ONE,)),
         admitted=admitted,
         floors=floors,
         limit=limit,

@@ -32,10 +32,11 @@ due as (
         (
             select i.ctid as place, i.seq, i.kind, i.execution, i.failures
             from engine.inbox i
-            where (i.group_id, i.shard, i.seq) >= (l.group_id, l.shard, 0)
-                and (i.group_id, i.shard, i.seq) <= (l.group_id, l.shard, 9223372036854775807)
+            where i.group_id = l.group_id
+                and (i.shard, i.seq) >= (l.shard, 0)
+                and (i.shard, i.seq) <= (l.shard, 9223372036854775807)
                 and i.due_at is null
-            order by i.group_id, i.shard, i.seq  -- as in the sweep
+            order by i.shard, i.seq  -- as in the sweep
             limit 1000
         )
         union all

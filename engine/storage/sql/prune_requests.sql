@@ -38,16 +38,24 @@ gone as (
     left join lateral (
         select true as waits from engine.inbox i where i.request_id = l.request_id limit 1
     ) a on true
+    left join lateral (
+        select true as begins from engine.executions x where x.workflow = l.entity_type limit 1
+    ) b on true
+    left join lateral (
+        select true as asked from engine.executions x where x.request_id = l.reply_execution limit 1
+    ) c on true
     where (
             x.dead is null and l.due_at <= $4::timestamptz
             or l.request_id in (select d.request_id from letters d)
         )
+        -- What is to be delivered later yet is passed over before anything is looked up of it.
+        and l.due_at <= greatest($4::timestamptz, $5::timestamptz)
         and l.group_id = $1::int
         and a.waits is null
         and l.request_id not in (select unnest(s.running) from engine.schedules s)
         and not exists (select from engine.queue_items q where q.request_id = l.request_id)
-        and not exists (select from engine.executions x where x.workflow = l.entity_type)
-        and not exists (select from engine.executions x where x.request_id = l.reply_execution)
+        and b.begins is null
+        and c.asked is null
 ),
 replies as (
     delete from engine.replies d

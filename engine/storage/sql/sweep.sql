@@ -1,15 +1,22 @@
 -- name: sweep
 -- What these shards have to deliver that is not in flight, what executions are due, and when the
--- next thing will be. Requests for those who are held are passed over, and of entities all but
--- those that are admitted, if anything is said of that; nothing up to a shard's floor is looked at.
+-- next thing will be. Requests for those who are held ($8, in the shards that $11 counts) are
+-- passed over (-2: what executions begin with), and of entities all but those that are admitted, if
+-- anything is said of that; nothing up to a shard's floor is looked at.
 -- An interrupt comes with the row of the request that it is for. Of rows and of executions one more
 -- than the limit says that there are more. The first row is the header. Of all transactions that
 -- write, those from "newest" on had not begun when this looked; "running" are known not to have ended.
 -- (A snapshot's end would not do for "newest": it is behind the last that has ended, and others may
 -- have begun by then.)
+-- (A shard is a range of the index "inbox_ready": where most rows seem to be in one shard, the planner
+-- would take equal shards in the order of seq from the primary key, all rows of all shards for each.
+-- Of a row comparison PostgreSQL before 18 sees the end of a range by its first column only.)
 with owned as (
-    select o.group_id, o.shard, coalesce(o.floor, 0) as floor
-    from unnest($1::int[], $2::smallint[], $9::bigint[]) as o (group_id, shard, floor)
+    select
+        o.group_id, o.shard, coalesce(o.floor, 0) as floor, o.nth,
+        (o.nth, -2::bigint) in (select * from unnest($11::bigint[], $8::bigint[])) as without_starts
+    from unnest($1::int[], $2::smallint[], $9::bigint[]) with ordinality
+        as o (group_id, shard, floor, nth)
 ),
 found as (
     select
@@ -19,20 +26,25 @@ found as (
         (
             select i.seq, i.kind, i.request_id, i.execution, i.failures, i.trial
             from engine.inbox i
-            where (i.group_id, i.shard, i.seq) > (o.group_id, o.shard, o.floor)
-                and (i.group_id, i.shard, i.seq) <= (o.group_id, o.shard, 9223372036854775807)
+            where i.group_id = o.group_id
+                and (i.shard, i.seq) > (o.shard, o.floor)
+                and (i.shard, i.seq) <= (o.shard, 9223372036854775807)
                 and i.due_at is null
                 and i.seq not in (select unnest($3::bigint[]))
                 and (
                     i.kind <> 0
-                    or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                    or (
+                        (o.nth, coalesce(i.execution, i.entity))
+                        in (select * from unnest($11::bigint[], $8::bigint[]))
+                    ) is not true
+                    and (o.without_starts and i.execution = i.request_id) is not true
                     and (
                         $10::bigint[] is null
                         or i.entity is null
                         or i.entity in (select unnest($10::bigint[]))
                     )
                 )
-            order by i.group_id, i.shard, i.seq
+            order by i.shard, i.seq
             limit $6::bigint
         )
         union all
@@ -43,7 +55,11 @@ found as (
                 and i.seq not in (select unnest($3::bigint[]))
                 and (
                     i.kind <> 0
-                    or (coalesce(i.execution, i.entity) in (select unnest($8::bigint[]))) is not true
+                    or (
+                        (o.nth, coalesce(i.execution, i.entity))
+                        in (select * from unnest($11::bigint[], $8::bigint[]))
+                    ) is not true
+                    and (o.without_starts and i.execution = i.request_id) is not true
                     and (
                         $10::bigint[] is null
                         or i.entity is null
@@ -70,11 +86,12 @@ header as (
             from owned o
             cross join lateral (
                 select i.seq from engine.inbox i
-                where (i.group_id, i.shard, i.seq) >= (o.group_id, o.shard, 0)
-                    and (i.group_id, i.shard, i.seq) <= (o.group_id, o.shard, 9223372036854775807)
+                where i.group_id = o.group_id
+                    and (i.shard, i.seq) >= (o.shard, 0)
+                    and (i.shard, i.seq) <= (o.shard, 9223372036854775807)
                     and i.due_at is null
                     and (cardinality($8::bigint[]) > 0 or $10::bigint[] is not null)
-                order by i.group_id desc, i.shard desc, i.seq desc
+                order by i.shard desc, i.seq desc
                 limit 1
             ) i
         ) as last,
