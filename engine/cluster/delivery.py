@@ -48,7 +48,9 @@ _SETTLED_AFTER = timedelta(seconds=15)
 _THOROUGH_REST, _THOROUGH_LATEST = 40, 60.0
 """Rows that nobody may vacuum away make it slow to read inboxes from their beginning: that is to
 take a fortieth of a lane's time at most."""
-_LONG_LINE, _LET_BY_EVERY = 16, 0.25
+_LONG_LINE, _MOST_LINES = 16, 8
+_LET_BY_EVERY, _LET_BY_REST = 0.25, 10
+"""A sweep that passes over a line looks at all of it: that is to take a tenth of a lane's time."""
 _HANDLED = (InboxKind.REQUEST, InboxKind.ADMITTED)
 """What a handler takes in hand, whose failures are counted."""
 
@@ -149,7 +151,8 @@ class Delivery:
         self._settled_after = settled_after
         self._running: dict[int, float] = {}
         self._thorough_from: dict[int, float] = {}
-        self._more_since: dict[int, float] = {}
+        self._let_by_from: dict[int, float] = {}
+        self._passed: dict[int, frozenset[tuple[ShardId | None, int]]] = {}
         self._residency = residency
         residency.reopened.append(self._read_again)
         self._hosts: dict[str, MessageHost] = {}
@@ -368,20 +371,29 @@ class Delivery:
 
     def _let_others_by(self, shards: Sequence[OwnedShard], sweep: Sweep) -> None:
         """A long line, of one entity or of starts, must not keep what came behind it from being
-        read: while there is one, every now and then a sweep passes over it."""
+        read: while there is one, every now and then a sweep passes over it, and the next over what
+        that finds to be another."""
         now, lane = monotonic(), shards[0].lane.index  # all are of one lane
+        rested = next((each for each in shards if each.rested), None)
+        passed = self._passed.pop(lane, frozenset())
+        if rested is not None:
+            pause = max(_LET_BY_EVERY, (now - rested.began) * _LET_BY_REST)
+            self._let_by_from[lane] = now + pause
+        elif not sweep.more:
+            self._let_by_from.pop(lane, None)
         if not sweep.more:
-            self._more_since.pop(lane, None)
             return
-        if now - self._more_since.setdefault(lane, now) < _LET_BY_EVERY:
+        if rested is None and now < self._let_by_from.setdefault(lane, now + _LET_BY_EVERY):
             return
-        self._more_since[lane] = now
-        lines = Counter(line for row in sweep.rows if (line := _line_of(row)) is not None)
-        for (id, key), length in lines.items():
-            if length >= _LONG_LINE:
-                for shard in shards:
-                    if key == STARTS or shard.id == id:
-                        shard.rest(key)
+        counted = Counter(line for row in sweep.rows if (line := _line_of(row)) is not None)
+        lines = {line for line, length in counted.items() if length >= _LONG_LINE}
+        if not lines or len(passed) >= _MOST_LINES:
+            return
+        self._passed[lane] = passed | lines
+        for id, key in passed | lines:
+            for shard in shards:
+                if key == STARTS or shard.id == id:
+                    shard.rest(key)
 
     def _oldest(self, sweep: Sweep) -> int:
         """The oldest transaction that may be a statement of anybody's of ours, and had not ended.

@@ -35,7 +35,8 @@ class OwnedShard:
     to stay in the inbox for now, each with a seq behind which all of those are. ``leaving`` is set
     while the shard is being handed over, and ``accepting`` is false from when it is served no more.
 
-    ``without_starts``: the last sweep that began has passed over all starts.
+    ``rested``: the last sweep that began has passed over somebody's line, ``without_starts``: over
+    all starts.
 
     INVARIANT order: ``passed_over`` are those of whom a row was given back since the last sweep
     began. What that sweep reads of them came later, so it is left for the next one as well.
@@ -76,6 +77,7 @@ class OwnedShard:
         "lane",
         "leaving",
         "passed_over",
+        "rested",
         "runner",
         "without_starts",
     )
@@ -91,6 +93,7 @@ class OwnedShard:
         self.in_flight: set[int] = set()
         self.held: dict[int, int] = {}
         self._resting: set[int] = set()
+        self.rested: bool = False
         self.without_starts: bool = False
         self.passed_over: set[Recipient] = set()
         self.behind: bool = True
@@ -126,13 +129,18 @@ class OwnedShard:
             self._resting.add(key)
             self._pass_over(key)
 
+    def takes(self, key: int) -> bool:
+        """Whether what it has in hand can go on: it is not held, or only rests."""
+        return key not in self.held or key in self._resting
+
     def _pass_over(self, key: int) -> None:
-        after = self.held.get(key, self._safe)
+        after = min(self.held.get(key, self._safe), self.held.get(STARTS, self._safe))
         for each in (self._open, self._reading):
             if key == STARTS:  # some of these may be of starts
                 after = min([after, *each.values()])
             else:
-                after = min(after, each.pop(key, after), each.get(_ANYBODY, after))
+                others = [each[other] for other in (_ANYBODY, STARTS) if other in each]
+                after = min([after, each.pop(key, after), *others])
         self.held[key] = after
         self.fall_behind()
 
@@ -183,6 +191,7 @@ class OwnedShard:
         self.highest = max(self.highest, self._handed)
         self.passed_over.clear()
         self._missed = bool(self.held) or crowded
+        self.rested = bool(self._resting)
         self.without_starts = STARTS in self.held
         self.began = monotonic()
         self.floor = min(self._safe, *self._reading.values()) if self._reading else self._safe

@@ -83,10 +83,10 @@ class Suspects:
         self._trials.ask(first, first.row.failures, partial(self._try, first))
 
     def _try(self, tried: "_Tried") -> None:
-        if recipient_key(tried.row.recipient) in tried.shard.held:
-            self._give_back(tried.row.envelope.address)
-        else:
+        if tried.shard.takes(recipient_key(tried.row.recipient)):
             tried.begin()
+        else:
+            self._give_back(tried.row.envelope.address)
 
     def _handed(self, tried: "_Tried") -> None:
         """It is stored that this one is on trial."""

@@ -241,9 +241,9 @@ is delivered on trial, and blamed for nothing else."""
 
 
 Recipient = EntityAddress | Snowflake
+"""An entity, or an execution."""
 STARTS = -2
 """In place of an execution that is held: all that are to begin."""
-"""An entity, or an execution."""
 
 
 @record

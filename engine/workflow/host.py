@@ -213,7 +213,11 @@ class ExecutionHost:
         state = row.state
         if state is None or state.status.finished:
             self.settle(shard, [row.seq], late=[row])
-        elif shard.without_starts and state.status is Status.SCHEDULED:
+        elif (
+            shard.without_starts
+            and state.status is Status.SCHEDULED
+            and row.envelope.request_id != id
+        ):
             shard.give_back(row.seq, id)  # its start stands before it
         elif not self._runs(state):
             self._put_by(state, shard, row)

@@ -155,7 +155,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return order
 
 
-async def test_a_long_line_of_one_entity_lets_others_by(
+async def test_two_long_lines_of_entities_let_others_by(
     where: dict[str, Any], order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[set[str]] = []
@@ -170,14 +170,18 @@ async def test_a_long_line_of_one_entity_lets_others_by(
         async with gated(monkeypatch):
             say = client.entity(Said, "long").say
             await asyncio.gather(*(client.tell(say) for _ in range(LINE)))
+            other = client.entity(Said, "other").say
+            await asyncio.gather(*(client.tell(other) for _ in range(LINE)))
             await client.tell(client.entity(Said, "short").say)
             told = asyncio.ensure_future(client.entity(Said, "long").say())
             monkeypatch.setattr(Delivery, "swept", note)
         await told
-    assert order.count("long") == LINE + 1
+        await client.entity(Said, "other").say()
+    assert (order.count("long"), order.count("other")) == (LINE + 1, LINE + 1)
     (short,) = (number for number, ids in enumerate(read) if "short" in ids)
     assert any("long" in ids for ids in read[:short])
-    assert sum("long" in ids for ids in read[short:]) > 1
+    for line in ("long", "other"):
+        assert sum(line in ids for ids in read[short:]) > 1
 
 
 async def test_a_long_line_of_starts_lets_messages_to_who_has_begun_by(
@@ -202,5 +206,6 @@ async def test_a_long_line_of_starts_lets_messages_to_who_has_begun_by(
             await stopped.join()
     assert len([what for what in order if what.startswith("start")]) == LINE
     assert order.count("told in line") == 40
+    assert order.index("told in line") > LINE * 2 / 3  # each behind its start
     assert order.index("told") < LINE * 2 / 3
     assert order.index("short") < LINE * 2 / 3
