@@ -61,6 +61,7 @@ async def test_others_hear(where: dict[str, Any]) -> None:
         **where,
         "max_resident_executions": CHILDREN + 10,
         "suspend_after": timedelta(seconds=0.3),
+        "grace_period": timedelta(seconds=1),
     }
     async with TestCluster(Parent(), child, hog, **options) as cluster:
 
