@@ -343,11 +343,11 @@ class Delivery:
 
     def swept(self, shards: Collection[ShardId], sweep: Sweep) -> None:
         self.read_again(sweep.kept)
-        oldest = self._oldest(sweep)
         # In their order, so the last of each.
         seen = {row.shard: row.seq for row in sweep.rows}
         read_to = {row.shard: row.seq for row in sweep.rows if not row.later} if sweep.more else {}
         owned = self._owned(shards)
+        oldest = self._oldest(sweep, began=min((each.began for each in owned), default=0.0))
         for shard in owned:
             shard.end_sweep(
                 sweep,
@@ -395,12 +395,13 @@ class Delivery:
                 if key == STARTS or shard.id == id:
                     shard.rest(key)
 
-    def _oldest(self, sweep: Sweep) -> int:
+    def _oldest(self, sweep: Sweep, *, began: float) -> int:
         """The oldest transaction that may be a statement of anybody's of ours, and had not ended.
         Who goes on for longer than those may is somebody else, and writes no inbox."""
         now, settled_after = monotonic(), self._settled_after.total_seconds()
+        # A sweep may have come back long after it looked: by then they are older than they were.
         self._running = {id: self._running.get(id, now) for id in sweep.running}
-        ours = (id for id, since in self._running.items() if now - since < settled_after)
+        ours = (id for id, since in self._running.items() if began - since < settled_after)
         return min(ours, default=sweep.newest)
 
     def lane_opened(self, lane: Lane) -> None:
