@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from engine.cluster.handover import Handover, InHand
 from engine.cluster.parking import Parking
 from engine.cluster.residency import Residency
-from engine.cluster.shard import OwnedShard, recipient_key
+from engine.cluster.shard import OwnedShard
 from engine.cluster.suspects import Suspects
 from engine.cluster.trials import Trials
 from engine.cluster.unhandled import Unhandled
@@ -39,6 +39,7 @@ from engine.storage.protocol import (
     StoredExecution,
     StreamPosition,
     Sweep,
+    recipient_key,
 )
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -399,8 +400,8 @@ class Delivery:
         """The oldest transaction that may be a statement of anybody's of ours, and had not ended.
         Who goes on for longer than those may is somebody else, and writes no inbox."""
         now, settled_after = monotonic(), self._settled_after.total_seconds()
-        # A sweep may have come back long after it looked: by then they are older than they were.
         self._running = {id: self._running.get(id, now) for id in sweep.running}
+        # A sweep may have come back long after it looked: by then they are older than they were.
         ours = (id for id, since in self._running.items() if began - since < settled_after)
         return min(ours, default=sweep.newest)
 

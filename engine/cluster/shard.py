@@ -9,22 +9,15 @@ from datetime import timedelta
 from engine.cluster.handover import Handover
 from engine.core.clock import monotonic
 from engine.core.errors import OwnershipLost
-from engine.core.ids import RunnerId, ShardId, entity_key
+from engine.core.ids import RunnerId, ShardId
 from engine.storage.lane import CommitSource, Lane
-from engine.storage.protocol import STARTS, Fence, Recipient, Sweep
+from engine.storage.protocol import STARTS, Fence, Recipient, Sweep, recipient_key
 
 _READ_ALL_EVERY, _READ_ALL_LATEST = 5.0, 60.0
 _RIPE_AFTER = 0.5
 """A row has its number a moment before its transaction has one: by then it has both."""
 _ANYBODY = -1
 """No entity's key and no execution's."""
-
-
-def recipient_key(recipient: Recipient) -> int:
-    """The number by which a shard's inbox rows know an entity or execution."""
-    if isinstance(recipient, int):
-        return recipient
-    return entity_key(recipient.entity_type, recipient.entity_id)
 
 
 class OwnedShard:

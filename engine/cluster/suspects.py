@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from engine.cluster.shard import OwnedShard, recipient_key
+from engine.cluster.shard import OwnedShard
 from engine.cluster.trials import Trials
 from engine.core.errors import OwnershipLost
 from engine.core.ids import EntityAddress
-from engine.storage.protocol import SUSPECT, BadBatch, Commit, Flushed, InboxRow
+from engine.storage.protocol import SUSPECT, BadBatch, Commit, Flushed, InboxRow, recipient_key
 
 log: logging.Logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from engine.core.envelope import AckChunk, EnvelopeRequest, Interrupt, ReplyTo
-from engine.core.ids import EntityAddress, MachineLease, RunnerId, ShardId, Snowflake
+from engine.core.ids import EntityAddress, MachineLease, RunnerId, ShardId, Snowflake, entity_key
 from engine.core.journal import JournalRow
 from engine.core.record import record
 from engine.core.reply import Exit, ReplyKind, encode_exit
@@ -244,6 +244,13 @@ Recipient = EntityAddress | Snowflake
 """An entity, or an execution."""
 STARTS = -2
 """In place of an execution that is held: all that are to begin."""
+
+
+def recipient_key(recipient: Recipient) -> int:
+    """The number by which a shard's inbox rows know an entity or execution."""
+    if isinstance(recipient, int):
+        return recipient
+    return entity_key(recipient.entity_type, recipient.entity_id)
 
 
 @record

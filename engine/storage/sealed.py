@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 
 from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import StorageUnavailable
-from engine.core.ids import RunnerId, ShardId, Snowflake, entity_key
+from engine.core.ids import RunnerId, ShardId, Snowflake
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.reply import ReplyKind
 from engine.core.seal import Codecs, is_sealed, unreadable
@@ -50,6 +50,7 @@ from engine.storage.protocol import (
     StoredExecution,
     StoredReply,
     Sweep,
+    recipient_key,
 )
 from engine.storage.queues import Dispatched, QueueWrite
 from engine.storage.standings import MISFIT
@@ -329,11 +330,7 @@ class SealedLane:
 
 def _recipient(row: InboxRow) -> int | None:
     """Whose later messages are not to overtake it."""
-    if row.kind is not InboxKind.REQUEST:
-        return None
-    if row.execution is not None:
-        return row.execution
-    return entity_key(row.envelope.address.entity_type, row.envelope.address.entity_id)
+    return recipient_key(row.recipient) if row.kind is InboxKind.REQUEST else None
 
 
 def _seals(row: InboxRow) -> bool:

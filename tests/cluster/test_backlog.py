@@ -13,6 +13,7 @@ from engine.cluster import residency
 from engine.cluster.delivery import Delivery
 from engine.storage.protocol import Sweep
 from engine.testing import TestCluster
+from tests.cluster.quick import Quick, delivery_of
 from tests.eventually import eventually
 
 
@@ -29,17 +30,6 @@ class Line(Entity):
     async def stand(self, number: int) -> None:
         await self.open.wait()
         self.taken.append((self.entity_id, number))
-
-
-class Quick(Entity):
-    @rpc
-    async def hi(self) -> int:
-        return 1
-
-
-def delivery_of(cluster: TestCluster) -> Delivery:
-    assert cluster.runner._incarnation is not None
-    return cluster.runner._incarnation.delivery
 
 
 @contextmanager

@@ -10,10 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from engine import Entity, rpc
 from engine.cluster import delivery as deliveries
 from engine.cluster import shard as shards
-from engine.cluster.delivery import Delivery
 from engine.cluster.shard import OwnedShard
 from engine.core.envelope import EnvelopeRequest
 from engine.core.ids import (
@@ -28,18 +26,7 @@ from engine.core.ids import (
 from engine.storage.lane import Lane
 from engine.storage.protocol import STARTS, InboxKind, InboxRow, Sweep
 from engine.testing import TestCluster
-
-
-class Quick(Entity):
-    @rpc
-    async def hi(self) -> int:
-        return 1
-
-
-def delivery_of(cluster: TestCluster) -> Delivery:
-    assert cluster.runner._incarnation is not None
-    return cluster.runner._incarnation.delivery
-
+from tests.cluster.quick import Quick, delivery_of
 
 Range = tuple[int, int]
 ALWAYS: Range = (1, 2)
