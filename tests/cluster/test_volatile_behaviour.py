@@ -21,8 +21,17 @@ TABLES = """
 """
 WATCH = """
     create table public.written (name text);
+    create table public.before as select request_id from engine.envelopes;
     create function public.note_written() returns trigger language plpgsql as $$
-        begin insert into public.written values (tg_table_name); return null; end
+        declare
+            touched jsonb := to_jsonb(coalesce(new, old));
+            request bigint := coalesce(touched ->> 'request_id', touched ->> 'execution');
+        begin
+            if request is null or request not in (select b.request_id from public.before b) then
+                insert into public.written values (tg_table_name);
+            end if;
+            return null;
+        end
     $$;
 """
 WATCH_TABLE = """
@@ -30,12 +39,13 @@ WATCH_TABLE = """
     for each row execute function public.note_written();
 """
 FORGET_TABLE = "drop trigger watched on engine.{table}"
-FORGET = "drop function public.note_written(); drop table public.written"
+FORGET = "drop function public.note_written(); drop table public.written, public.before"
 
 
 @asynccontextmanager
 async def written(live: Live) -> AsyncIterator[set[str]]:
-    """The durable tables to whose rows something was done meanwhile, and the post, when it ends."""
+    """The durable tables to whose rows something was done meanwhile, and the post, when it ends;
+    but for what is of requests that were there before, by another test."""
     found: set[str] = set()
     await live.database.execute(WATCH)
     durable = await live.database.fetch(TABLES, KEPT_BY_RUNNERS)

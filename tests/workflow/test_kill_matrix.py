@@ -32,7 +32,7 @@ from tests.workflow.everything_ends import (
     places,
 )
 
-MOST = {"memory": 200, "memory, always replayed": 40, "postgres": 10, "postgres, one shard": 5}
+MOST = {"memory": 60, "memory, always replayed": 15, "postgres": 10, "postgres, one shard": 5}
 """How many points are tried in which world, without ``--scale=full``."""
 
 
