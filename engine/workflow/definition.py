@@ -223,7 +223,7 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         body = self._body("wait_until()")
         return body.awaited("wait_until()", lambda: body.wait_until(condition, timeout))
 
-    async def continue_as_new(self, request: In) -> NoReturn:
+    def continue_as_new(self, request: In) -> Coroutine[object, None, NoReturn]:
         """End this run and begin another of the same execution, with an empty journal.
 
         For what goes on for ever, from ``execute`` itself. Handlers that run are awaited first;
@@ -233,7 +233,8 @@ class Workflow(ActivityGroup, Generic[In, Out_co]):
         later run that fails undoes its own work alone. What is to be undone even then goes into
         ``request``, and is registered anew. ``join`` waits for the last run's result.
         """
-        await self._body("continue_as_new()").continue_as_new(request)
+        body = self._body("continue_as_new()")
+        return body.awaited("continue_as_new()", lambda: body.continue_as_new(request))
 
     def patched(self, change: str) -> bool:
         """Whether this run takes the new way past a change of its code.

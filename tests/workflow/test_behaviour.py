@@ -815,7 +815,7 @@ class Careless(Workflow[str, str]):
             case "approved.wait()":
                 if not self.approved.wait(timeout=timedelta(days=3)):  # type: ignore[truthy-bool]
                     return "refused"
-            case "sleep()" | "sleep_until()" | "wait_until()":
+            case "sleep()" | "sleep_until()" | "wait_until()" | "continue_as_new()":
                 self.forget(request)
             case "await self.approved.wait()":
                 await self.approved  # type: ignore[misc]
@@ -837,6 +837,8 @@ class Careless(Workflow[str, str]):
             self.sleep(timedelta(days=3))  # type: ignore[unused-coroutine]
         elif request == "sleep_until()":
             self.sleep_until(self.now())  # type: ignore[unused-coroutine]
+        elif request == "continue_as_new()":
+            self.continue_as_new("")  # type: ignore[unused-coroutine]
         else:
             self.wait_until(lambda: False)  # type: ignore[unused-coroutine]
 
@@ -854,6 +856,7 @@ async def test_waits_and_sleeps_that_nobody_awaits_and_steps_of_others_fail_and_
         "sleep()": not_awaited,
         "sleep_until()": not_awaited,
         "wait_until()": not_awaited,
+        "continue_as_new()": not_awaited,
         "await self.approved.wait()": "a deferred is awaited by its wait",
         "free of an int": "free is a step, and a step is a method: .*call it on self",
         "free of an object": "free is a step, and a step is a method: .*call it on self",
