@@ -52,14 +52,24 @@ async def describe(
     a runner without a later sign of life counts as silent."""
     if execution.status.finished:
         return _ended(summary(execution), await exit_of(storage, execution.request_id))
+    situation = await _situation(storage, execution, silent_before)
+    journal = situation.journal or ()
+    calls = await _calls(storage, execution, journal, silent_before)
+    attempts = max((row.attempt for row in journal), default=0)
+    return replace(_summary(replace(situation, calls=calls)), attempts=attempts)
+
+
+async def _situation(
+    storage: Storage, execution: StoredExecution, silent_before: datetime | None
+) -> Situation:
+    """All but its calls."""
     rows = await storage.history(execution.request_id)
-    journal = [row for row in rows if row.run == execution.run]
     request = await storage.request(execution.request_id)
     runners = {row.id: row for row in await storage.runners()}
     holders = await storage.lock_holders()
-    situation = Situation(
+    return Situation(
         execution=execution,
-        journal=journal,
+        journal=[row for row in rows if row.run == execution.run],
         heartbeats=await storage.heartbeats([execution.request_id]),
         queued=await storage.waiting_rows(execution.request_id),
         owner=runners.get(execution.runner) if execution.runner is not None else None,
@@ -67,13 +77,15 @@ async def describe(
         silent_before=silent_before,
         pause=(await storage.pauses()).get(execution.workflow),
         holder=next((each for each in holders if execution.shard in each.shards), None),
-        calls=await _calls(storage, journal),
     )
-    attempts = max((row.attempt for row in journal), default=0)
-    return replace(_summary(situation), attempts=attempts)
 
 
-async def _calls(storage: Storage, journal: Sequence[JournalRow]) -> list[str]:
+async def _calls(
+    storage: Storage,
+    execution: StoredExecution,
+    journal: Sequence[JournalRow],
+    silent_before: datetime | None,
+) -> list[str]:
     """Where the first of the requests stand that it has sent and has no reply of."""
     ended = {(row.name, row.ordinal) for row in journal if row.kind is JournalKind.STEP}
     calls = [
@@ -83,8 +95,24 @@ async def _calls(storage: Storage, journal: Sequence[JournalRow]) -> list[str]:
         and row.source is not None
         and (row.name, row.ordinal) not in ended
     ]
-    found = [await standing(storage, each) for each in calls[:_CALLS]]
+    found = [
+        await standing(storage, each) or await _child(storage, execution, each, silent_before)
+        for each in calls[:_CALLS]
+    ]
     return [sentence for sentence in found if sentence is not None]
+
+
+async def _child(
+    storage: Storage, parent: StoredExecution, start: Snowflake, silent_before: datetime | None
+) -> str | None:
+    """Why the child stands where it stands, but for the calls it waits for; None if it has ended or
+    is none."""
+    wanted = ExecutionFilter(parent=parent.request_id, after=Snowflake(start + 1))
+    for child in await storage.executions(wanted, limit=1):
+        if child.request_id == start and not child.status.finished:
+            situation = await _situation(storage, child, silent_before)
+            return f"{child.workflow}/{child.execution_id}: {why(situation)}"
+    return None
 
 
 async def executions(

@@ -73,6 +73,17 @@ class Submits(Workflow[str, str]):
         return await self.submit(Jobs, request)
 
 
+class Pays(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        await self.sleep(MINUTE)
+        return request
+
+
+class HasPaid(Workflow[str, str]):
+    async def execute(self, request: str) -> str:
+        return await self.run_child(Pays, request, key=request)
+
+
 async def told(world: World, cluster: TestCluster, execution: Execution[Any], *words: str) -> str:
     """Its ``why``, once all of the words are in it."""
 
@@ -99,6 +110,15 @@ async def test_why_says_that_a_message_waits_for_its_entity_and_who_has_it(world
         )
         desk.gate.set()
         assert await world.result(cluster, execution) == "second"
+
+
+async def test_why_says_why_a_child_does_not_go_on(world: World) -> None:
+    async with world.cluster(HasPaid()) as cluster:
+        execution = await cluster.client.start(HasPaid, "42", key="unserved")
+        await told(world, cluster, execution, "; Pays/42: runner ", " does not serve Pays: let ")
+    async with world.cluster(HasPaid(), Pays()) as cluster:
+        execution = await cluster.client.start(HasPaid, "43", key="served")
+        await told(world, cluster, execution, "; Pays/43: it waits for the timer due ")
 
 
 async def test_why_says_that_an_item_waits_for_its_key_and_who_has_it(world: World) -> None:
