@@ -6,12 +6,13 @@ client and by the CLI.
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, NotFound
-from engine.core.ids import Snowflake
+from engine.core.ids import RunnerId, Snowflake
 from engine.core.journal import JournalKind, JournalRow
 from engine.core.outcome import ExecutionInfo, JournalEvent
 from engine.core.reply import (
@@ -27,8 +28,17 @@ from engine.core.reply import (
 from engine.core.seal import unreadable
 from engine.core.status import Status
 from engine.place import standing
-from engine.storage.protocol import ExecutionFilter, Storage, StoredExecution, StoredReply
+from engine.storage.lock_holder import LockHolder
+from engine.storage.pauses import Pause
+from engine.storage.protocol import (
+    ExecutionFilter,
+    RunnerRow,
+    Storage,
+    StoredExecution,
+    StoredReply,
+)
 from engine.why import Situation, why
+from engine.workflow.repair import ABANDONED
 
 _PAGE: Final = 200
 _CALLS: Final = 3
@@ -52,67 +62,75 @@ async def describe(
     a runner without a later sign of life counts as silent."""
     if execution.status.finished:
         return _ended(summary(execution), await exit_of(storage, execution.request_id))
-    situation = await _situation(storage, execution, silent_before)
-    journal = situation.journal or ()
-    calls = await _calls(storage, execution, journal, silent_before)
-    attempts = max((row.attempt for row in journal), default=0)
-    return replace(_summary(replace(situation, calls=calls)), attempts=attempts)
-
-
-async def _situation(
-    storage: Storage, execution: StoredExecution, silent_before: datetime | None
-) -> Situation:
-    """All but its calls."""
     rows = await storage.history(execution.request_id)
-    request = await storage.request(execution.request_id)
-    runners = {row.id: row for row in await storage.runners()}
-    holders = await storage.lock_holders()
-    return Situation(
-        execution=execution,
-        journal=[row for row in rows if row.run == execution.run],
+    journal = [row for row in rows if row.run == execution.run]
+    around = _Around(
+        runners={row.id: row for row in await storage.runners()},
+        holders=await storage.lock_holders(),
+        pauses=await storage.pauses(),
+        silent_before=silent_before,
+    )
+    situation = replace(
+        around.situation(execution, await storage.request(execution.request_id)),
+        journal=journal,
         heartbeats=await storage.heartbeats([execution.request_id]),
         queued=await storage.waiting_rows(execution.request_id),
-        owner=runners.get(execution.runner) if execution.runner is not None else None,
-        starts_at=None if request is None else request.deliver_at,
-        silent_before=silent_before,
-        pause=(await storage.pauses()).get(execution.workflow),
-        holder=next((each for each in holders if execution.shard in each.shards), None),
+        calls=await _calls(storage, journal, around),
     )
+    attempts = max((row.attempt for row in journal), default=0)
+    return replace(_summary(situation), attempts=attempts)
 
 
-async def _calls(
-    storage: Storage,
-    execution: StoredExecution,
-    journal: Sequence[JournalRow],
-    silent_before: datetime | None,
-) -> list[str]:
-    """Where the first of the requests stand that it has sent and has no reply of."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Around:
+    """What is around an execution and is alike for all of them."""
+
+    runners: Mapping[RunnerId, RunnerRow]
+    holders: Sequence[LockHolder]
+    pauses: Mapping[str, Pause]
+    silent_before: datetime | None
+
+    def situation(self, execution: StoredExecution, request: EnvelopeRequest | None) -> Situation:
+        """As far as it is known without its journal."""
+        runner, shard = execution.runner, execution.shard
+        return Situation(
+            execution=execution,
+            owner=None if runner is None else self.runners.get(runner),
+            starts_at=None if request is None else request.deliver_at,
+            silent_before=self.silent_before,
+            pause=self.pauses.get(execution.workflow),
+            holder=next((each for each in self.holders if shard in each.shards), None),
+        )
+
+
+async def _calls(storage: Storage, journal: Sequence[JournalRow], around: _Around) -> list[str]:
+    """Where the first of the requests stand that it has sent and waits for the reply of."""
     ended = {(row.name, row.ordinal) for row in journal if row.kind is JournalKind.STEP}
     calls = [
         row.source
         for row in journal
         if row.kind is JournalKind.CALL
         and row.source is not None
+        and row.payload != ABANDONED
         and (row.name, row.ordinal) not in ended
     ]
     found = [
-        await standing(storage, each) or await _child(storage, execution, each, silent_before)
+        await standing(storage, each) or await _child(storage, each, around)
         for each in calls[:_CALLS]
     ]
     return [sentence for sentence in found if sentence is not None]
 
 
-async def _child(
-    storage: Storage, parent: StoredExecution, start: Snowflake, silent_before: datetime | None
-) -> str | None:
-    """Why the child stands where it stands, but for the calls it waits for; None if it has ended or
-    is none."""
-    wanted = ExecutionFilter(parent=parent.request_id, after=Snowflake(start + 1))
-    for child in await storage.executions(wanted, limit=1):
-        if child.request_id == start and not child.status.finished:
-            situation = await _situation(storage, child, silent_before)
-            return f"{child.workflow}/{child.execution_id}: {why(situation)}"
-    return None
+async def _child(storage: Storage, start: Snowflake, around: _Around) -> str | None:
+    """Why the child that this request has started does not go on; None if it started none, since
+    there was one already, or if that has ended."""
+    request = await storage.request(start)
+    if request is None:
+        return None
+    child = await storage.find(request.address.entity_type, request.address.entity_id)
+    if child is None or child.request_id != start or child.status.finished:
+        return None
+    return f"{child.workflow}/{child.execution_id}: {why(around.situation(child, request))}"
 
 
 async def executions(
