@@ -7,7 +7,7 @@ Used by ``admin`` for the calls of an execution, and by ``outlast why``.
 from engine.cluster.limits import QueueSettings
 from engine.core.ids import RunnerId, Snowflake
 from engine.storage.places import Holder, Place
-from engine.storage.protocol import Storage
+from engine.storage.protocol import RunnerRow, Storage
 from engine.storage.queues import QueueCounts, queue_named
 
 
@@ -17,21 +17,35 @@ async def standing(storage: Storage, request_id: Snowflake) -> str | None:
     place = await storage.place(request_id)
     if place is None:
         return None
-    names = {row.id: f"runner {row.host}:{row.pid}" for row in await storage.runners()}
+    runners = {row.id: row for row in await storage.runners()}
+    names = {id: f"runner {row.host}:{row.pid}" for id, row in runners.items()}
     name = queue_named(place.address.entity_type)
     if name is None:
-        return _message(place, names)
+        owner = None if place.runner is None else runners.get(place.runner)
+        return _message(place, names, unserved=owner is not None and not _serves(owner, place))
     (counts,) = await storage.queues([name]) or (None,)
     return _item(place, name, counts, names)
 
 
-def _message(place: Place, names: dict[RunnerId, str]) -> str:
+def _serves(owner: RunnerRow, place: Place) -> bool:
+    """As far as is known. What a cron asks of itself goes to a type named after it."""
+    name = place.address.entity_type.rpartition(":")[2]
+    return not owner.types or name in owner.types
+
+
+def _message(place: Place, names: dict[RunnerId, str], *, unserved: bool) -> str:
     entity = f"{place.address.entity_type}/{place.address.entity_id}"
     it = f"message {place.tag} to {entity}"
     if place.due_at is not None:
         return f"{it} is to be delivered at {place.due_at.isoformat(timespec='seconds')}"
     if place.runner is None:
         return f"{it} waits: nobody owns shard {place.address.shard}"
+    if unserved:
+        return (
+            f"{it} waits: {_name(place.runner, names)} owns shard {place.address.shard} and does"
+            f" not serve {place.address.entity_type}: let all runners of group"
+            f" {place.address.shard.group} register it"
+        )
     if place.holder is None:
         return f"{it} is the first in the mailbox, on {_name(place.runner, names)}"
     return (

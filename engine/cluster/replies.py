@@ -344,7 +344,8 @@ class ReplyBoard:
             except Exception as error:  # whatever it was, waiters go on waiting
                 failures += 1
                 if failures == 1:
-                    log.warning("cannot read replies, trying again", exc_info=error)
+                    unexpected = None if isinstance(error, StorageUnavailable) else error
+                    log.warning("cannot read replies, trying again: %s", error, exc_info=unexpected)
                 self._unwatched |= unwatched
                 self._rung |= rung
                 self._unread |= unread

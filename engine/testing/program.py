@@ -8,6 +8,8 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import engine
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _STEPS = frozenset({"activity", "transaction"})
 _OUTSIDE = frozenset({*_STEPS, "query", "rpc"})
@@ -194,8 +196,11 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
             first = each.name.partition(".")[0]
             yield (each.asname, each.name) if each.asname else (first, first)
     elif isinstance(node, ast.ImportFrom):
+        origin = f"{'.' * node.level}{node.module or ''}"
         for each in node.names:
-            yield each.asname or each.name, f"{'.' * node.level}{node.module or ''}.{each.name}"
+            all_of_engine = each.name == "*" and origin == engine.__name__
+            for name in engine.__all__ if all_of_engine else [each.name]:
+                yield each.asname or name, f"{origin}.{name}"
 
 
 def _marks(function: Function) -> set[str]:

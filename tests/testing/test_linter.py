@@ -334,3 +334,17 @@ def test_what_is_not_python_or_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_examples_are_clean() -> None:
     assert lint_files([Path(__file__).parents[2] / "examples"]) == []
+
+
+def test_names_of_a_star_import_are_known() -> None:
+    source = """
+        import time
+        from engine import *
+
+
+        class Sample(Workflow[str, str]):
+            async def execute(self, request: str) -> str:
+                time.sleep(1)
+                return request
+    """
+    assert [each.code for each in lint_source(dedent(source))] == ["OUT106"]

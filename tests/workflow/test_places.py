@@ -113,6 +113,14 @@ async def test_why_says_that_a_message_waits_for_its_entity_and_who_has_it(world
         assert await world.result(cluster, execution) == "second"
 
 
+async def test_why_says_that_a_message_is_to_an_entity_that_nobody_serves(world: World) -> None:
+    async with world.cluster(Asks()) as cluster:
+        execution = await cluster.client.start(Asks, "42", key="unserved")
+        await told(
+            world, cluster, execution, "message sign to Desk/d-1 waits: runner ", "not serve Desk: "
+        )
+
+
 async def test_why_says_why_a_child_does_not_go_on(world: World) -> None:
     async with world.cluster(HasPaid()) as cluster:
         execution = await cluster.client.start(HasPaid, "42", key="unserved")
