@@ -9,10 +9,13 @@ from bench.place import Options, settled_in
 from bench.process import driver_process, runner_process, within
 from bench.results import Results
 from bench.server import Database, Server
+from bench.workflows import COMPUTES
 
 RUNNERS = (1, 2, 4)
 DRIVERS = (1, 2)
 WORKFLOWS, AT_ONCE = 20_000, 2000
+COMPUTING = 4000
+"""Workflows whose step computes for a millisecond, which leaves PostgreSQL little to do."""
 BUSY = 0.9
 """Of one processor: what uses more of it than this is at its limit."""
 
@@ -23,14 +26,30 @@ async def scale(server: Server, results: Results, options: Options) -> None:
         async with server.database() as database, runner_process(database, options=several):
             pids = set((await settled_in(database, runners=runners)).values())
             for drivers in DRIVERS:
-                await _measure(database, results, options, runners=[*pids], drivers=drivers)
+                total = options.sized(WORKFLOWS)
+                await _measure(database, results, total, runners=[*pids], drivers=drivers)
+    for runners in RUNNERS[:2]:
+        several, env = ("--processes", f"{runners}"), {COMPUTES: "0.001"}
+        async with (
+            server.database() as database,
+            runner_process(database, options=several, env=env),
+        ):
+            pids = set((await settled_in(database, runners=runners)).values())
+            total = options.sized(COMPUTING)
+            await _measure(database, results, total, runners=[*pids], drivers=1, what=", computing")
 
 
 async def _measure(
-    database: Database, results: Results, options: Options, *, runners: list[int], drivers: int
+    database: Database,
+    results: Results,
+    total: int,
+    *,
+    runners: list[int],
+    drivers: int,
+    what: str = "",
 ) -> None:
     """One-step workflows from several processes, so many at a time in all."""
-    each, at_once = options.sized(WORKFLOWS) // drivers, AT_ONCE // drivers
+    each, at_once = total // drivers, AT_ONCE // drivers
     async with AsyncExitStack() as stack:
         driving = [
             await stack.enter_async_context(driver_process(database)) for _ in range(drivers)
@@ -48,7 +67,7 @@ async def _measure(
     total = each * drivers
     results.add(
         "W9",
-        _counted(len(runners), "runner") + ", " + _counted(drivers, "driver"),
+        f"{_counted(len(runners), 'runner')}, {_counted(drivers, 'driver')}{what}",
         "throughput",
         total / meter.seconds,
         "workflows/s",

@@ -1,11 +1,18 @@
-"""What is measured: steps, timers, streams and calls that do nothing but make the engine work."""
+"""What is measured: steps, timers, streams and calls that do nothing but make the engine work, or
+compute if they are told to."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from time import process_time
 
 from bench.spans import note_if_told
 from engine import Deferred, Entity, Queue, State, Workflow, activity, rpc
+
+COMPUTES = "BENCH_STEPS_COMPUTE"
+"""In a runner's environment: for how many seconds of processor time each of these steps does."""
+COMPUTED = float(os.environ.get(COMPUTES, "0"))
 
 
 class Steps(Workflow[int, int]):
@@ -19,6 +26,10 @@ class Steps(Workflow[int, int]):
 
     @activity
     async def step(self, number: int) -> int:
+        if COMPUTED:
+            until = process_time() + COMPUTED
+            while process_time() < until:
+                continue
         return number
 
 
