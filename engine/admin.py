@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from engine.core.envelope import EnvelopeRequest
 from engine.core.errors import ErrorDetails, NotFound
 from engine.core.ids import RunnerId, Snowflake
 from engine.core.journal import JournalKind, JournalRow
@@ -70,8 +69,9 @@ async def describe(
         pauses=await storage.pauses(),
         silent_before=silent_before,
     )
+    request = await storage.request(execution.request_id)
     situation = replace(
-        around.situation(execution, await storage.request(execution.request_id)),
+        around.situation(execution, None if request is None else request.deliver_at),
         journal=journal,
         heartbeats=await storage.heartbeats([execution.request_id]),
         queued=await storage.waiting_rows(execution.request_id),
@@ -86,17 +86,17 @@ class _Around:
     """What is around an execution and is alike for all of them."""
 
     runners: Mapping[RunnerId, RunnerRow]
-    holders: Sequence[LockHolder]
     pauses: Mapping[str, Pause]
     silent_before: datetime | None
+    holders: Sequence[LockHolder] = ()
 
-    def situation(self, execution: StoredExecution, request: EnvelopeRequest | None) -> Situation:
+    def situation(self, execution: StoredExecution, starts_at: datetime | None) -> Situation:
         """As far as it is known without its journal."""
         runner, shard = execution.runner, execution.shard
         return Situation(
             execution=execution,
             owner=None if runner is None else self.runners.get(runner),
-            starts_at=None if request is None else request.deliver_at,
+            starts_at=starts_at,
             silent_before=self.silent_before,
             pause=self.pauses.get(execution.workflow),
             holder=next((each for each in self.holders if shard in each.shards), None),
@@ -130,7 +130,8 @@ async def _child(storage: Storage, start: Snowflake, around: _Around) -> str | N
     child = await storage.find(request.address.entity_type, request.address.entity_id)
     if child is None or child.request_id != start or child.status.finished:
         return None
-    return f"{child.workflow}/{child.execution_id}: {why(around.situation(child, request))}"
+    situation = around.situation(child, request.deliver_at)
+    return f"{child.workflow}/{child.execution_id}: {why(situation)}"
 
 
 async def executions(
@@ -143,8 +144,11 @@ async def executions(
     """Executions that match, youngest first, read page by page. ``silent_before`` as for
     ``describe``."""
     left, wanted = limit, filter
-    pauses = await storage.pauses()
-    runners = {row.id: row for row in await storage.runners()}
+    around = _Around(
+        runners={row.id: row for row in await storage.runners()},
+        pauses=await storage.pauses(),
+        silent_before=silent_before,
+    )
     while left is None or left > 0:
         size = _PAGE if left is None else min(_PAGE, left)
         page = await storage.executions(wanted, limit=size)
@@ -152,17 +156,7 @@ async def executions(
         starts: Mapping[Snowflake, datetime] = {}
         if scheduled:
             starts = await storage.start_times(scheduled)
-        situations = [
-            Situation(
-                execution=each,
-                starts_at=starts.get(each.request_id),
-                owner=None if each.runner is None else runners.get(each.runner),
-                silent_before=silent_before,
-                pause=pauses.get(each.workflow),
-            )
-            for each in page
-        ]
-        infos = [_summary(each) for each in situations]
+        infos = [_summary(around.situation(each, starts.get(each.request_id))) for each in page]
         for info in await _with_exits(storage, infos):
             yield info
         if len(page) < size:

@@ -10,6 +10,7 @@ from engine import MailboxFull, RequestFailed
 from tests.cluster.characters import Booth, Hall
 from tests.cluster.live import Live
 from tests.eventually import eventually
+from tests.written import forget, watch
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -19,27 +20,10 @@ TABLES = """
     where relnamespace = 'engine'::regnamespace and relkind = 'r' and relpersistence = 'p'
         and relname <> all($1)
 """
-WATCH = """
-    create table public.written (name text);
-    create table public.before as select request_id from engine.envelopes;
-    create function public.note_written() returns trigger language plpgsql as $$
-        declare
-            touched jsonb := to_jsonb(coalesce(new, old));
-            request bigint := coalesce(touched ->> 'request_id', touched ->> 'execution');
-        begin
-            if request is null or request not in (select b.request_id from public.before b) then
-                insert into public.written values (tg_table_name);
-            end if;
-            return null;
-        end
-    $$;
+WRITTEN = """
+    select distinct name from public.written
+    where request is null or request not in (select unnest($1::bigint[]))
 """
-WATCH_TABLE = """
-    create trigger watched after insert or update or delete on engine.{table}
-    for each row execute function public.note_written();
-"""
-FORGET_TABLE = "drop trigger watched on engine.{table}"
-FORGET = "drop function public.note_written(); drop table public.written, public.before"
 
 
 @asynccontextmanager
@@ -47,19 +31,16 @@ async def written(live: Live) -> AsyncIterator[set[str]]:
     """The durable tables to whose rows something was done meanwhile, and the post, when it ends;
     but for what is of requests that were there before, by another test."""
     found: set[str] = set()
-    await live.database.execute(WATCH)
     durable = await live.database.fetch(TABLES, KEPT_BY_RUNNERS)
     tables = ["post", *(row["relname"] for row in durable)]
+    stored = await live.database.fetch("select request_id from engine.envelopes")
     try:
-        for table in tables:
-            await live.database.execute(WATCH_TABLE.format(table=table))
+        await watch(live.database, tables)
         yield found
-        rows = await live.database.fetch("select distinct name from public.written")
+        rows = await live.database.fetch(WRITTEN, [row["request_id"] for row in stored])
         found.update(row["name"] for row in rows)
     finally:
-        for table in tables:  # one after the other: who holds several locks may meet others who do
-            await live.database.execute(FORGET_TABLE.format(table=table))
-        await live.database.execute(FORGET)
+        await forget(live.database, tables)
 
 
 async def test_a_volatile_message_to_another_process_goes_through_an_unlogged_table_alone(
